@@ -1,0 +1,193 @@
+//! Everything that can be set, and every bound, with its name, unit, default and what happens there.
+//!
+//! Owns plain values only: no I/O, no clock. [`Config::check`] refuses combinations that cannot work, so that
+//! nothing above this module has to.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// One kibibyte, in bytes.
+const KIB: usize = 1024;
+/// One mebibyte, in bytes.
+const MIB: usize = 1024 * KIB;
+
+/// What a server is built from; see `hydrant --help` for the flag of each field.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect. Port 0 lets the kernel choose; the log names the port.
+    pub listen: SocketAddr,
+    /// Number of shards, one OS thread each.
+    pub shards: NonZeroUsize,
+    /// How a frame reaches the subscribers.
+    pub fanout: Strategy,
+    /// Interval of the server's message to `all`; `None` sends none.
+    pub tick: Option<Duration>,
+    /// Backlog of one connection in bytes; at the bound [`Config::slow`] decides.
+    pub outbox_bytes_max: usize,
+    /// What happens to a client whose backlog is full.
+    pub slow: SlowPolicy,
+    /// Longest message in bytes, in either direction; a client's longer one ends it with 1009, a publisher gets 413.
+    pub message_bytes_max: usize,
+    /// Most fragments of one message; one more ends the client with 1008.
+    pub message_fragments_max: u32,
+    /// Publications of one channel not yet fanned out, in bytes; beyond it publishers get 503.
+    pub pending_bytes_max: usize,
+    /// Most bytes that the kernel may hold for one client before it counts as slow, for each of: sent and not
+    /// acknowledged (`SO_SNDBUF`), not yet sent (`TCP_NOTSENT_LOWAT`).
+    pub kernel_bytes_max: usize,
+    /// How long a drain may take; then what is left is cut.
+    pub drain_timeout: Duration,
+    /// Whom a client's `SAY` reaches.
+    pub say: SayPolicy,
+    /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
+    pub token: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)),
+            shards: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            fanout: Strategy::Direct,
+            tick: Some(Duration::from_secs(3)),
+            outbox_bytes_max: MIB,
+            slow: SlowPolicy::Disconnect,
+            message_bytes_max: 64 * KIB,
+            message_fragments_max: 1024,
+            pending_bytes_max: 16 * MIB,
+            kernel_bytes_max: 256 * KIB,
+            drain_timeout: Duration::from_secs(10),
+            say: SayPolicy::Rooms,
+            token: None,
+        }
+    }
+}
+
+/// The strategies; the contract of each is in `fanout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Strategy {
+    /// Write straight to each socket, what is pending joined into one write.
+    Direct,
+    /// A bounded queue and a writer task per connection: the baseline.
+    Mailbox,
+}
+
+/// What happens when a connection's backlog is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SlowPolicy {
+    /// Close the connection with 1013; what was pending for it counts as dropped.
+    Disconnect,
+    /// Keep what waits, drop the new frame.
+    DropNewest,
+    /// Drop the frames that have waited longest until the new one fits.
+    DropOldest,
+}
+
+/// Whom a client's `SAY` reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SayPolicy {
+    /// Nobody: accepted and counted.
+    Off,
+    /// The rooms that the speaker joined by name.
+    Rooms,
+    /// The rooms, and `all` for a speaker who is in it.
+    All,
+}
+
+/// Most shards: a shard's index has to fit its place in a `ConnId`.
+pub const SHARDS_MAX: usize = 1024;
+/// Longest channel name in bytes; a longer one is refused with 400.
+pub const CHANNEL_NAME_BYTES_MAX: usize = 128;
+/// Most channels of one connection; a further one is refused (400, or an `ERROR` event).
+pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
+/// Longest name that `SET_NAME` takes, in bytes; a longer one gets an `ERROR` event.
+pub const USER_NAME_BYTES_MAX: usize = 64;
+/// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
+pub const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a closing handshake may take before the socket is cut.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes that one pass joins into one write. Larger joins win nothing per byte (the copy dominates) and let a
+/// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
+pub const BATCH_BYTES_MAX: usize = 256 * KIB;
+/// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
+pub const PASS_CHUNK: usize = 256;
+/// Inbox items that a shard takes before it goes on with its passes.
+pub const INBOX_CHUNK: usize = 4096;
+/// Bytes read from a socket in one call; one such buffer per shard, none per connection.
+pub const READ_BYTES: usize = 64 * KIB;
+/// Reads from one connection before the next one has its turn.
+pub const READS_PER_TURN: usize = 4;
+/// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
+pub const MAILBOX_FRAMES_MAX: usize = 1024;
+/// Connections that the kernel completes and queues for the accept thread.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// Why a configuration cannot work: one line that says what to set.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Config {
+    /// Refuses values that contradict each other.
+    ///
+    /// # Errors
+    /// One sentence that names the flag and the bound it breaks.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let message = self.message_bytes_max;
+        // A frame is its payload and a header of at most 10 bytes (RFC 6455, section 5.2).
+        let frame = message.saturating_add(10);
+        let wrong = if self.shards.get() > SHARDS_MAX {
+            format!("--shards {} is more than {SHARDS_MAX}", self.shards)
+        } else if message == 0 || self.message_fragments_max == 0 {
+            "--message-bytes and --message-fragments must be at least 1".to_owned()
+        } else if u32::try_from(frame.max(self.outbox_bytes_max).max(self.pending_bytes_max)).is_err() {
+            "--message-bytes, --outbox-bytes and --pending-bytes must be below 4GiB".to_owned()
+        } else if self.outbox_bytes_max < frame {
+            format!(
+                "--outbox-bytes {} cannot hold one message of --message-bytes {message}: set it to at least {frame}",
+                self.outbox_bytes_max
+            )
+        } else if self.pending_bytes_max < frame {
+            format!(
+                "--pending-bytes {} cannot hold one message of --message-bytes {message}: set it to at least {frame}",
+                self.pending_bytes_max
+            )
+        } else if !(4 * KIB..=64 * MIB).contains(&self.kernel_bytes_max) {
+            format!("--kernel-bytes {} is outside 4KiB to 64MiB", self.kernel_bytes_max)
+        } else if self.token.as_deref().is_some_and(str::is_empty) {
+            "--token is empty: leave it out, or set one".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError(wrong))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_works() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let refused = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(refused(|c| c.outbox_bytes_max = 1024).contains("--outbox-bytes"));
+        assert!(refused(|c| c.pending_bytes_max = 1024).contains("--pending-bytes"));
+        assert!(refused(|c| c.message_bytes_max = 0).contains("--message-bytes"));
+        assert!(refused(|c| c.outbox_bytes_max = 1 << 40).contains("4GiB"));
+        assert!(refused(|c| c.kernel_bytes_max = 1).contains("--kernel-bytes"));
+        assert!(refused(|c| c.token = Some(String::new())).contains("--token"));
+        assert!(refused(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
+    }
+}

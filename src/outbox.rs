@@ -1,0 +1,406 @@
+//! The backlog of one connection: what waits because its socket was full.
+//!
+//! # The contract with slow clients
+//! - An outbox exists only while something waits; [`Outbox::is_empty`] says when to free it.
+//! - Data waits in the order in which it was published, as references into shared batches, and is bounded in bytes.
+//! - A frame whose first byte has left is always finished, whatever the policy; nothing is inserted into it.
+//! - Control frames have a slot each, ahead of data: at most one pong (the newest: RFC 6455, section 5.5.3) and one
+//!   close. After a close nothing else is sent.
+//! - At the bound, `disconnect` takes nothing and says [`Offered::overflow`]; `drop-newest` queues the frames that
+//!   still fit, from the front; `drop-oldest` drops the frames that have waited longest until the rest fits.
+//! - Every frame offered ends in the books of its channel: delivered when its last byte was handed to the kernel, or
+//!   dropped with a reason.
+//!
+//! Pure: no I/O, no clock.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::ops::Range;
+use std::rc::Rc;
+
+use bytes::{Buf, Bytes};
+
+use crate::config::SlowPolicy;
+use crate::metrics::DropReason;
+use crate::wire::{Batch, Frame};
+
+/// Part of a batch that still has to be sent; `start` may lie inside a frame, `end` never does.
+#[derive(Debug)]
+struct Entry {
+    batch: Rc<Batch>,
+    start: usize,
+    end: usize,
+}
+
+impl Entry {
+    fn frames(&self) -> u64 {
+        (self.batch.frames_before(self.end) - self.batch.frames_before(self.start)) as u64
+    }
+
+    /// Whether the first frame has been sent in part; then this is where it ends.
+    fn started_frame_end(&self) -> Option<usize> {
+        (!self.batch.is_boundary(self.start)).then(|| self.batch.end_of_frame_at(self.start))
+    }
+}
+
+/// What became of an offered batch; frames that neither left nor wait were dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// Frames, from the front, whose last byte had left before.
+    pub delivered: usize,
+    /// The frame after those has left in part; its rest waits.
+    pub started: bool,
+    /// The other frames that wait now.
+    pub queued: Range<usize>,
+    /// The policy is `disconnect` and the bound is reached: close the connection.
+    pub overflow: bool,
+}
+
+impl Offered {
+    /// All frames left at once.
+    #[must_use]
+    pub fn all_delivered(frames: usize) -> Self {
+        Self { delivered: frames, started: false, queued: frames..frames, overflow: false }
+    }
+
+    /// Number of frames that wait now.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.queued.len() + usize::from(self.started)
+    }
+}
+
+/// The bound of an outbox and what happens there.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// Most bytes that may wait.
+    pub bytes_max: usize,
+    /// What happens to the next frame.
+    pub policy: SlowPolicy,
+}
+
+/// What waits for one connection.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// The rest of a control frame whose first byte has left.
+    started_control: Bytes,
+    pong: Option<Frame>,
+    close: Option<Frame>,
+    data: VecDeque<Entry>,
+    data_bytes: usize,
+}
+
+impl Outbox {
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.started_control.is_empty() && self.pong.is_none() && self.close.is_none()
+    }
+
+    /// Data bytes that wait, counted as if this connection had a copy of its own.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.data_bytes
+    }
+
+    /// Data frames that wait.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.data.iter().map(Entry::frames).sum()
+    }
+
+    /// Queues what is left of `batch` after its first `written` bytes, as far as `bound` allows.
+    ///
+    /// `written` is 0 unless nothing else waits: order is kept by offering to the outbox whenever one exists.
+    pub fn offer(&mut self, batch: &Rc<Batch>, written: usize, bound: Bound) -> Offered {
+        let whole = batch.bytes().len();
+        let delivered = batch.frames_before(written);
+        let started = !batch.is_boundary(written);
+        // The started frame's rest is owed, bound or not.
+        let owed = if started { batch.end_of_frame_at(written) } else { written };
+        let room = bound.bytes_max.saturating_sub(self.data_bytes);
+        let overflow = whole - written > room;
+        let last = batch.frames();
+        let mut queued = delivered + usize::from(started)..last;
+        if !overflow {
+            self.queue(batch, written, whole);
+        } else {
+            match bound.policy {
+                SlowPolicy::Disconnect => {
+                    self.queue(batch, written, owed);
+                    queued.end = queued.start;
+                }
+                SlowPolicy::DropNewest => {
+                    let end = batch.boundary_before(written + room).max(owed);
+                    self.queue(batch, written, end);
+                    queued.end = batch.frames_before(end);
+                }
+                SlowPolicy::DropOldest => {
+                    self.queue(batch, written, whole);
+                    self.drop_oldest(bound.bytes_max);
+                    // The oldest went first: what is left of this batch, but for a started frame, is its end.
+                    let mine = self.data.iter().filter(|entry| Rc::ptr_eq(&entry.batch, batch));
+                    queued.start = last - (mine.map(Entry::frames).sum::<u64>() as usize - usize::from(started));
+                }
+            }
+        }
+        let books = batch.books();
+        books.delivered(delivered as u64);
+        if bound.policy != SlowPolicy::DropOldest {
+            books.dropped(DropReason::Slow, (last - queued.end) as u64);
+        }
+        Offered { delivered, started, queued, overflow: overflow && bound.policy == SlowPolicy::Disconnect }
+    }
+
+    fn queue(&mut self, batch: &Rc<Batch>, start: usize, end: usize) {
+        if start < end {
+            self.data.push_back(Entry { batch: batch.clone(), start, end });
+            self.data_bytes += end - start;
+        }
+    }
+
+    /// Drops whole frames from the front, except a started one, until at most `bytes_max` bytes wait.
+    fn drop_oldest(&mut self, bytes_max: usize) {
+        let started = self.split_started_frame();
+        while self.data_bytes > bytes_max {
+            let Some(entry) = self.data.get_mut(started) else { break };
+            let next = entry.batch.end_of_frame_at(entry.start);
+            entry.batch.books().dropped(DropReason::Slow, 1);
+            self.data_bytes -= next - entry.start;
+            entry.start = next;
+            if entry.start == entry.end {
+                self.data.remove(started);
+            }
+        }
+    }
+
+    /// Gives a started frame an entry of its own; the number of such entries, 0 or 1.
+    fn split_started_frame(&mut self) -> usize {
+        let Some(first) = self.data.front_mut() else { return 0 };
+        let Some(cut) = first.started_frame_end() else { return 0 };
+        if cut < first.end {
+            let rest = Entry { batch: first.batch.clone(), start: cut, end: first.end };
+            first.end = cut;
+            self.data.insert(1, rest);
+        }
+        1
+    }
+
+    /// Drops all data but the rest of a started frame.
+    pub fn clear_data(&mut self, reason: DropReason) {
+        let started = self.split_started_frame();
+        for entry in self.data.drain(started..) {
+            entry.batch.books().dropped(reason, entry.frames());
+            self.data_bytes -= entry.end - entry.start;
+        }
+    }
+
+    /// The connection is gone: even a started frame is dropped.
+    pub fn abandon(&mut self, reason: DropReason) {
+        for entry in self.data.drain(..) {
+            entry.batch.books().dropped(reason, entry.frames());
+        }
+        self.data_bytes = 0;
+    }
+
+    /// Sends `pong` at the next frame boundary, in place of one that waits.
+    pub fn put_pong(&mut self, pong: Frame) {
+        self.pong = Some(pong);
+    }
+
+    /// Sends `close` at the next frame boundary and nothing after it; `reason` is for the data that is dropped.
+    pub fn put_close(&mut self, close: Frame, reason: DropReason) {
+        self.clear_data(reason);
+        self.close = Some(close);
+    }
+
+    /// Sends the first `sent` bytes of `control` as sent, the rest before anything else.
+    pub fn start_control(&mut self, control: Frame, sent: usize) {
+        debug_assert!(self.started_control.is_empty() && self.data.is_empty());
+        self.started_control = control.into_wire().slice(sent..);
+    }
+
+    /// What to write next, in order, as many pieces as `slices` has room for; the number of pieces.
+    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut data = self.data.iter();
+        let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|cut| (entry, cut)));
+        let control = [&self.pong, &self.close].into_iter().flatten().map(|frame| &frame.wire()[..]);
+        let mut split_rest = None;
+        if let Some((entry, cut)) = started {
+            split_rest = Some(&entry.batch.bytes()[cut..entry.end]);
+            data.next();
+        }
+        let pieces = std::iter::once(&self.started_control[..])
+            .chain(started.map(|(entry, cut)| &entry.batch.bytes()[entry.start..cut]))
+            .chain(control)
+            .chain(split_rest)
+            .chain(data.map(|entry| &entry.batch.bytes()[entry.start..entry.end]))
+            .filter(|piece| !piece.is_empty());
+        let mut filled = 0;
+        for (slot, piece) in slices.iter_mut().zip(pieces) {
+            *slot = IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// The first `sent` bytes of what [`Outbox::fill`] named have left.
+    pub fn advance(&mut self, mut sent: usize) {
+        while sent > 0 {
+            if self.started_control.has_remaining() {
+                let now = sent.min(self.started_control.len());
+                self.started_control.advance(now);
+                sent -= now;
+            } else if let Some(cut) = self.data.front().and_then(Entry::started_frame_end) {
+                sent -= self.advance_data(sent, cut);
+            } else if let Some(control) = self.pong.take().or_else(|| self.close.take()) {
+                self.started_control = control.into_wire();
+            } else {
+                let end = self.data.front().expect("only bytes that fill() named were sent").end;
+                sent -= self.advance_data(sent, end);
+            }
+        }
+    }
+
+    /// Advances the first entry by at most `sent` bytes, not beyond `end`; by how many.
+    fn advance_data(&mut self, sent: usize, end: usize) -> usize {
+        let entry = self.data.front_mut().expect("the caller saw it");
+        let next = end.min(entry.start + sent);
+        let advanced = next - entry.start;
+        let batch = &entry.batch;
+        batch.books().delivered((batch.frames_before(next) - batch.frames_before(entry.start)) as u64);
+        entry.start = next;
+        self.data_bytes -= advanced;
+        if entry.start == entry.end {
+            self.data.pop_front();
+        }
+        advanced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Books, Totals};
+
+    fn batch(books: &Rc<Books>, payloads: &[&str]) -> Rc<Batch> {
+        let frames: Vec<_> = payloads.iter().map(|payload| Frame::text(payload)).collect();
+        books.matched(frames.len() as u64);
+        Rc::new(Batch::new(&frames, books.clone()))
+    }
+
+    fn bound(bytes_max: usize, policy: SlowPolicy) -> Bound {
+        Bound { bytes_max, policy }
+    }
+
+    /// Everything that waits, as it would leave, in writes of at most `step` bytes.
+    fn drain(outbox: &mut Outbox, step: usize) -> Vec<u8> {
+        let mut sent = Vec::new();
+        while !outbox.is_empty() {
+            let mut slices = [IoSlice::new(&[]); 3];
+            let filled = outbox.fill(&mut slices);
+            let mut now: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
+            now.truncate(step);
+            assert!(!now.is_empty(), "an outbox that is not empty names bytes");
+            outbox.advance(now.len());
+            sent.extend(now);
+        }
+        sent
+    }
+
+    fn settled(books: &Books) -> Totals {
+        assert_eq!(books.totals().unsettled(), 0, "the law: {:?}", books.totals());
+        books.totals()
+    }
+
+    #[test]
+    fn order_is_kept_and_control_comes_at_a_boundary() {
+        for step in 1..12 {
+            let books = Rc::default();
+            let mut outbox = Outbox::default();
+            let generous = bound(1000, SlowPolicy::Disconnect);
+            // "abc" has left up to its second payload byte.
+            let offered = outbox.offer(&batch(&books, &["abc", "d"]), 4, generous);
+            assert_eq!(offered, Offered { delivered: 0, started: true, queued: 1..2, overflow: false });
+            outbox.offer(&batch(&books, &["e"]), 0, generous);
+            assert_eq!((outbox.bytes(), outbox.frames()), (7, 3));
+            outbox.put_pong(Frame::pong(b"1"));
+            outbox.put_pong(Frame::pong(b"2"));
+            assert_eq!(drain(&mut outbox, step), b"c\x8a\x012\x81\x01d\x81\x01e");
+            assert_eq!(outbox.bytes(), 0);
+            assert_eq!(settled(&books).delivered, 3);
+        }
+    }
+
+    #[test]
+    fn a_close_is_the_last_and_cuts_no_frame() {
+        for step in 1..9 {
+            let books = Rc::default();
+            let mut outbox = Outbox::default();
+            outbox.offer(&batch(&books, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
+            outbox.put_close(Frame::close_with(1000, ""), DropReason::Closed);
+            assert_eq!(drain(&mut outbox, step), b"\x03abc\x88\x02\x03\xe8");
+            let totals = settled(&books);
+            assert_eq!((totals.delivered, totals.dropped_closed), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_started_control_frame_is_finished_first() {
+        let books = Rc::default();
+        let mut outbox = Outbox::default();
+        outbox.start_control(Frame::pong(b"xy"), 1);
+        outbox.offer(&batch(&books, &["a"]), 0, bound(1000, SlowPolicy::Disconnect));
+        outbox.put_close(Frame::close_with(1001, ""), DropReason::Closed);
+        assert_eq!(drain(&mut outbox, 2), b"\x02xy\x88\x02\x03\xe9");
+    }
+
+    #[test]
+    fn disconnect_takes_only_what_is_owed() {
+        let books = Rc::default();
+        let mut outbox = Outbox::default();
+        let tight = bound(6, SlowPolicy::Disconnect);
+        let offered = outbox.offer(&batch(&books, &["a", "b", "c", "d"]), 4, tight);
+        assert_eq!(offered, Offered { delivered: 1, started: true, queued: 2..2, overflow: true });
+        assert_eq!(drain(&mut outbox, 100), b"\x01b");
+        assert_eq!(settled(&books).dropped_slow, 2);
+    }
+
+    #[test]
+    fn drop_newest_keeps_what_waits() {
+        let books = Rc::default();
+        let mut outbox = Outbox::default();
+        let tight = bound(7, SlowPolicy::DropNewest);
+        let offered = outbox.offer(&batch(&books, &["a", "b", "c"]), 0, tight);
+        assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..2, overflow: false });
+        let offered = outbox.offer(&batch(&books, &["d"]), 0, tight);
+        assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..0, overflow: false });
+        assert_eq!(drain(&mut outbox, 2), b"\x81\x01a\x81\x01b");
+        assert_eq!(settled(&books).dropped_slow, 2);
+    }
+
+    #[test]
+    fn drop_oldest_keeps_the_newest_and_the_started_one() {
+        let books = Rc::default();
+        let mut outbox = Outbox::default();
+        let tight = bound(8, SlowPolicy::DropOldest);
+        let offered = outbox.offer(&batch(&books, &["a", "b", "c", "d", "e"]), 2, tight);
+        // One byte of "a" is owed; of the rest only the last two fit beside it.
+        assert_eq!(offered, Offered { delivered: 0, started: true, queued: 3..5, overflow: false });
+        let offered = outbox.offer(&batch(&books, &["f"]), 0, tight);
+        assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..1, overflow: false });
+        assert_eq!(drain(&mut outbox, 100), b"a\x81\x01e\x81\x01f");
+        let totals = settled(&books);
+        assert_eq!((totals.delivered, totals.dropped_slow), (3, 3));
+    }
+
+    #[test]
+    fn abandoning_settles_the_books() {
+        let books = Rc::default();
+        let mut outbox = Outbox::default();
+        outbox.offer(&batch(&books, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
+        outbox.abandon(DropReason::Closed);
+        assert!(outbox.is_empty());
+        assert_eq!(settled(&books).dropped_closed, 2);
+    }
+}

@@ -1,0 +1,103 @@
+//! Who is here: every connection of the node by id, with the shard that owns it.
+//!
+//! Used to find one connection (direct sends, closing), to count and to list; the `mailbox` strategy walks it as well.
+//! The map is made of locked parts, so nothing on the way of a `direct` delivery touches it, and no caller may hold an
+//! entry while it sends or awaits: [`Registry::on_shard`] therefore copies.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+
+/// The number of a connection; never used again while the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// Where a connection lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnHandle {
+    /// Index of the shard that owns it.
+    pub shard: u16,
+    /// Its place in the shard's slab.
+    pub slot: u32,
+}
+
+/// All connections of the node.
+#[derive(Debug, Default)]
+pub struct Registry {
+    connections: DashMap<ConnId, ConnHandle>,
+    next_id: AtomicU64,
+    peak: AtomicUsize,
+}
+
+impl Registry {
+    /// Adds a connection and gives it its number.
+    pub fn register(&self, handle: ConnHandle) -> ConnId {
+        // Relaxed: only uniqueness matters.
+        let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        self.connections.insert(id, handle);
+        self.peak.fetch_max(self.connections.len(), Ordering::Relaxed);
+        id
+    }
+
+    /// Forgets a connection; a second time does nothing.
+    pub fn deregister(&self, id: ConnId) {
+        self.connections.remove(&id);
+    }
+
+    /// Where a connection lives, if it is still here.
+    #[must_use]
+    pub fn find(&self, id: ConnId) -> Option<ConnHandle> {
+        self.connections.get(&id).map(|entry| *entry)
+    }
+
+    /// Number of connections.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether nobody is here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// The most connections there ever were at once.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+
+    /// The slots of the connections that `shard` owns, in no order.
+    #[must_use]
+    pub fn on_shard(&self, shard: u16) -> Vec<u32> {
+        self.connections.iter().filter(|entry| entry.shard == shard).map(|entry| entry.slot).collect()
+    }
+
+    /// Gives back the memory that the map holds beyond its present size.
+    pub fn shrink(&self) {
+        self.connections.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_come_and_go() {
+        let registry = Registry::default();
+        let first = registry.register(ConnHandle { shard: 0, slot: 7 });
+        let second = registry.register(ConnHandle { shard: 1, slot: 7 });
+        assert_ne!(first, second);
+        assert_eq!(registry.find(second), Some(ConnHandle { shard: 1, slot: 7 }));
+        assert_eq!(registry.on_shard(0), [7]);
+        registry.deregister(first);
+        registry.deregister(first);
+        assert_eq!((registry.len(), registry.find(first), registry.peak()), (1, None, 2));
+        assert!(registry.on_shard(0).is_empty());
+        registry.deregister(second);
+        registry.shrink();
+        assert!(registry.is_empty());
+    }
+}

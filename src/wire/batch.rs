@@ -1,0 +1,150 @@
+//! Frames joined into one piece of memory, so that one write carries all of them.
+//!
+//! A [`Batch`] is made once per pass, whatever the number of subscribers, and never changes: a thousand slow clients
+//! that still owe parts of it share one copy. It knows where each frame ends, because a backlog may only be cut
+//! between frames, and whose books its frames are written in.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use fastwebsockets::OpCode;
+
+use super::frame::{self, Frame};
+use crate::metrics::Books;
+
+/// One or more whole frames, in the order in which they are to be sent.
+#[derive(Debug)]
+pub struct Batch {
+    bytes: Bytes,
+    /// Where each frame ends in `bytes`; the last one is its length.
+    ends: Box<[u32]>,
+    books: Rc<Books>,
+}
+
+impl Batch {
+    /// Joins `frames`; a single one is shared, not copied.
+    ///
+    /// # Panics
+    /// Without a frame, or beyond 4 GiB (`config::Config::check` keeps every bound below that).
+    #[must_use]
+    pub fn new(frames: &[Frame], books: Rc<Books>) -> Self {
+        let length: usize = frames.iter().map(|frame| frame.wire().len()).sum();
+        assert!(!frames.is_empty() && u32::try_from(length).is_ok(), "a batch is not empty and below 4 GiB");
+        let mut end = 0;
+        let ends = frames
+            .iter()
+            .map(|frame| {
+                end += frame.wire().len() as u32;
+                end
+            })
+            .collect();
+        let bytes = if let [frame] = frames {
+            frame.wire().clone()
+        } else {
+            let mut joined = BytesMut::with_capacity(length);
+            frames.iter().for_each(|frame| joined.extend_from_slice(frame.wire()));
+            joined.freeze()
+        };
+        Self { bytes, ends, books }
+    }
+
+    /// All frames as wire bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Number of frames, at least 1.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The books that this batch's frames are written in.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// Number of frames that end within the first `position` bytes.
+    #[must_use]
+    pub fn frames_before(&self, position: usize) -> usize {
+        self.ends.partition_point(|&end| end as usize <= position)
+    }
+
+    /// Where the frame that covers the byte at `position` ends.
+    #[must_use]
+    pub fn end_of_frame_at(&self, position: usize) -> usize {
+        self.ends[self.frames_before(position)] as usize
+    }
+
+    /// Whether `position` lies between two frames (or at either end).
+    #[must_use]
+    pub fn is_boundary(&self, position: usize) -> bool {
+        position == 0 || self.ends.binary_search(&(position as u32)).is_ok()
+    }
+
+    /// The last boundary at or before `position`.
+    #[must_use]
+    pub fn boundary_before(&self, position: usize) -> usize {
+        match self.frames_before(position) {
+            0 => 0,
+            frames => self.ends[frames - 1] as usize,
+        }
+    }
+
+    /// Opcode and payload of frame `index`.
+    #[must_use]
+    pub fn message(&self, index: usize) -> (OpCode, &[u8]) {
+        let wire = &self.bytes[self.range(index)];
+        let opcode = if wire[0] & 0x0f == OpCode::Binary as u8 { OpCode::Binary } else { OpCode::Text };
+        (opcode, &wire[frame::header_bytes(wire)..])
+    }
+
+    /// Length in bytes of frame `index` on the wire.
+    #[must_use]
+    pub fn wire_bytes(&self, index: usize) -> usize {
+        self.range(index).len()
+    }
+
+    fn range(&self, index: usize) -> Range<usize> {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
+        start..self.ends[index] as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(payloads: &[&str]) -> Batch {
+        let frames: Vec<_> = payloads.iter().map(|payload| Frame::text(payload)).collect();
+        Batch::new(&frames, Rc::default())
+    }
+
+    #[test]
+    fn frames_are_found_by_position() {
+        let batch = batch(&["a", "bc", ""]);
+        assert_eq!(batch.bytes(), b"\x81\x01a\x81\x02bc\x81\x00");
+        assert_eq!((0..=9).map(|at| batch.frames_before(at)).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1, 1, 2, 2, 3]);
+        assert_eq!(batch.end_of_frame_at(0), 3);
+        assert_eq!(batch.end_of_frame_at(3), 7);
+        assert_eq!([0, 2, 3, 6, 7, 9].map(|at| batch.boundary_before(at)), [0, 0, 3, 3, 7, 9]);
+        assert_eq!(
+            [0, 1, 3, 4, 7, 8, 9].map(|at| batch.is_boundary(at)),
+            [true, false, true, false, true, false, true]
+        );
+        assert_eq!(batch.message(1), (OpCode::Text, &b"bc"[..]));
+        assert_eq!(batch.message(2), (OpCode::Text, &b""[..]));
+        assert_eq!(batch.wire_bytes(1), 4);
+    }
+
+    #[test]
+    fn a_single_frame_is_shared() {
+        let frame = Frame::binary(&[7; 300]);
+        let batch = Batch::new(std::slice::from_ref(&frame), Rc::default());
+        assert_eq!(batch.bytes().as_ptr(), frame.wire().as_ptr());
+        assert_eq!(batch.message(0), (OpCode::Binary, &[7; 300][..]));
+    }
+}

@@ -1,0 +1,9 @@
+//! What travels: frames, batches of frames, events, and the bytes that clients send. No I/O, no clock, no shared state.
+
+pub mod batch;
+pub mod event;
+pub mod frame;
+pub mod inbound;
+
+pub use batch::Batch;
+pub use frame::Frame;
