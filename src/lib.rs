@@ -1,9 +1,100 @@
-//! Hydrant, a WebSocket fan-out server: the layers without I/O.
+//! Hydrant is a WebSocket fan-out server: one message goes in, every subscriber gets it, at the price of the bare system
+//! call. This page is the map; each module opens with what it owns, what it promises and what it never does.
+//!
+//! # Words
+//!
+//! | noun | meaning |
+//! |---|---|
+//! | [`wire::Frame`] | one message as WebSocket wire bytes, encoded once and shared; the library's own type is always written `fastwebsockets::Frame` |
+//! | [`engine::publication::Publication`] | a frame on its way to the home of its channel |
+//! | [`engine::publication::Dispatch`] | frames of one channel, in order, on their way from the home to the shards |
+//! | [`wire::Batch`] | frames joined into one piece of memory, for one pass |
+//! | [`engine::shard::Shard`] | one thread: a single-threaded tokio runtime that owns its connections, subscriber lists and counters |
+//! | [`engine::inbox::Inbox`] | the shard's lock-free queue; the only way into a shard |
+//! | [`conn::Connection`] | one client, owned by one shard for life |
+//! | [`registry::Registry`] | `DashMap<ConnId, ConnHandle>`: who is here, and on which shard |
+//! | channel | a named stream of publications; a tokio mpsc is never called a channel here |
+//! | [`outbox::Outbox`] | the bounded backlog of one connection; it exists only while something waits |
+//! | [`fanout::Fanout`] | the trait behind the strategies; a [`fanout::Pass`] sends one batch to one shard's subscribers |
+//! | [`admission::Permit`] | the right to be connected, given back on drop |
+//! | [`close::CloseReason`] | one row of the table of why a connection ends |
+//! | [`metrics::Books`] | what became of every frame for every subscriber |
+//!
+//! # Threads
+//!
+//! ```text
+//!        accept thread (one listener, least-loaded shard, back-off without descriptors)
+//!               │ socket
+//!  ┌────────────▼────────────┐   Inbox (lock-free, one wake per batch)   ┌─────────────────────┐
+//!  │ shard 0                 │◄─────────────────────────────────────────►│ shard 1 … N-1       │
+//!  │ HTTP phase (hyper)      │                                           │ same                │
+//!  │ connections, channels,  │                                           │                     │
+//!  │ backlogs, counters      │                                           │                     │
+//!  └─────────────────────────┘                                           └─────────────────────┘
+//!        admin thread (tick, ledger, purge, signals)
+//! ```
+//!
+//! # The layers
+//!
+//! A lower layer never uses a higher one:
+//!
+//! [`config`], [`close`], [`metrics`], [`mem`], [`registry`], [`admission`] → [`wire`] → [`outbox`] → [`conn`] → [`fanout`] →
+//! [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
+//! knows an allocator.
+//!
+//! # The walk of one message
+//!
+//! 1. `http::publish` (or an event, or the tick) encodes it **once** into a `Frame` and pushes a `Publication` into the
+//!    inbox of its channel's **home**, the shard `hash(channel) % shards`. At the bound of pending bytes the publisher
+//!    hears so at once.
+//! 2. The home drains its inbox (after one yield, so that a burst that has arrived at the sockets joins), gives each
+//!    publication the next offset and forwards what it drained, one `Dispatch` for each shard that has subscribers.
+//!    One writer per channel: every subscriber sees one order.
+//! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
+//!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A chunk of
+//!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn. What arrives meanwhile becomes the
+//!    next batch: the busier it gets, the cheaper a delivery is.
+//! 4. A socket that is full leaves the rest in its connection's outbox, which the shard's readiness loop flushes when the
+//!    socket can be written, and which is freed when it is empty. At its bound the policy decides.
+//! 5. When the last shard has finished, the receipt goes to whoever asked for one, and the channel's bytes no longer
+//!    count as pending.
+//!
+//! # The walk of one connection
+//!
+//! 1. The accept thread takes a `Permit` of the least-loaded shard and pushes the socket into its inbox. Socket options
+//!    are inherited from the listener: none is set per connection.
+//! 2. hyper reads the request in a task. The subscription is announced to the home of each channel **before** the 101
+//!    can leave: who has seen the 101 misses nothing that is published afterwards.
+//! 3. The socket is taken back from hyper and from tokio, and registered in the shard's own epoll set. From here on the
+//!    connection has no task, no buffer and no registration with tokio: about 200 bytes of heap (tokio's readiness record
+//!    alone would be 256, a task 128).
+//! 4. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only what arrived in part.
+//! 5. The end has a `CloseReason`. The connection leaves its channels and the registry at once, and the socket when both
+//!    close frames have passed, when the peer has gone, or after [`config::CLOSE_TIMEOUT`].
+//!
+//! # What is never there
+//!
+//! - No unbounded queue. The inbox has none of its own, but every kind of item is bounded where it comes from.
+//! - No lock and no allocation per subscriber on the way of a delivery (`mailbox`, the baseline, is exempt).
+//! - No guard of the `DashMap` held across a send or an await.
+//! - No slow client that delays a publisher or another client.
+//! - No drop that is not counted, no close without a reason.
+//! - No frame that is cut: one whose first byte has left is finished, or its connection is closed.
+//!
+//! **The conservation law**, for every channel and in total, whenever the server is quiet:
+//! `matched = delivered + dropped{reason} + pending`. `GET /metrics` shows it live.
 
 pub mod admission;
+pub mod cli;
 pub mod close;
 pub mod config;
+pub mod conn;
+pub mod engine;
+pub mod fanout;
+pub mod http;
+pub mod mem;
 pub mod metrics;
 pub mod outbox;
 pub mod registry;
+pub mod server;
 pub mod wire;

@@ -1,0 +1,241 @@
+//! The command line: flags and their environment twins, the log, and exit codes.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, SayPolicy, SlowPolicy, Strategy};
+use crate::server::{Server, ServerError};
+
+/// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+/// Exit code for a server that could not start (`EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+/// Exit code for a server that did not end well (`EX_SOFTWARE`).
+const SOFTWARE: u8 = 70;
+
+/// A WebSocket fan-out server: one message in, every subscriber gets it.
+#[derive(Debug, Parser)]
+#[command(name = "hydrant", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server; the same as no command.
+    Serve(Serve),
+}
+
+/// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms.
+#[derive(Debug, Args)]
+#[command(next_line_help = true)]
+struct Serve {
+    /// Address and port to listen on; port 0 lets the kernel choose and the log names it.
+    /// Beyond loopback, publish and admin routes need --token
+    #[arg(long, env = "HYDRANT_LISTEN", default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+    /// Number of shards, one thread each [default: the number of cores]
+    #[arg(long, env = "HYDRANT_SHARDS")]
+    shards: Option<NonZeroUsize>,
+    /// How a message reaches the subscribers
+    #[arg(long, env = "HYDRANT_FANOUT", value_enum, default_value = "direct")]
+    fanout: Strategy,
+    /// Interval of the server's message to the channel `all`; 0 sends none
+    #[arg(long, env = "HYDRANT_TICK", value_parser = duration, default_value = "3s")]
+    tick: Duration,
+    /// Bytes that may wait for one connection, each counted as if it had a copy of its own; at the bound --slow decides
+    #[arg(long, env = "HYDRANT_OUTBOX_BYTES", value_parser = bytes, default_value = "1MiB")]
+    outbox_bytes: usize,
+    /// What happens to a client whose backlog is full: it is closed with 1013, or the newest or the oldest messages are
+    /// dropped and counted
+    #[arg(long, env = "HYDRANT_SLOW", value_enum, default_value = "disconnect")]
+    slow: SlowPolicy,
+    /// Longest message in bytes; a client's longer one ends it with 1009, a publisher gets 413
+    #[arg(long, env = "HYDRANT_MESSAGE_BYTES", value_parser = bytes, default_value = "64KiB")]
+    message_bytes: usize,
+    /// Most fragments of one message; one more ends the client with 1008
+    #[arg(long, env = "HYDRANT_MESSAGE_FRAGMENTS", default_value_t = 1024)]
+    message_fragments: u32,
+    /// Bytes accepted for one channel and not yet fanned out; at the bound publishers get 503 and speakers an ERROR
+    #[arg(long, env = "HYDRANT_PENDING_BYTES", value_parser = bytes, default_value = "16MiB")]
+    pending_bytes: usize,
+    /// Bytes that the kernel may hold unsent for one client before what follows waits in its backlog
+    #[arg(long, env = "HYDRANT_KERNEL_BYTES", value_parser = bytes, default_value = "256KiB")]
+    kernel_bytes: usize,
+    /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
+    #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = duration, default_value = "10s")]
+    drain_timeout: Duration,
+    /// Whom a client's SAY reaches: nobody, the rooms that it joined by name, or these and the channel `all`
+    #[arg(long, env = "HYDRANT_SAY", value_enum, default_value = "rooms")]
+    say: SayPolicy,
+    /// Bearer token for publish and admin routes; without one they answer only while --listen is a loopback address
+    #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Least level that is logged to standard error: error, warn, info, debug or trace
+    #[arg(long, env = "HYDRANT_LOG", default_value = "info")]
+    log: tracing::Level,
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write for example 65536 or 64KiB"))?;
+    usize::try_from(size.as_u64()).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 3s or 500ms"))?;
+    // Beyond any use, and before clocks overflow.
+    if duration > Duration::from_hours(24 * 365) { Err("more than a year".to_owned()) } else { Ok(duration) }
+}
+
+impl Serve {
+    fn config(self) -> Config {
+        let default = Config::default();
+        Config {
+            listen: self.listen,
+            shards: self.shards.unwrap_or(default.shards),
+            fanout: self.fanout,
+            tick: Some(self.tick).filter(|tick| !tick.is_zero()),
+            outbox_bytes_max: self.outbox_bytes,
+            slow: self.slow,
+            message_bytes_max: self.message_bytes,
+            message_fragments_max: self.message_fragments,
+            pending_bytes_max: self.pending_bytes,
+            kernel_bytes_max: self.kernel_bytes,
+            drain_timeout: self.drain_timeout,
+            say: self.say,
+            token: self.token,
+        }
+    }
+}
+
+/// Runs the command line; the exit code of the process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are what was asked for; a closed output loses nothing that matters.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let serve = match cli.command {
+        Some(Command::Serve(serve)) => serve,
+        None => cli.serve,
+    };
+    let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(std::io::stderr).with_ansi(false);
+    log.with_target(false).init();
+    let config = serve.config();
+    if let Err(error) = config.check() {
+        eprintln!("error: {error}");
+        return ExitCode::from(USAGE);
+    }
+    abort_on_panic();
+    raise_open_files();
+    match serve_until_signal(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, ServerError::Listen { .. }) { UNAVAILABLE } else { SOFTWARE })
+        }
+    }
+}
+
+fn serve_until_signal(config: Config) -> Result<(), ServerError> {
+    let failed = |error| ServerError::Thread("cannot start the admin thread", error);
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(failed)?;
+    runtime.block_on(async {
+        let server = Server::bind(config)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let (first, seen) = tokio::sync::oneshot::channel();
+        tokio::task::spawn_local(async move {
+            let mut first = Some(first);
+            loop {
+                let code = tokio::select! {
+                    _ = terminate.recv() => 128 + libc::SIGTERM,
+                    _ = interrupt.recv() => 128 + libc::SIGINT,
+                };
+                match first.take() {
+                    Some(first) => drop(first.send(())),
+                    None => {
+                        tracing::warn!("a second signal: ending at once");
+                        std::process::exit(code);
+                    }
+                }
+            }
+        });
+        server.run(async { drop(seen.await) }).await.map(drop)
+    })
+}
+
+/// A panic in any thread ends the process with its message: half a server is worse than none.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
+}
+
+/// Raises the soft limit of open files to the hard one: each connection is a file.
+fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a valid rlimit that outlives the call.
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let wanted = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: as above.
+    if read != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } != 0 {
+        tracing::warn!("cannot raise the limit of open files: {}", std::io::Error::last_os_error());
+        return;
+    }
+    tracing::info!(limit = limit.rlim_max, "open files");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn its_defaults_are_those_of_the_config() {
+        let cli = Cli::try_parse_from(["hydrant"]).unwrap();
+        assert_eq!(format!("{:?}", cli.serve.config()), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_twin() {
+        for argument in Serve::augment_args(clap::Command::new("serve")).get_arguments() {
+            let twin = format!("HYDRANT_{}", argument.get_id().as_str().to_uppercase());
+            assert_eq!(argument.get_env(), Some(twin.as_ref()), "{argument}");
+            assert!(argument.get_help().is_some(), "{argument}");
+        }
+    }
+
+    #[test]
+    fn values_have_units() {
+        assert_eq!((bytes("64KiB"), bytes("65536"), bytes("1MiB")), (Ok(65_536), Ok(65_536), Ok(1 << 20)));
+        assert_eq!((duration("3s"), duration("0")), (Ok(Duration::from_secs(3)), Ok(Duration::ZERO)));
+        assert!(bytes("a lot").unwrap_err().contains("64KiB"));
+        assert!(duration("3").unwrap_err().contains("3s"));
+    }
+}

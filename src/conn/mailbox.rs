@@ -1,0 +1,251 @@
+//! A connection's queue and writer task: the shape that everybody writes first, kept as the baseline.
+//!
+//! A bounded mpsc holds messages, a task takes them out one by one and writes each with fastwebsockets' `write_frame`,
+//! header and all. Bound and policies are those of `outbox`, with one bound more, in frames: that of the mpsc.
+//!
+//! The task shares the socket with control frames and answers, which go through the connection's outbox: nobody else
+//! writes while the task is inside a frame, and the task starts no frame while something waits in the outbox.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use fastwebsockets::{Payload, Role};
+use tokio::io::AsyncWrite;
+use tokio::sync::mpsc;
+
+use super::{Connection, Phase, Socket, retry};
+use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
+use crate::metrics::DropReason;
+use crate::outbox::{Bound, Offered};
+use crate::wire::Batch;
+
+/// One message that waits.
+#[derive(Debug)]
+struct Mail {
+    batch: Rc<Batch>,
+    index: usize,
+}
+
+impl Mail {
+    fn bytes(&self) -> usize {
+        self.batch.wire_bytes(self.index)
+    }
+}
+
+/// The queue of one connection.
+pub struct Mailbox {
+    sender: mpsc::Sender<Mail>,
+    receiver: RefCell<mpsc::Receiver<Mail>>,
+    bytes: Cell<usize>,
+    /// A message that the task has taken and not finished.
+    in_flight: Cell<bool>,
+    ended: Cell<bool>,
+    /// The task, when it waits for the socket or for a message.
+    waker: Cell<Option<Waker>>,
+}
+
+impl Mailbox {
+    /// Queues every message of `batch`, as far as `bound` allows.
+    pub fn offer(&self, batch: &Rc<Batch>, bound: Bound) -> Offered {
+        let mut offered = Offered::default();
+        for index in 0..batch.frames() {
+            let bytes = batch.wire_bytes(index);
+            while self.bytes.get() + bytes > bound.bytes_max || self.sender.capacity() == 0 {
+                match bound.policy {
+                    SlowPolicy::DropOldest => {
+                        let Some(oldest) = self.take() else { break };
+                        oldest.batch.books().dropped(DropReason::Slow, 1);
+                        if Rc::ptr_eq(&oldest.batch, batch) {
+                            offered.queued.start += 1;
+                        }
+                    }
+                    SlowPolicy::Disconnect | SlowPolicy::DropNewest => {
+                        batch.books().dropped(DropReason::Slow, (batch.frames() - index) as u64);
+                        offered.overflow = bound.policy == SlowPolicy::Disconnect;
+                        return offered;
+                    }
+                }
+            }
+            if self.sender.try_send(Mail { batch: batch.clone(), index }).is_err() {
+                // Only an ended mailbox refuses after the checks above.
+                batch.books().dropped(DropReason::Closed, (batch.frames() - index) as u64);
+                return offered;
+            }
+            self.bytes.set(self.bytes.get() + bytes);
+            offered.queued.end = index + 1;
+        }
+        offered
+    }
+
+    /// Drops every message that the task has not taken.
+    pub fn clear(&self, reason: DropReason) {
+        while let Some(mail) = self.take() {
+            mail.batch.books().dropped(reason, 1);
+        }
+    }
+
+    /// Ends the task; what waits is dropped.
+    pub fn end(&self, reason: DropReason) {
+        self.clear(reason);
+        self.receiver.borrow_mut().close();
+        self.ended.set(true);
+        self.wake();
+    }
+
+    /// Messages that wait or are being written.
+    pub fn frames(&self) -> u64 {
+        self.receiver.borrow().len() as u64 + u64::from(self.in_flight.get())
+    }
+
+    /// Bytes and messages that wait; a message that is being written counts as a message, not in bytes.
+    pub fn backlog(&self) -> (usize, u64) {
+        (self.bytes.get(), self.frames())
+    }
+
+    /// The socket may take more.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn take(&self) -> Option<Mail> {
+        let mail = self.receiver.borrow_mut().try_recv().ok()?;
+        self.bytes.set(self.bytes.get() - mail.bytes());
+        Some(mail)
+    }
+
+    async fn receive(&self) -> Option<Mail> {
+        let mail = poll_fn(|context| {
+            let polled = self.receiver.borrow_mut().poll_recv(context);
+            if polled.is_pending() {
+                // Closing the receiver does not wake it.
+                self.waker.set(Some(context.waker().clone()));
+            }
+            polled
+        })
+        .await?;
+        self.bytes.set(self.bytes.get() - mail.bytes());
+        Some(mail)
+    }
+}
+
+/// Gives `connection` a mailbox; the future writes its messages until the connection is abandoned.
+pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
+    let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX);
+    let mailbox = Rc::new(Mailbox {
+        sender,
+        receiver: RefCell::new(receiver),
+        bytes: Cell::default(),
+        in_flight: Cell::default(),
+        ended: Cell::default(),
+        waker: Cell::default(),
+    });
+    let first = connection.mailbox.set(mailbox.clone()).is_ok();
+    debug_assert!(first, "a connection has one mailbox");
+    write_messages(connection.clone(), mailbox)
+}
+
+impl<S: Socket> Connection<S> {
+    /// Its mailbox, if it was given one.
+    pub fn mailbox(&self) -> Option<&Mailbox> {
+        self.mailbox.get().map(Rc::as_ref)
+    }
+}
+
+/// Counts the message in its books, whichever way the task ends.
+struct InFlight<'a> {
+    mail: Mail,
+    mailbox: &'a Mailbox,
+    written: bool,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.mailbox.in_flight.set(false);
+        match self.written {
+            true => self.mail.batch.books().delivered(1),
+            false => self.mail.batch.books().dropped(DropReason::Closed, 1),
+        }
+    }
+}
+
+async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>, mailbox: Rc<Mailbox>) {
+    let stream = Stream { connection: connection.clone(), mailbox: mailbox.clone() };
+    let (_, mut websocket) = fastwebsockets::after_handshake_split(tokio::io::empty(), stream, Role::Server);
+    while let Some(mail) = mailbox.receive().await {
+        mailbox.in_flight.set(true);
+        let mut in_flight = InFlight { mail, mailbox: &mailbox, written: false };
+        let (opcode, payload) = in_flight.mail.batch.message(in_flight.mail.index);
+        let frame = fastwebsockets::Frame::new(true, opcode, None, Payload::Borrowed(payload));
+        let result = websocket.write_frame(frame).await;
+        in_flight.written = result.is_ok();
+        drop(in_flight);
+        connection.writing.set(false);
+        if result.is_err() {
+            // The socket has failed or the connection is abandoned; its owner learns the former from the socket.
+            return;
+        }
+        connection.flush();
+    }
+}
+
+/// The socket as fastwebsockets wants it.
+struct Stream<S> {
+    connection: Rc<Connection<S>>,
+    mailbox: Rc<Mailbox>,
+}
+
+impl<S: Socket> Stream<S> {
+    fn poll(&self, context: &Context<'_>, mut send: impl FnMut(&S) -> io::Result<usize>) -> Poll<io::Result<usize>> {
+        let connection = &self.connection;
+        let closing = !connection.writing.get() && connection.phase() != Phase::Open;
+        if self.mailbox.ended.get() || closing {
+            // Nothing follows a close frame, and nothing can be written to a connection that is gone.
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        // Before a frame starts, what waits in the outbox goes first. Inside a frame, it waits for the frame's end.
+        let blocked = !connection.writing.get() && connection.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false);
+        if !blocked {
+            match retry(|| send(&connection.socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    connection.writing.set(result.is_ok());
+                    return Poll::Ready(result);
+                }
+            }
+        }
+        self.mailbox.waker.set(Some(context.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl<S: Socket> AsyncWrite for Stream<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll(context, |socket| socket.send(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll(context, |socket| socket.send_vectored(pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

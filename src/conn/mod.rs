@@ -1,0 +1,302 @@
+//! One client: its socket, what it owes and what it is owed. The only place that touches a WebSocket.
+//!
+//! A [`Connection`] is owned by one shard for life and never leaves its thread: plain cells, no lock. It has no task and
+//! no buffer of its own. Reads go through the shard's scratch buffer and leave nothing behind but what arrived in part;
+//! writes go straight to the socket, and only what the socket refused waits, in an [`Outbox`] that exists as long as it
+//! has to. The shard's readiness loop (`engine::readiness`) says when to read and when to flush.
+
+pub mod mailbox;
+mod socket;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+
+use smallvec::SmallVec;
+
+pub use self::socket::Socket;
+use crate::admission::Permit;
+use crate::metrics::DropReason;
+use crate::outbox::{Bound, Offered, Outbox};
+use crate::registry::ConnId;
+use crate::wire::inbound::Decoder;
+use crate::wire::{Batch, Frame};
+use mailbox::Mailbox;
+
+/// What the messages of a client mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Events, as `wire::event` reads them.
+    Events,
+    /// Nothing: each goes back as it came.
+    Echo,
+}
+
+/// How far the closing handshake is (RFC 6455, section 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not begun.
+    Open,
+    /// Our close frame is sent or waits, the client's has not come.
+    Closing,
+    /// Both close frames are on their way; once ours has left, the socket can go.
+    Closed,
+    /// The client broke the protocol: our close frame is sent or waits, whatever comes is thrown away unread.
+    Broken,
+}
+
+/// A place in a channel's list of subscribers; kept by `fanout::Subscribers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The channel's index on the shard.
+    pub channel: u32,
+    /// The place in its list.
+    pub position: u32,
+}
+
+/// What became of a batch that was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it is in the kernel's hands.
+    All,
+    /// Some of it waits or was dropped; the books know.
+    Part(Offered),
+    /// The socket has failed, or the connection is closing; the caller owes the books the drops.
+    Gone,
+}
+
+/// What a flush left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing waits.
+    Idle,
+    /// The socket is full.
+    Blocked,
+    /// The socket has failed.
+    Gone,
+}
+
+/// The pieces that one flush hands to the kernel at once.
+const FLUSH_SLICES: usize = 32;
+
+/// One client.
+pub struct Connection<S> {
+    /// Its number in the registry.
+    pub id: ConnId,
+    /// Its place in the shard's slab.
+    pub slot: u32,
+    /// What its messages mean.
+    pub role: Role,
+    socket: S,
+    phase: Cell<Phase>,
+    /// A writer task is inside a frame: nobody else may write.
+    writing: Cell<bool>,
+    outbox: Cell<Option<Box<Outbox>>>,
+    mailbox: OnceCell<Rc<Mailbox>>,
+    /// Used by the reader only.
+    pub decoder: RefCell<Decoder>,
+    /// The channels it is subscribed to.
+    pub memberships: RefCell<SmallVec<[Membership; 2]>>,
+    /// The name it speaks under.
+    pub name: RefCell<Option<Box<str>>>,
+    /// Given back when the connection is freed.
+    _permit: Permit,
+}
+
+impl<S> fmt::Debug for Connection<S> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Connection").field("id", &self.id).field("phase", &self.phase).finish_non_exhaustive()
+    }
+}
+
+impl<S: Socket> Connection<S> {
+    /// A connection whose upgrade is complete.
+    pub fn new(id: ConnId, slot: u32, role: Role, socket: S, permit: Permit) -> Self {
+        Self {
+            id,
+            slot,
+            role,
+            socket,
+            phase: Cell::new(Phase::Open),
+            writing: Cell::new(false),
+            outbox: Cell::default(),
+            mailbox: OnceCell::new(),
+            decoder: RefCell::default(),
+            memberships: RefCell::default(),
+            name: RefCell::default(),
+            _permit: permit,
+        }
+    }
+
+    /// The socket, to register it or to read its options.
+    pub fn socket(&self) -> &S {
+        &self.socket
+    }
+
+    /// How far the closing handshake is.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Where it stands in the list of `channel`, if it is subscribed.
+    pub fn position(&self, channel: u32) -> Option<u32> {
+        self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)
+    }
+
+    /// Reads once; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is nothing; anything else when the socket has failed.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        retry(|| self.socket.receive(buffer))
+    }
+
+    /// Sends `batch` after everything that was sent before; what the socket does not take waits, within `bound`.
+    pub fn send(&self, batch: &Rc<Batch>, bound: Bound) -> Sent {
+        if self.phase.get() != Phase::Open {
+            return Sent::Gone;
+        }
+        if let Some(mut outbox) = self.outbox.take() {
+            let offered = outbox.offer(batch, 0, bound);
+            self.outbox.set(Some(outbox));
+            return Sent::Part(offered);
+        }
+        let written = match self.write(batch.bytes()) {
+            Ok(written) if written == batch.bytes().len() => return Sent::All,
+            Ok(written) => written,
+            Err(_) => return Sent::Gone,
+        };
+        let mut outbox = Box::<Outbox>::default();
+        let offered = outbox.offer(batch, written, bound);
+        self.keep(outbox);
+        Sent::Part(offered)
+    }
+
+    /// Answers a ping, ahead of data; false when the socket has failed.
+    pub fn pong(&self, payload: &[u8]) -> bool {
+        let pong = Frame::pong(payload);
+        self.control(pong, Outbox::put_pong)
+    }
+
+    /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when the socket has failed.
+    pub fn close(&self, close: Frame, reason: DropReason, phase: Phase) -> bool {
+        self.phase.set(phase);
+        if let Some(mailbox) = self.mailbox.get() {
+            mailbox.clear(reason);
+        }
+        self.control(close, |outbox, close| outbox.put_close(close, reason))
+    }
+
+    /// The client's close frame has come, and ours is on its way.
+    pub fn set_closed(&self) {
+        self.phase.set(Phase::Closed);
+    }
+
+    fn control(&self, frame: Frame, wait: impl FnOnce(&mut Outbox, Frame)) -> bool {
+        if let Some(mut outbox) = self.outbox.take() {
+            wait(&mut outbox, frame);
+            self.outbox.set(Some(outbox));
+            return true;
+        }
+        let written = match self.write(frame.wire()) {
+            Ok(written) if written == frame.wire().len() => return true,
+            Ok(written) => written,
+            Err(_) => return false,
+        };
+        let mut outbox = Box::<Outbox>::default();
+        match written {
+            0 => wait(&mut outbox, frame),
+            _ => outbox.start_control(frame, written),
+        }
+        self.outbox.set(Some(outbox));
+        true
+    }
+
+    /// Writes what the socket takes now: 0 when it is full, or when a writer task is inside a frame.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        if self.writing.get() {
+            return Ok(0);
+        }
+        match retry(|| self.socket.send(bytes)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    /// Writes what waits until it is gone or the socket is full.
+    pub fn flush(&self) -> Flushed {
+        if let Some(mut outbox) = self.outbox.take() {
+            if self.writing.get() {
+                self.outbox.set(Some(outbox));
+                return Flushed::Blocked;
+            }
+            while !outbox.is_empty() {
+                let mut slices = [IoSlice::new(&[]); FLUSH_SLICES];
+                let filled = outbox.fill(&mut slices);
+                match retry(|| self.socket.send_vectored(&slices[..filled])) {
+                    Ok(sent) => outbox.advance(sent),
+                    Err(error) => {
+                        self.outbox.set(Some(outbox));
+                        let full = error.kind() == io::ErrorKind::WouldBlock;
+                        return if full { Flushed::Blocked } else { Flushed::Gone };
+                    }
+                }
+            }
+        }
+        match self.mailbox.get() {
+            Some(mailbox) if mailbox.frames() > 0 => Flushed::Blocked,
+            _ => Flushed::Idle,
+        }
+    }
+
+    /// Ends the sending side: the client reads to the end of what was sent, then sees the end of the stream.
+    pub fn shutdown_write(&self) {
+        self.socket.shutdown_write();
+    }
+
+    /// The connection is gone: what waits is dropped, a writer task ends.
+    pub fn abandon(&self, reason: DropReason) {
+        if let Some(mut outbox) = self.outbox.take() {
+            outbox.abandon(reason);
+        }
+        if let Some(mailbox) = self.mailbox.get() {
+            mailbox.end(reason);
+        }
+    }
+
+    /// Whether anything waits to be written.
+    pub fn has_backlog(&self) -> bool {
+        self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false)
+            || self.mailbox.get().is_some_and(|mailbox| mailbox.frames() > 0)
+    }
+
+    /// Data bytes and frames that wait.
+    pub fn backlog(&self) -> (usize, u64) {
+        let (bytes, frames) = self.with_outbox(|outbox| (outbox.bytes(), outbox.frames())).unwrap_or_default();
+        let (more_bytes, more_frames) = self.mailbox.get().map(|mailbox| mailbox.backlog()).unwrap_or_default();
+        (bytes + more_bytes, frames + more_frames)
+    }
+
+    fn with_outbox<T>(&self, look: impl FnOnce(&Outbox) -> T) -> Option<T> {
+        let outbox = self.outbox.take()?;
+        let seen = look(&outbox);
+        self.keep(outbox);
+        Some(seen)
+    }
+
+    /// Keeps an outbox only if it holds something.
+    fn keep(&self, outbox: Box<Outbox>) {
+        self.outbox.set((!outbox.is_empty()).then_some(outbox));
+    }
+}
+
+/// A signal may interrupt a call that then has done nothing.
+fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}

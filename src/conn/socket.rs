@@ -1,0 +1,47 @@
+//! What a connection needs of a socket: non-blocking, and usable through a shared reference.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+
+/// A byte stream that never blocks: where it would, it fails with `WouldBlock`.
+pub trait Socket {
+    /// Writes what fits.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing fits; anything else when the stream has failed.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Writes what fits of several pieces, in order.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Reads what is there; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else when the stream has failed.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Ends the sending side, after everything that was sent.
+    fn shutdown_write(&self);
+}
+
+impl Socket for mio::net::TcpStream {
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&mut &*self).write(bytes)
+    }
+
+    fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&mut &*self).write_vectored(pieces)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&mut &*self).read(buffer)
+    }
+
+    fn shutdown_write(&self) {
+        // It fails only when the peer has already gone: then there is nothing to end.
+        let _ = self.shutdown(Shutdown::Write);
+    }
+}

@@ -1,0 +1,215 @@
+//! The channels that have subscribers on one shard, and the passes over them.
+//!
+//! Owns the subscriber lists, what waits for its pass, and whose turn it is: channels take turns of at most a chunk of
+//! sockets, so that a small room does not wait for a large one.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::publication::{ChannelName, Dispatch};
+use crate::close::CloseReason;
+use crate::config::BATCH_BYTES_MAX;
+use crate::conn::{Connection, Socket};
+use crate::fanout::{Fanout, Pass, Scope, Subscribers};
+use crate::metrics::Books;
+use crate::outbox::Bound;
+use crate::registry::Registry;
+use crate::wire::Batch;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Channels<S> {
+    by_name: HashMap<ChannelName, u32>,
+    channels: Slab<Channel<S>>,
+    /// Channels with something to send; each at most once.
+    turns: VecDeque<u32>,
+    books: Rc<Books>,
+}
+
+#[derive(Debug)]
+struct Channel<S> {
+    name: ChannelName,
+    subscribers: Subscribers<S>,
+    waiting: VecDeque<Arc<Dispatch>>,
+    pass: Option<Running<S>>,
+    /// Where the next pass starts.
+    start: usize,
+    books: Rc<Books>,
+}
+
+/// A pass, and the dispatches whose frames it carries.
+#[derive(Debug)]
+struct Running<S> {
+    pass: Pass<S>,
+    dispatches: Vec<Arc<Dispatch>>,
+}
+
+/// Connections that a step found to be at their end.
+pub type Ended<S> = Vec<(Rc<Connection<S>>, CloseReason)>;
+
+/// What a step needs besides the channels.
+pub struct Surroundings<'a, S> {
+    /// The strategy.
+    pub fanout: &'a dyn Fanout<S>,
+    /// The shard's connections by slot.
+    pub connections: &'a Slab<Rc<Connection<S>>>,
+    /// All connections of the node.
+    pub registry: &'a Registry,
+    /// The index of this shard.
+    pub shard: u16,
+    /// The bound of a backlog.
+    pub bound: Bound,
+}
+
+impl<S: Socket> Channels<S> {
+    /// No channels; theirs will write through to `books`.
+    #[must_use]
+    pub fn new(books: &Rc<Books>) -> Self {
+        Self { by_name: HashMap::new(), channels: Slab::new(), turns: VecDeque::new(), books: books.clone() }
+    }
+
+    /// Subscribes a connection; false if it was already.
+    pub fn join(&mut self, name: &ChannelName, connection: &Rc<Connection<S>>) -> bool {
+        let index = *self.by_name.entry(name.clone()).or_insert_with(|| {
+            let entry = self.channels.vacant_entry();
+            let index = entry.key() as u32;
+            entry.insert(Channel {
+                name: name.clone(),
+                subscribers: Subscribers::new(index),
+                waiting: VecDeque::new(),
+                pass: None,
+                start: 0,
+                books: Books::within(&self.books),
+            });
+            index
+        });
+        self.channels[index as usize].subscribers.join(connection)
+    }
+
+    /// Unsubscribes a connection; false if it was not subscribed.
+    pub fn leave(&mut self, name: &ChannelName, connection: &Connection<S>) -> bool {
+        let Some(&index) = self.by_name.get(name) else { return false };
+        let left = self.channels[index as usize].subscribers.leave(connection);
+        self.forget_if_idle(index);
+        left
+    }
+
+    /// The names of the channels that a connection is subscribed to.
+    #[must_use]
+    pub fn of(&self, connection: &Connection<S>) -> Vec<ChannelName> {
+        let memberships = connection.memberships.borrow();
+        memberships.iter().map(|member| self.channels[member.channel as usize].name.clone()).collect()
+    }
+
+    /// Queues frames for their channel's next pass. Without subscribers they are done at once: nobody was due to get them.
+    pub fn enqueue(&mut self, dispatch: Arc<Dispatch>) {
+        let Some(&index) = self.by_name.get(&dispatch.channel) else { return };
+        let channel = &mut self.channels[index as usize];
+        if channel.waiting.is_empty() && channel.pass.is_none() {
+            self.turns.push_back(index);
+        }
+        channel.waiting.push_back(dispatch);
+    }
+
+    /// Whether nothing is left to send.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// Visits at most about `budget` subscribers, of as many channels as that reaches.
+    pub fn step(&mut self, surroundings: &Surroundings<'_, S>, mut budget: usize) -> Ended<S> {
+        let mut ended = Vec::new();
+        while budget > 0 {
+            let Some(index) = self.turns.pop_front() else { break };
+            let channel = &mut self.channels[index as usize];
+            let visited = channel.step(index, surroundings, budget, &mut ended);
+            // A pass over nobody costs something too.
+            budget = budget.saturating_sub(visited.max(1));
+            if channel.pass.is_some() || !channel.waiting.is_empty() {
+                self.turns.push_back(index);
+            } else {
+                self.forget_if_idle(index);
+            }
+        }
+        ended
+    }
+
+    fn forget_if_idle(&mut self, index: u32) {
+        let channel = &self.channels[index as usize];
+        if channel.subscribers.is_empty() && channel.pass.is_none() && channel.waiting.is_empty() {
+            self.by_name.remove(&channel.name);
+            self.channels.remove(index as usize);
+            if self.channels.is_empty() {
+                self.by_name.shrink_to_fit();
+                self.channels.shrink_to_fit();
+            }
+        }
+    }
+}
+
+impl<S: Socket> Channel<S> {
+    /// Goes on with the pass, or begins the next one; how many subscribers it visited.
+    fn step(&mut self, index: u32, surroundings: &Surroundings<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
+        let begun = self.pass.take();
+        if begun.is_none() {
+            self.subscribers.begin_pass();
+        }
+        let scope = Scope {
+            subscribers: &self.subscribers,
+            channel: index,
+            connections: surroundings.connections,
+            registry: surroundings.registry,
+            shard: surroundings.shard,
+            bound: surroundings.bound,
+        };
+        let mut running = begun.unwrap_or_else(|| {
+            let dispatches = take_batch(&mut self.waiting);
+            let frames: Vec<_> = dispatches.iter().flat_map(|dispatch| &dispatch.frames).cloned().collect();
+            let batch = Batch::new(&frames, self.books.clone());
+            let pass = surroundings.fanout.begin(&scope, batch, self.start);
+            // Any stride that is not a divisor of the number of subscribers lets everybody come first now and then.
+            self.start = self.start.wrapping_add(self.subscribers.places() / 3 + 1);
+            Running { pass, dispatches }
+        });
+        let visited = surroundings.fanout.step(&scope, &mut running.pass, budget);
+        ended.append(&mut running.pass.ended);
+        if running.pass.is_done() {
+            running.finish();
+            self.subscribers.end_pass();
+        } else {
+            self.pass = Some(running);
+        }
+        visited
+    }
+}
+
+impl<S: Socket> Running<S> {
+    /// Answers the receipts; dropping the dispatches gives back their charge.
+    fn finish(self) {
+        let mut first = 0;
+        for dispatch in self.dispatches {
+            for (index, receipt) in &dispatch.receipts {
+                receipt.add(self.pass.outcome(first + index));
+            }
+            first += dispatch.frames.len();
+        }
+    }
+}
+
+/// What is joined into one batch: at least one dispatch, up to `BATCH_BYTES_MAX`.
+fn take_batch(waiting: &mut VecDeque<Arc<Dispatch>>) -> Vec<Arc<Dispatch>> {
+    let mut taken = Vec::new();
+    let mut bytes = 0;
+    while let Some(next) = waiting.front() {
+        bytes += next.frames.iter().map(|frame| frame.wire().len()).sum::<usize>();
+        if bytes > BATCH_BYTES_MAX && !taken.is_empty() {
+            break;
+        }
+        taken.extend(waiting.pop_front());
+    }
+    taken
+}

@@ -1,0 +1,339 @@
+//! The life of a connection on its shard: registered, read and flushed when its socket is ready, ended with a reason,
+//! and removed once both sides are done or the time is up.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use super::publication::ChannelName;
+use super::shard::{Conn, Shard};
+use super::{Engine, readiness};
+use crate::admission::Permit;
+use crate::close::CloseReason;
+use crate::config::{CLOSE_TIMEOUT, PASS_CHUNK, READS_PER_TURN};
+use crate::conn::{Connection, Flushed, Phase, Role, Socket};
+use crate::metrics::DropReason;
+use crate::registry::{ConnHandle, ConnId};
+use crate::wire::Frame;
+use crate::wire::inbound::{Input, Limits};
+
+/// Between two looks of a drain at what is still open.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Subscriptions that the channels' homes know of and that have no connection yet. They are announced before the client
+/// can know that it is connected: what is published after that cannot miss it.
+#[derive(Debug)]
+pub struct Announced {
+    engine: Arc<Engine>,
+    shard: u16,
+    channels: Vec<ChannelName>,
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        for channel in self.channels.drain(..) {
+            self.engine.count(channel, self.shard, false);
+        }
+    }
+}
+
+impl Shard {
+    /// Tells the homes of `channels`, all distinct, of a subscriber to come.
+    pub fn announce(&self, channels: Vec<ChannelName>) -> Announced {
+        for channel in &channels {
+            self.engine.count(channel.clone(), self.index, true);
+        }
+        Announced { engine: self.engine.clone(), shard: self.index, channels }
+    }
+
+    /// Registers an upgraded connection and subscribes it; `leftover` is what the client has sent behind its handshake.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched.
+    pub fn register(
+        &self,
+        stream: TcpStream,
+        leftover: Bytes,
+        role: Role,
+        mut announced: Announced,
+        permit: Permit,
+    ) -> io::Result<()> {
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let mut connections = self.connections.borrow_mut();
+        let entry = connections.vacant_entry();
+        let slot = entry.key() as u32;
+        readiness::watch(&self.set, &mut stream, slot)?;
+        let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
+        let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
+        entry.insert(connection.clone());
+        drop(connections);
+        self.fanout.attach(&connection);
+        for channel in announced.channels.drain(..) {
+            self.channels.borrow_mut().join(&channel, &connection);
+        }
+        tracing::debug!(id = id.0, "registered");
+        if !leftover.is_empty() {
+            self.feed(&connection, &mut Vec::from(leftover));
+        }
+        Ok(())
+    }
+
+    /// Subscribes a connection to one channel more; false if it was subscribed already.
+    pub(super) fn subscribe(&self, connection: &Rc<Conn>, channel: ChannelName) -> bool {
+        let joined = self.channels.borrow_mut().join(&channel, connection);
+        if joined {
+            self.engine.count(channel, self.index, true);
+        }
+        joined
+    }
+
+    /// Takes a connection out of a channel; false if it was not subscribed.
+    pub(super) fn unsubscribe(&self, connection: &Conn, channel: ChannelName) -> bool {
+        let left = self.channels.borrow_mut().leave(&channel, connection);
+        if left {
+            self.engine.count(channel, self.index, false);
+        }
+        left
+    }
+
+    /// The connection in `slot`, if it is still the one with this number.
+    pub(super) fn holder(&self, slot: u32, id: ConnId) -> Option<Rc<Conn>> {
+        self.connections.borrow().get(slot as usize).filter(|connection| connection.id == id).cloned()
+    }
+
+    /// The socket in `slot` can be read or written.
+    pub(super) fn on_ready(&self, slot: usize, readable: bool, writable: bool, scratch: &mut [u8]) {
+        // A slot may have been emptied since the event; a new holder takes a needless look.
+        let Some(connection) = self.connections.borrow().get(slot).cloned() else { return };
+        if writable {
+            if let Some(mailbox) = connection.mailbox() {
+                mailbox.wake();
+            }
+            match connection.flush() {
+                Flushed::Blocked => {}
+                Flushed::Gone => return self.end_or_remove(&connection, CloseReason::Vanished),
+                Flushed::Idle => {
+                    self.settle(&connection);
+                    // An echo stops reading while its answers wait.
+                    if connection.role == Role::Echo {
+                        return self.read(&connection, scratch);
+                    }
+                }
+            }
+        }
+        if readable {
+            self.read(&connection, scratch);
+        }
+    }
+
+    /// Whether some connection was not read to its end.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.unread.borrow().is_empty()
+    }
+
+    /// Goes on with the connections that were not read to the end, one turn each.
+    pub(super) fn read_on(&self, scratch: &mut [u8]) {
+        let slots = std::mem::take(&mut *self.unread.borrow_mut());
+        for slot in slots {
+            let connection = self.connections.borrow().get(slot as usize).cloned();
+            if let Some(connection) = connection {
+                self.read(&connection, scratch);
+            }
+        }
+    }
+
+    /// Reads until there is nothing, the turn is over, or the connection has ended.
+    fn read(&self, connection: &Rc<Conn>, scratch: &mut [u8]) {
+        for _ in 0..READS_PER_TURN {
+            if connection.role == Role::Echo && connection.has_backlog() {
+                // It is read on when its answers have left.
+                return;
+            }
+            match connection.receive(scratch) {
+                Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
+                Ok(length) => self.feed(connection, &mut scratch[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
+            }
+            if !self.is_here(connection) {
+                return;
+            }
+        }
+        self.unread.borrow_mut().push_back(connection.slot);
+    }
+
+    /// Decodes what was read, in place.
+    fn feed(&self, connection: &Rc<Conn>, bytes: &mut [u8]) {
+        let limits = Limits {
+            message_bytes_max: self.engine.config.message_bytes_max,
+            fragments_max: self.engine.config.message_fragments_max,
+        };
+        let mut input = Input::new(bytes);
+        while matches!(connection.phase(), Phase::Open | Phase::Closing) {
+            let decoded = connection.decoder.borrow_mut().next(&mut input, &limits);
+            match decoded {
+                Ok(None) => return,
+                Ok(Some(inbound)) => self.on_inbound(connection, inbound),
+                Err(reason) => return self.end_or_remove(connection, reason),
+            }
+        }
+    }
+
+    fn is_here(&self, connection: &Rc<Conn>) -> bool {
+        let connections = self.connections.borrow();
+        connections.get(connection.slot as usize).is_some_and(|holder| Rc::ptr_eq(holder, connection))
+    }
+
+    /// Ends an open connection; one whose closing handshake has begun is beyond that, and goes.
+    fn end_or_remove(&self, connection: &Rc<Conn>, reason: CloseReason) {
+        match connection.phase() {
+            Phase::Open => self.end(connection, reason),
+            Phase::Closing | Phase::Closed | Phase::Broken => self.remove(connection),
+        }
+    }
+
+    /// Begins the end of a connection, unless it has begun: it leaves its channels and the registry, and gets the close
+    /// frame of `reason`.
+    pub(super) fn end(&self, connection: &Rc<Conn>, reason: CloseReason) {
+        self.end_with(connection, reason, Frame::close(reason));
+    }
+
+    /// As [`Shard::end`], with another close frame.
+    pub(super) fn end_with(&self, connection: &Rc<Conn>, reason: CloseReason, close: Frame) {
+        if connection.phase() != Phase::Open || !self.is_here(connection) {
+            return;
+        }
+        let row = reason.row();
+        self.closed[reason as usize].set(self.closed[reason as usize].get() + 1);
+        if row.level == tracing::Level::INFO {
+            tracing::info!(id = connection.id.0, reason = row.label, "closing");
+        } else {
+            tracing::debug!(id = connection.id.0, reason = row.label, "closing");
+        }
+        let channels = self.channels.borrow().of(connection);
+        for channel in channels {
+            self.unsubscribe(connection, channel);
+        }
+        self.engine.registry.deregister(connection.id);
+        let (dropped, phase) = match reason {
+            CloseReason::Vanished => return self.remove(connection),
+            CloseReason::ByClient => (DropReason::Closed, Phase::Closed),
+            CloseReason::Slow => (DropReason::Slow, Phase::Closing),
+            CloseReason::Left | CloseReason::Drain => (DropReason::Closed, Phase::Closing),
+            _ => (DropReason::Closed, Phase::Broken),
+        };
+        if !connection.close(close, dropped, phase) {
+            return self.remove(connection);
+        }
+        self.closing.borrow_mut().push_back((Instant::now() + CLOSE_TIMEOUT, connection.slot, connection.id));
+        self.closing_added.notify_one();
+        self.settle(connection);
+    }
+
+    /// The client's close frame has come.
+    pub(super) fn on_close(&self, connection: &Rc<Conn>, code: Option<u16>) {
+        if connection.phase() == Phase::Open {
+            let close = code.map_or_else(|| Frame::close(CloseReason::ByClient), |code| Frame::close_with(code, ""));
+            self.end_with(connection, CloseReason::ByClient, close);
+        } else {
+            connection.set_closed();
+            self.settle(connection);
+        }
+    }
+
+    /// Goes on with a closing handshake when nothing waits to be written.
+    fn settle(&self, connection: &Rc<Conn>) {
+        match connection.phase() {
+            Phase::Open | Phase::Closing => {}
+            _ if connection.has_backlog() => {}
+            Phase::Closed => self.remove(connection),
+            // A socket that is closed with input unread is reset, and the reset may overtake the close frame: so only
+            // the sending side ends, and the rest is read and thrown away until the client has gone.
+            Phase::Broken => connection.socket().shutdown_write(),
+        }
+    }
+
+    /// Frees a connection; its socket is closed as soon as nobody looks at it any more.
+    fn remove(&self, connection: &Rc<Conn>) {
+        if !self.is_here(connection) {
+            return;
+        }
+        let mut connections = self.connections.borrow_mut();
+        connections.remove(connection.slot as usize);
+        connection.abandon(DropReason::Closed);
+        if connections.is_empty() {
+            connections.shrink_to_fit();
+            self.closing.borrow_mut().shrink_to_fit();
+            self.engine.registry.shrink();
+        }
+    }
+
+    /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown away.
+    fn cut(&self, connection: &Rc<Conn>) {
+        // Without it the kernel would go on trying to send; it fails only on a socket that is gone already.
+        let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
+        self.remove(connection);
+    }
+
+    /// Cuts closing handshakes that last too long, for ever.
+    pub(super) async fn cut_late_closes(&self) -> Infallible {
+        loop {
+            let first = self.closing.borrow().front().copied();
+            let Some((deadline, slot, id)) = first else {
+                self.closing_added.notified().await;
+                continue;
+            };
+            sleep_until(deadline).await;
+            self.closing.borrow_mut().pop_front();
+            if let Some(connection) = self.holder(slot, id) {
+                self.cut(&connection);
+            }
+        }
+    }
+
+    /// Whether the shard drains; an HTTP phase then ends with its present request.
+    pub async fn draining(&self) {
+        if self.drain_deadline.get().is_none() {
+            self.drain_started.notified().await;
+        }
+    }
+
+    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001; what is
+    /// left at the deadline is cut.
+    pub(super) async fn drain(&self) {
+        self.draining().await;
+        while let Some(deadline) = self.drain_deadline.get()
+            && self.engine.loads[usize::from(self.index)].get() > 0
+        {
+            let late = Instant::now() >= deadline;
+            let slots = self.connections.borrow().capacity();
+            for slot in 0..slots {
+                let connection = self.connections.borrow().get(slot).cloned();
+                let Some(connection) = connection else { continue };
+                let idle = self.channels.borrow().is_idle() && !connection.has_backlog();
+                if idle || late {
+                    self.end(&connection, CloseReason::Drain);
+                }
+                if late && self.is_here(&connection) {
+                    self.cut.set(self.cut.get() + 1);
+                    self.cut(&connection);
+                }
+                if slot % PASS_CHUNK == PASS_CHUNK - 1 {
+                    yield_now().await;
+                }
+            }
+            if late {
+                break;
+            }
+            sleep_until(deadline.min(Instant::now() + DRAIN_INTERVAL)).await;
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the messages of clients mean, and what the server answers to one client.
+
+use std::rc::Rc;
+
+use super::publication::{ChannelName, Origin, Publication};
+use super::shard::{Conn, Shard};
+use crate::close::CloseReason;
+use crate::config::{CHANNELS_PER_CONNECTION_MAX, SayPolicy, USER_NAME_BYTES_MAX};
+use crate::conn::{Phase, Role, Sent};
+use crate::metrics::DropReason;
+use crate::outbox::Bound;
+use crate::wire::event::{self, ClientEvent, EventError};
+use crate::wire::inbound::Inbound;
+use crate::wire::{Batch, Frame};
+
+/// The name of who has not set one.
+const NAMELESS: &str = "anonymous";
+
+impl Shard {
+    /// A message or a control frame has come.
+    pub(super) fn on_inbound(&self, connection: &Rc<Conn>, inbound: Inbound<'_>) {
+        if let Inbound::Close(code) = inbound {
+            return self.on_close(connection, code);
+        }
+        if connection.phase() != Phase::Open {
+            // Between the two close frames nothing counts but the second.
+            return;
+        }
+        match (inbound, connection.role) {
+            (Inbound::Close(_) | Inbound::Pong, _) => {}
+            (Inbound::Ping(payload), _) => {
+                if !connection.pong(&payload) {
+                    self.end(connection, CloseReason::Vanished);
+                }
+            }
+            (Inbound::Text(text), Role::Echo) => self.answer(connection, Frame::text(&text)),
+            (Inbound::Binary(bytes), Role::Echo) => self.answer(connection, Frame::binary(&bytes)),
+            (Inbound::Binary(_), Role::Events) => self.end(connection, CloseReason::NotText),
+            (Inbound::Text(text), Role::Events) => {
+                if let Err(error) = event::parse(&text).and_then(|event| self.on_event(connection, event)) {
+                    self.answer(connection, error.frame());
+                }
+            }
+        }
+    }
+
+    fn on_event(&self, connection: &Rc<Conn>, event: ClientEvent<'_>) -> Result<(), EventError> {
+        match event {
+            ClientEvent::SetName { new_name } => {
+                if !(1..=USER_NAME_BYTES_MAX).contains(&new_name.len()) {
+                    return Err(EventError::InvalidName(USER_NAME_BYTES_MAX));
+                }
+                *connection.name.borrow_mut() = Some(new_name.into());
+            }
+            ClientEvent::Say { message } => return self.say(connection, &message),
+            ClientEvent::Leave => self.end(connection, CloseReason::Left),
+            ClientEvent::Subscribe { channel } => {
+                if connection.memberships.borrow().len() >= CHANNELS_PER_CONNECTION_MAX {
+                    let most = format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels");
+                    return Err(EventError::InvalidChannel(most));
+                }
+                self.subscribe(connection, channel_name(&channel)?);
+            }
+            ClientEvent::Unsubscribe { channel } => {
+                if !self.unsubscribe(connection, channel_name(&channel)?) {
+                    return Err(EventError::InvalidChannel("not subscribed to this channel".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what a client says to the rooms that it joined by name, and to `all` only if the policy says so.
+    fn say(&self, connection: &Conn, message: &str) -> Result<(), EventError> {
+        self.says.set(self.says.get() + 1);
+        let policy = self.engine.config.say;
+        let mut channels = self.channels.borrow().of(connection);
+        channels.retain(|channel| match policy {
+            SayPolicy::Off => false,
+            SayPolicy::Rooms => !channel.is_all(),
+            SayPolicy::All => true,
+        });
+        if channels.is_empty() {
+            return Ok(());
+        }
+        let frame = event::chat_msg(connection.name.borrow().as_deref().unwrap_or(NAMELESS), message);
+        let mut result = Ok(());
+        for channel in channels {
+            let origin = Origin::Connection { id: connection.id };
+            let publication = Publication { channel, frame: frame.clone(), origin, receipt: None };
+            // A drain refuses as well; the client is about to hear of that by its close frame.
+            result = result.and(self.engine.publish(publication).map_err(|_| EventError::Overloaded));
+        }
+        result
+    }
+
+    /// Sends a frame to one client, in the order of everything else that it gets.
+    pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
+        let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
+        let bound = match connection.role {
+            Role::Events => self.bound(),
+            // An echo is not read on while its answers wait: what one read brought is the bound.
+            Role::Echo => Bound { bytes_max: usize::MAX, ..self.bound() },
+        };
+        self.answers.matched(1);
+        match connection.send(&batch, bound) {
+            Sent::All => self.answers.delivered(1),
+            Sent::Part(offered) if offered.overflow => self.end(connection, CloseReason::Slow),
+            Sent::Part(_) => {}
+            Sent::Gone => {
+                self.answers.dropped(DropReason::Closed, 1);
+                self.end(connection, CloseReason::Vanished);
+            }
+        }
+    }
+}
+
+fn channel_name(name: &str) -> Result<ChannelName, EventError> {
+    ChannelName::new(name).map_err(|invalid| EventError::InvalidChannel(invalid.to_string()))
+}

@@ -1,0 +1,200 @@
+//! The sequencing of the channels whose home a shard is.
+//!
+//! Every publication of a channel passes its home, which gives it the next offset and forwards it, joined with what came
+//! with it, to each shard that has subscribers. One writer, so every subscriber sees one order, and no lock is needed.
+//! Pure: what is to be sent where is returned.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::publication::{Accepted, ChannelName, Charge, Dispatch, Publication, Receipt, Refused};
+use crate::wire::Frame;
+
+/// The channels at home on one shard.
+#[derive(Debug)]
+pub struct Home {
+    shards: usize,
+    /// Bound of a channel's pending bytes.
+    pending_bytes_max: usize,
+    channels: HashMap<ChannelName, Channel>,
+    /// Channels with frames to forward, in the order of their first one.
+    touched: Vec<ChannelName>,
+    /// Where the offsets of a new channel start: behind those of every channel forgotten so far, so that the offsets of
+    /// one name rise even when it was forgotten in between.
+    first_offset: u64,
+}
+
+#[derive(Debug)]
+struct Channel {
+    next_offset: u64,
+    /// Subscribers by shard.
+    subscribers: Box<[u32]>,
+    /// Bytes accepted and not yet fanned out by every shard.
+    pending_bytes: Arc<AtomicUsize>,
+    frames: Vec<Frame>,
+    frame_bytes: usize,
+    receipts: Vec<(usize, Arc<Receipt>)>,
+}
+
+impl Channel {
+    fn is_idle(&self) -> bool {
+        self.frames.is_empty() && self.subscribers.iter().all(|&number| number == 0)
+    }
+}
+
+impl Home {
+    /// A home without channels, on a node of `shards` shards.
+    #[must_use]
+    pub fn new(shards: usize, pending_bytes_max: usize) -> Self {
+        Self { shards, pending_bytes_max, channels: HashMap::new(), touched: Vec::new(), first_offset: 1 }
+    }
+
+    fn channel(&mut self, name: &ChannelName) -> &mut Channel {
+        if !self.channels.contains_key(name) {
+            let channel = Channel {
+                next_offset: self.first_offset,
+                subscribers: vec![0; self.shards].into(),
+                pending_bytes: Arc::default(),
+                frames: Vec::new(),
+                frame_bytes: 0,
+                receipts: Vec::new(),
+            };
+            self.channels.insert(name.clone(), channel);
+        }
+        self.channels.get_mut(name).expect("it was just inserted")
+    }
+
+    /// Gives a publication its place; its frame leaves with the next [`Home::dispatch`].
+    ///
+    /// # Errors
+    /// [`Refused::Overloaded`] when the channel's pending bytes are at their bound.
+    pub fn sequence(&mut self, publication: &mut Publication) -> Result<Accepted, Refused> {
+        let bytes_max = self.pending_bytes_max;
+        let channel = self.channel(&publication.channel);
+        let bytes = publication.frame.wire().len();
+        // Relaxed: only this home adds; what others give back may be seen late, which refuses a little early.
+        if channel.pending_bytes.load(Ordering::Relaxed) + bytes > bytes_max {
+            return Err(Refused::Overloaded);
+        }
+        channel.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        channel.frame_bytes += bytes;
+        if let Some(receipt) = publication.receipt.take() {
+            channel.receipts.push((channel.frames.len(), receipt));
+        }
+        channel.frames.push(publication.frame.clone());
+        let matched = channel.subscribers.iter().map(|&number| u64::from(number)).sum();
+        let offset = channel.next_offset;
+        channel.next_offset += 1;
+        if channel.frames.len() == 1 {
+            self.touched.push(publication.channel.clone());
+        }
+        Ok(Accepted { offset, matched })
+    }
+
+    /// Counts the subscribers of `shard` up or down.
+    pub fn count(&mut self, name: &ChannelName, shard: u16, joined: bool) {
+        let number = &mut self.channel(name).subscribers[usize::from(shard)];
+        *number = if joined { *number + 1 } else { number.saturating_sub(1) };
+        self.forget_if_idle(name);
+    }
+
+    /// Hands every channel's frames to `send`, once for each shard that has subscribers.
+    pub fn dispatch(&mut self, mut send: impl FnMut(u16, Arc<Dispatch>)) {
+        for name in std::mem::take(&mut self.touched) {
+            let channel = self.channel(&name);
+            let charge = Charge::new(&channel.pending_bytes, std::mem::take(&mut channel.frame_bytes));
+            let dispatch = Arc::new(Dispatch {
+                channel: name.clone(),
+                frames: std::mem::take(&mut channel.frames),
+                receipts: std::mem::take(&mut channel.receipts),
+                charge,
+            });
+            for (shard, &number) in channel.subscribers.iter().enumerate() {
+                if number > 0 {
+                    send(shard as u16, dispatch.clone());
+                }
+            }
+            self.forget_if_idle(&name);
+        }
+    }
+
+    /// `all` is never forgotten: its offsets have no gaps.
+    fn forget_if_idle(&mut self, name: &ChannelName) {
+        if !name.is_all() && self.channels.get(name).is_some_and(Channel::is_idle) {
+            let forgotten = self.channels.remove(name).expect("it was just seen");
+            self.first_offset = self.first_offset.max(forgotten.next_offset);
+        }
+        if self.channels.is_empty() {
+            self.channels.shrink_to_fit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::publication::Origin;
+
+    fn publish(home: &mut Home, channel: &str, text: &str) -> Result<Accepted, Refused> {
+        let channel = ChannelName::new(channel).unwrap();
+        home.sequence(&mut Publication { channel, frame: Frame::text(text), origin: Origin::Server, receipt: None })
+    }
+
+    fn dispatched(home: &mut Home) -> Vec<(u16, Arc<Dispatch>)> {
+        let mut all = Vec::new();
+        home.dispatch(|shard, dispatch| all.push((shard, dispatch)));
+        all
+    }
+
+    fn room(name: &str) -> ChannelName {
+        ChannelName::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_drained_batch_is_one_item_a_shard() {
+        let mut home = Home::new(3, 1000);
+        home.count(&room("a"), 0, true);
+        home.count(&room("a"), 2, true);
+        home.count(&room("a"), 2, true);
+        assert_eq!(publish(&mut home, "a", "1"), Ok(Accepted { offset: 1, matched: 3 }));
+        assert_eq!(publish(&mut home, "b", "x"), Ok(Accepted { offset: 1, matched: 0 }));
+        assert_eq!(publish(&mut home, "a", "2"), Ok(Accepted { offset: 2, matched: 3 }));
+        let sent = dispatched(&mut home);
+        assert_eq!(sent.iter().map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(sent[0].1.frames, [Frame::text("1"), Frame::text("2")]);
+        assert!(Arc::ptr_eq(&sent[0].1, &sent[1].1));
+        assert!(dispatched(&mut home).is_empty());
+    }
+
+    #[test]
+    fn pending_bytes_are_bounded_until_the_last_shard_is_done() {
+        let mut home = Home::new(2, 10);
+        home.count(&room("a"), 0, true);
+        home.count(&room("a"), 1, true);
+        assert!(publish(&mut home, "a", "12345678").is_ok());
+        assert_eq!(publish(&mut home, "a", "x"), Err(Refused::Overloaded));
+        assert!(publish(&mut home, "b", "x").is_ok(), "another channel is not affected");
+        let mut sent = dispatched(&mut home);
+        sent.pop();
+        assert_eq!(publish(&mut home, "a", "x"), Err(Refused::Overloaded));
+        sent.pop();
+        assert_eq!(publish(&mut home, "a", "x").map(|accepted| accepted.offset), Ok(2));
+    }
+
+    #[test]
+    fn offsets_rise_even_when_a_channel_was_forgotten() {
+        let mut home = Home::new(1, 1000);
+        for expected in 1..4 {
+            assert_eq!(publish(&mut home, "a", "x").unwrap().offset, expected);
+            dispatched(&mut home);
+            assert!(home.channels.is_empty(), "nobody subscribes: nothing is kept");
+        }
+        home.count(&room("b"), 0, true);
+        home.count(&room("b"), 0, false);
+        assert!(home.channels.is_empty());
+        publish(&mut home, "all", "x").unwrap();
+        dispatched(&mut home);
+        assert_eq!(home.channels.len(), 1, "all is kept");
+    }
+}

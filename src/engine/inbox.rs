@@ -1,0 +1,154 @@
+//! The only way into a shard: a lock-free queue with many producers, one consumer, and one wake per batch.
+//!
+//! Items come out in the order in which they went in, whatever thread they came from: who is told that an item was
+//! pushed may rely on it coming before everything pushed later. The queue itself has no bound; every kind of item is
+//! bounded at its source (sockets by the limit of open files, publications by [`Inbox::reserve`], the rest by the
+//! number of connections).
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+
+use atomic_waker::AtomicWaker;
+use crossbeam_queue::SegQueue;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Inbox<T> {
+    queue: SegQueue<T>,
+    /// Something was pushed since the consumer last said that it looks.
+    signalled: AtomicBool,
+    consumer: AtomicWaker,
+    reserved_bytes: AtomicUsize,
+}
+
+impl<T> Default for Inbox<T> {
+    fn default() -> Self {
+        Self {
+            queue: SegQueue::new(),
+            signalled: AtomicBool::new(false),
+            consumer: AtomicWaker::new(),
+            reserved_bytes: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<T> Inbox<T> {
+    /// Adds an item; wakes the consumer if it has not been woken since it last looked.
+    pub fn push(&self, item: T) {
+        self.queue.push(item);
+        // Release: pairs with the acquire in `look`, so that the consumer sees the item above.
+        // Acquire: keeps the chain of swaps whole when several producers find the flag set.
+        if !self.signalled.swap(true, Ordering::AcqRel) {
+            self.consumer.wake();
+        }
+    }
+
+    /// Waits until something was pushed. One consumer only.
+    pub async fn pushed(&self) {
+        poll_fn(|context| {
+            self.consumer.register(context.waker());
+            // Acquire: pairs with the release in `push`. Registered first, so a push after this load wakes us.
+            if self.signalled.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// The consumer looks now: what is pushed from here on wakes it again.
+    pub fn look(&self) {
+        // Acquire: pairs with the release in `push`; every item whose push found the flag set is visible to `pop`.
+        self.signalled.swap(false, Ordering::AcqRel);
+    }
+
+    /// Takes the oldest item.
+    pub fn pop(&self) -> Option<T> {
+        self.queue.pop()
+    }
+
+    /// Sets `bytes` aside for a publication that is about to be pushed; false when `bytes_max` are already set aside.
+    #[must_use]
+    pub fn reserve(&self, bytes: usize, bytes_max: usize) -> bool {
+        // Relaxed: a bound, not a signal. Two that overshoot together are both refused, which is what a bound may do.
+        if self.reserved_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= bytes_max {
+            return true;
+        }
+        self.release(bytes);
+        false
+    }
+
+    /// Gives back what was set aside, once the publication has been popped.
+    pub fn release(&self, bytes: usize) {
+        self.reserved_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Wakes(AtomicU32);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_batch_costs_one_wake() {
+        let inbox = Inbox::default();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let mut waiting = Box::pin(inbox.pushed());
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        (0..100).for_each(|item| inbox.push(item));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+        inbox.look();
+        assert_eq!(std::iter::from_fn(|| inbox.pop()).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+        let mut waiting = Box::pin(inbox.pushed());
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        inbox.push(100);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn nothing_is_lost_or_reordered_between_threads() {
+        const EACH: u32 = 20_000;
+        let inbox = Arc::new(Inbox::default());
+        let producers: Vec<_> = (0..4_u32)
+            .map(|producer| {
+                let inbox = inbox.clone();
+                std::thread::spawn(move || (0..EACH).for_each(|number| inbox.push((producer, number))))
+            })
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut next = [0; 4];
+        runtime.block_on(async {
+            while next.iter().sum::<u32>() < 4 * EACH {
+                inbox.pushed().await;
+                inbox.look();
+                while let Some((producer, number)) = inbox.pop() {
+                    assert_eq!(number, next[producer as usize]);
+                    next[producer as usize] += 1;
+                }
+            }
+        });
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
+    }
+
+    #[test]
+    fn the_reserve_is_bounded() {
+        let inbox = Inbox::<()>::default();
+        assert!(inbox.reserve(60, 100));
+        assert!(!inbox.reserve(60, 100));
+        assert!(inbox.reserve(40, 100));
+        inbox.release(100);
+        assert!(inbox.reserve(100, 100));
+    }
+}

@@ -1,0 +1,228 @@
+//! The engine: shards, the inboxes between them, and the channels.
+//!
+//! [`Engine`] is what the shards share, and all that other threads see of them: enqueue an item, take a permit, look up a
+//! connection. Everything else belongs to one shard and never leaves its thread.
+
+pub mod channel;
+pub mod connections;
+mod events;
+pub mod home;
+pub mod inbox;
+pub mod publication;
+mod readiness;
+pub mod shard;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::TcpStream;
+use std::ops::AddAssign;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+pub use self::inbox::Inbox;
+use self::publication::{ChannelName, Dispatch, Publication, Refused};
+use crate::admission::{Load, Permit};
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::mem::{Ledger, Queues};
+use crate::metrics::Totals;
+use crate::registry::{ConnHandle, ConnId, Registry};
+use crate::wire::Frame;
+
+/// What comes into a shard.
+#[derive(Debug)]
+pub enum Item {
+    /// A socket from the accept thread.
+    Accepted(TcpStream, Permit),
+    /// To the channel's home: a message to sequence.
+    Publish(Publication),
+    /// From the channel's home: frames to fan out.
+    Deliver(Arc<Dispatch>),
+    /// To the channel's home: a shard has one subscriber more, or less.
+    Count {
+        /// The channel.
+        channel: ChannelName,
+        /// The shard of the subscriber.
+        shard: u16,
+        /// One more, or one less.
+        joined: bool,
+    },
+    /// A frame for one connection.
+    Answer {
+        /// The connection's slot.
+        slot: u32,
+        /// Its number: the slot may have a new holder by now.
+        id: ConnId,
+        /// What to send.
+        frame: Frame,
+    },
+    /// Says when everything pushed before has been forwarded.
+    Barrier(oneshot::Sender<()>),
+    /// Asks for the figures.
+    Survey(oneshot::Sender<Report>),
+    /// Flush, close every connection with 1001, and end, at this moment at the latest.
+    Drain(Instant),
+    /// A fault to test with: the shard panics.
+    #[cfg(debug_assertions)]
+    Panic,
+}
+
+/// The figures of one shard, or their sum.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What became of every frame for every subscriber.
+    pub totals: Totals,
+    /// Frames that wait in backlogs, counted there.
+    pub pending: u64,
+    /// Bytes that wait, in backlogs and in the kernel.
+    pub queues: Queues,
+    /// `SAY` events accepted.
+    pub says: u64,
+    /// Connections that ended, by reason.
+    pub closed: [u64; CloseReason::ALL.len()],
+    /// Connections that a drain had to cut.
+    pub cut: u64,
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.totals += other.totals;
+        self.pending += other.pending;
+        self.queues.outbox_bytes += other.queues.outbox_bytes;
+        self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
+        self.says += other.says;
+        self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);
+        self.cut += other.cut;
+    }
+}
+
+/// A request to the admin thread.
+#[derive(Debug)]
+pub struct LedgerRequest {
+    /// Return free memory to the system first.
+    pub purge: bool,
+    /// Where the ledger goes.
+    pub answer: oneshot::Sender<Ledger>,
+}
+
+/// What the shards share.
+#[derive(Debug)]
+pub struct Engine {
+    /// How the server was configured.
+    pub config: Config,
+    /// The way into each shard.
+    pub inboxes: Box<[Inbox<Item>]>,
+    /// The connections of each shard, in any phase.
+    pub loads: Box<[Load]>,
+    /// Every WebSocket connection.
+    pub registry: Registry,
+    /// The way to the admin thread.
+    pub admin: mpsc::Sender<LedgerRequest>,
+    /// Nothing new is taken.
+    draining: AtomicBool,
+    /// Keyed afresh in each process, so that nobody can aim at one shard.
+    hasher: RandomState,
+}
+
+impl Engine {
+    /// An engine whose shards do not run yet.
+    #[must_use]
+    pub fn new(config: Config, admin: mpsc::Sender<LedgerRequest>) -> Arc<Self> {
+        let shards = config.shards.get();
+        Arc::new(Self {
+            config,
+            inboxes: (0..shards).map(|_| Inbox::default()).collect(),
+            loads: (0..shards).map(|_| Load::default()).collect(),
+            registry: Registry::default(),
+            admin,
+            draining: AtomicBool::new(false),
+            hasher: RandomState::new(),
+        })
+    }
+
+    fn home_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
+        &self.inboxes[(self.hasher.hash_one(channel) % self.inboxes.len() as u64) as usize]
+    }
+
+    /// Sends a publication to its channel's home, which may still refuse it: see [`publication::Origin`].
+    ///
+    /// # Errors
+    /// When the home's inbox is at its bound, or the server drains.
+    pub fn publish(&self, publication: Publication) -> Result<(), Refused> {
+        if self.is_draining() {
+            return Err(Refused::Draining);
+        }
+        let inbox = self.home_inbox(&publication.channel);
+        if !inbox.reserve(publication.frame.wire().len(), self.config.pending_bytes_max) {
+            return Err(Refused::Overloaded);
+        }
+        inbox.push(Item::Publish(publication));
+        Ok(())
+    }
+
+    /// Tells the channel's home that `shard` has one subscriber more, or less.
+    pub fn count(&self, channel: ChannelName, shard: u16, joined: bool) {
+        self.home_inbox(&channel).push(Item::Count { channel, shard, joined });
+    }
+
+    /// Sends a frame to one connection, if it is still here.
+    pub fn answer(&self, id: ConnId, frame: Frame) {
+        if let Some(ConnHandle { shard, slot }) = self.registry.find(id) {
+            self.inboxes[usize::from(shard)].push(Item::Answer { slot, id, frame });
+        }
+    }
+
+    /// The shard with the fewest connections, and a permit for it.
+    #[must_use]
+    pub fn least_loaded(&self) -> (&Inbox<Item>, Permit) {
+        let loads = self.loads.iter().zip(&self.inboxes);
+        let (load, inbox) = loads.min_by_key(|(load, _)| load.get()).expect("there is at least one shard");
+        (inbox, load.permit())
+    }
+
+    /// Whether nothing new is taken.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        // Acquire: pairs with the release in `drain`.
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
+    pub async fn drain(&self, deadline: Instant) {
+        // Release: who sees the flag refuses; whoever did not see it has pushed before the barrier or loses a race that
+        // it would have lost against the end of the process as well, and hears of it.
+        self.draining.store(true, Ordering::Release);
+        // A shard that does not get that far in time has to hear of the drain all the same.
+        let _ = timeout_at(deadline, self.barrier()).await;
+        self.inboxes.iter().for_each(|inbox| inbox.push(Item::Drain(deadline)));
+    }
+
+    /// Returns once every shard has forwarded what had been pushed before the call.
+    pub async fn barrier(&self) {
+        for done in self.ask(Item::Barrier) {
+            // An error means that the shard has ended: then it forwards nothing more.
+            let _ = done.await;
+        }
+    }
+
+    /// The figures of all shards, added up. Each shard's are of one moment; the moments differ a little.
+    pub async fn survey(&self) -> Report {
+        let mut sum = Report::default();
+        for report in self.ask(Item::Survey) {
+            sum += report.await.unwrap_or_default();
+        }
+        sum
+    }
+
+    fn ask<T>(&self, item: impl Fn(oneshot::Sender<T>) -> Item) -> Vec<oneshot::Receiver<T>> {
+        let ask = |inbox: &Inbox<Item>| {
+            let (answer, answered) = oneshot::channel();
+            inbox.push(item(answer));
+            answered
+        };
+        self.inboxes.iter().map(ask).collect()
+    }
+}

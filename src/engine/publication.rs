@@ -1,0 +1,244 @@
+//! A message on its way: from the publisher to the channel's home, and from there to the shards.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::config::CHANNEL_NAME_BYTES_MAX;
+use crate::fanout::Outcome;
+use crate::registry::ConnId;
+use crate::wire::Frame;
+
+/// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a URL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelName(Arc<str>);
+
+impl ChannelName {
+    /// The channel that every plain `/ws` client is in.
+    pub const ALL: &'static str = "all";
+
+    /// A valid name.
+    ///
+    /// # Errors
+    /// One sentence that says what a name may be.
+    pub fn new(name: &str) -> Result<Self, InvalidChannel> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte);
+        if (1..=CHANNEL_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+            Ok(Self(name.into()))
+        } else {
+            Err(InvalidChannel)
+        }
+    }
+
+    /// `all`.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(Self::ALL.into())
+    }
+
+    /// Whether this is `all`.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        &*self.0 == Self::ALL
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A channel's name has another length or other characters.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a channel's name has 1 to {CHANNEL_NAME_BYTES_MAX} characters from A-Z a-z 0-9 - . _ ~ : @")]
+pub struct InvalidChannel;
+
+/// One message for one channel.
+#[derive(Debug)]
+pub struct Publication {
+    /// Where it goes.
+    pub channel: ChannelName,
+    /// What goes there.
+    pub frame: Frame,
+    /// Who waits to hear whether it was accepted.
+    pub origin: Origin,
+    /// Who waits to hear what became of it.
+    pub receipt: Option<Arc<Receipt>>,
+}
+
+/// Where a publication came from.
+#[derive(Debug)]
+pub enum Origin {
+    /// The server itself.
+    Server,
+    /// A request that waits for the answer.
+    Request(oneshot::Sender<Result<Accepted, Refused>>),
+    /// A connection that gets an `ERROR` event if the publication is refused.
+    Connection {
+        /// Its number.
+        id: ConnId,
+    },
+}
+
+/// A publication has its place in the channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Rises by one from message to message of a channel, for as long as the channel is in use.
+    pub offset: u64,
+    /// Subscribers of the whole node at that moment.
+    pub matched: u64,
+}
+
+/// A publication was not accepted; nothing of it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The channel's bound of pending bytes is reached.
+    #[error("the channel has too much pending: publish again later")]
+    Overloaded,
+    /// The server takes nothing more.
+    #[error("the server is shutting down")]
+    Draining,
+}
+
+/// Collects what became of one publication on every shard; the last shard to finish sends the sum.
+#[derive(Debug)]
+pub struct Receipt {
+    matched: AtomicU64,
+    delivered: AtomicU64,
+    pending: AtomicU64,
+    dropped: AtomicU64,
+    started: Instant,
+    done: Option<oneshot::Sender<Settled>>,
+}
+
+/// The sum of a [`Receipt`], in subscribers: `matched = delivered + dropped + pending`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Settled {
+    /// Subscribers that were due to get the message.
+    pub matched: u64,
+    /// Handed to the kernel, whole.
+    pub delivered: u64,
+    /// Will not be sent.
+    pub dropped: u64,
+    /// Waits in a backlog.
+    pub pending: u64,
+    /// From the publication to the end of the last shard's pass, in microseconds.
+    pub fanout_us: u64,
+}
+
+impl Receipt {
+    /// A receipt, and where its sum arrives.
+    #[must_use]
+    pub fn new() -> (Arc<Self>, oneshot::Receiver<Settled>) {
+        let (done, settled) = oneshot::channel();
+        let zero = || AtomicU64::new(0);
+        let receipt = Self {
+            matched: zero(),
+            delivered: zero(),
+            pending: zero(),
+            dropped: zero(),
+            started: Instant::now(),
+            done: Some(done),
+        };
+        (Arc::new(receipt), settled)
+    }
+
+    /// Adds one shard's part.
+    pub fn add(&self, outcome: Outcome) {
+        // Relaxed: read in `drop` only, which the reference count orders after every use.
+        self.matched.fetch_add(outcome.matched, Ordering::Relaxed);
+        self.delivered.fetch_add(outcome.delivered, Ordering::Relaxed);
+        self.pending.fetch_add(outcome.pending, Ordering::Relaxed);
+        self.dropped.fetch_add(outcome.dropped, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        let settled = Settled {
+            matched: *self.matched.get_mut(),
+            delivered: *self.delivered.get_mut(),
+            dropped: *self.dropped.get_mut(),
+            pending: *self.pending.get_mut(),
+            fanout_us: self.started.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+        };
+        if let Some(done) = self.done.take() {
+            // Whoever asked may have gone.
+            let _ = done.send(settled);
+        }
+    }
+}
+
+/// Frames of one channel with consecutive offsets: the one item that the home sends to each shard with subscribers.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// Where they go.
+    pub channel: ChannelName,
+    /// The frames, in the order of their offsets.
+    pub frames: Vec<Frame>,
+    /// The receipts, with the index of their frame.
+    pub receipts: Vec<(usize, Arc<Receipt>)>,
+    /// Given back when the last shard has finished.
+    pub charge: Charge,
+}
+
+/// Bytes that count as pending for a channel until dropped.
+#[derive(Debug)]
+pub struct Charge {
+    pending: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Bytes that are counted in `pending` already.
+    #[must_use]
+    pub fn new(pending: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        Self { pending: pending.clone(), bytes }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        // Relaxed: a bound, not a signal.
+        self.pending.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["all", "room-1", "a.b_c~d:e@f", &"x".repeat(CHANNEL_NAME_BYTES_MAX)] {
+            assert_eq!(ChannelName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a/b", "a b", "é", "a%20b", "a\n", &"x".repeat(CHANNEL_NAME_BYTES_MAX + 1)] {
+            assert_eq!(ChannelName::new(bad), Err(InvalidChannel), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_receipt_comes_after_the_last_shard() {
+        let (receipt, mut settled) = Receipt::new();
+        let other = receipt.clone();
+        receipt.add(Outcome { matched: 3, delivered: 1, pending: 1, dropped: 1 });
+        drop(receipt);
+        assert!(settled.try_recv().is_err());
+        other.add(Outcome { matched: 2, delivered: 2, pending: 0, dropped: 0 });
+        drop(other);
+        let sum = settled.try_recv().unwrap();
+        assert_eq!((sum.matched, sum.delivered, sum.pending, sum.dropped), (5, 3, 1, 1));
+    }
+}

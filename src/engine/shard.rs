@@ -1,0 +1,250 @@
+//! A shard: one thread that owns its connections, its subscriber lists and its counters; nothing in it is shared.
+//!
+//! Owns the loop that drains the inbox and goes on with the passes. What arrives during a pass becomes the next batch;
+//! between two chunks of a pass everything else on the thread has its turn. The life of a connection is in
+//! `connections`, the meaning of its messages in `events`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use slab::Slab;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+use super::channel::{Channels, Surroundings};
+use super::home::Home;
+use super::publication::{Origin, Publication};
+use super::{Engine, Inbox, Item, Report, readiness};
+use crate::admission::Permit;
+use crate::close::CloseReason;
+use crate::config::{INBOX_CHUNK, PASS_CHUNK};
+use crate::conn::Connection;
+use crate::fanout::Fanout;
+use crate::mem::{self, Queues};
+use crate::metrics::Books;
+use crate::outbox::Bound;
+use crate::registry::ConnId;
+use crate::wire::event::EventError;
+
+/// A connection over TCP.
+pub type Conn = Connection<mio::net::TcpStream>;
+
+/// Connections that a survey looks at before everything else has its turn.
+const SURVEY_CHUNK: usize = 512;
+
+/// One thread's part of the node.
+pub struct Shard {
+    /// What all shards share.
+    pub engine: Arc<Engine>,
+    pub(super) index: u16,
+    pub(super) fanout: Box<dyn Fanout<mio::net::TcpStream>>,
+    /// The shard's sockets: `readiness`.
+    pub(super) set: mio::Registry,
+    pub(super) connections: RefCell<Slab<Rc<Conn>>>,
+    pub(super) channels: RefCell<Channels<mio::net::TcpStream>>,
+    home: RefCell<Home>,
+    books: Rc<Books>,
+    /// Books of what the server answers to single clients; part of `books`.
+    pub(super) answers: Rc<Books>,
+    pub(super) closed: [Cell<u64>; CloseReason::ALL.len()],
+    pub(super) cut: Cell<u64>,
+    pub(super) says: Cell<u64>,
+    /// Slots of connections that were not read to the end in their turn.
+    pub(super) unread: RefCell<VecDeque<u32>>,
+    /// Closing handshakes, by the moment at which they have lasted long enough.
+    pub(super) closing: RefCell<VecDeque<(Instant, u32, ConnId)>>,
+    pub(super) closing_added: Notify,
+    pub(super) drain_deadline: Cell<Option<Instant>>,
+    pub(super) drain_started: Notify,
+}
+
+impl Shard {
+    /// The shard with this index, and the set of its sockets.
+    ///
+    /// # Errors
+    /// When the kernel gives no epoll set.
+    pub fn new(engine: Arc<Engine>, index: u16) -> io::Result<(Rc<Self>, mio::Poll)> {
+        let set = mio::Poll::new()?;
+        let books = Rc::new(Books::default());
+        let shard = Self {
+            index,
+            fanout: engine.config.fanout.build(),
+            set: set.registry().try_clone()?,
+            connections: RefCell::default(),
+            channels: RefCell::new(Channels::new(&books)),
+            home: RefCell::new(Home::new(engine.config.shards.get(), engine.config.pending_bytes_max)),
+            answers: Books::within(&books),
+            books,
+            closed: std::array::from_fn(|_| Cell::default()),
+            cut: Cell::default(),
+            says: Cell::default(),
+            unread: RefCell::default(),
+            closing: RefCell::default(),
+            closing_added: Notify::new(),
+            drain_deadline: Cell::default(),
+            drain_started: Notify::new(),
+            engine,
+        };
+        Ok((Rc::new(shard), set))
+    }
+
+    /// Runs until a drain is over; the last figures. `serve` takes each accepted socket through its HTTP phase.
+    ///
+    /// # Errors
+    /// When the epoll set fails.
+    pub async fn run(
+        self: Rc<Self>,
+        set: mio::Poll,
+        serve: impl Fn(&Rc<Self>, TcpStream, Permit),
+    ) -> io::Result<Report> {
+        let ready = readiness::run(self.clone(), set);
+        tokio::select! {
+            never = self.work(serve) => match never {},
+            never = self.cut_late_closes() => match never {},
+            () = self.drain() => {}
+            result = ready => match result? {},
+        }
+        Ok(self.report())
+    }
+
+    fn inbox(&self) -> &Inbox<Item> {
+        &self.engine.inboxes[usize::from(self.index)]
+    }
+
+    /// Drains the inbox and makes the passes, for ever.
+    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, TcpStream, Permit)) -> std::convert::Infallible {
+        let mut more = false;
+        loop {
+            if !more && self.channels.borrow().is_idle() {
+                self.inbox().pushed().await;
+            }
+            // The runtime looks at its sockets first: a burst that has already arrived joins this batch.
+            yield_now().await;
+            more = self.take_items(&serve);
+            self.step();
+        }
+    }
+
+    /// Takes what is in the inbox; whether something may be left.
+    fn take_items(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, TcpStream, Permit)) -> bool {
+        self.inbox().look();
+        let mut barriers = Vec::new();
+        let mut taken = 0;
+        while taken < INBOX_CHUNK {
+            let Some(item) = self.inbox().pop() else { break };
+            taken += 1;
+            match item {
+                Item::Accepted(stream, permit) => serve(self, stream, permit),
+                Item::Publish(publication) => self.sequence(publication),
+                Item::Deliver(dispatch) => self.channels.borrow_mut().enqueue(dispatch),
+                Item::Count { channel, shard, joined } => self.home.borrow_mut().count(&channel, shard, joined),
+                Item::Answer { slot, id, frame } => {
+                    if let Some(connection) = self.holder(slot, id) {
+                        self.answer(&connection, frame);
+                    }
+                }
+                Item::Barrier(done) => barriers.push(done),
+                Item::Survey(answer) => drop(tokio::task::spawn_local(self.clone().survey(answer))),
+                Item::Drain(deadline) => {
+                    self.drain_deadline.set(Some(deadline));
+                    self.drain_started.notify_waiters();
+                }
+                #[cfg(debug_assertions)]
+                Item::Panic => panic!("shard {} was told to panic", self.index),
+            }
+        }
+        self.forward();
+        for done in barriers {
+            // Whoever asked may have gone.
+            let _ = done.send(());
+        }
+        taken == INBOX_CHUNK
+    }
+
+    /// Gives a publication its place in its channel, and tells its origin.
+    fn sequence(&self, mut publication: Publication) {
+        self.inbox().release(publication.frame.wire().len());
+        let result = self.home.borrow_mut().sequence(&mut publication);
+        match (publication.origin, result) {
+            // Whoever asked may have gone.
+            (Origin::Request(answer), result) => drop(answer.send(result)),
+            (_, Ok(_)) => {}
+            (Origin::Connection { id }, Err(_)) => self.engine.answer(id, EventError::Overloaded.frame()),
+            (Origin::Server, Err(refused)) => tracing::warn!("the server's own message was not sent: {refused}"),
+        }
+    }
+
+    /// Forwards what was sequenced, one item for each shard and channel.
+    fn forward(&self) {
+        self.home.borrow_mut().dispatch(|shard, dispatch| {
+            if shard == self.index {
+                self.channels.borrow_mut().enqueue(dispatch);
+            } else {
+                self.engine.inboxes[usize::from(shard)].push(Item::Deliver(dispatch));
+            }
+        });
+    }
+
+    /// Goes on with the passes, for one chunk.
+    fn step(&self) {
+        let ended = self.channels.borrow_mut().step(
+            &Surroundings {
+                fanout: &*self.fanout,
+                connections: &self.connections.borrow(),
+                registry: &self.engine.registry,
+                shard: self.index,
+                bound: self.bound(),
+            },
+            PASS_CHUNK,
+        );
+        for (connection, reason) in ended {
+            self.end(&connection, reason);
+        }
+    }
+
+    /// The bound of every backlog.
+    pub(super) fn bound(&self) -> Bound {
+        Bound { bytes_max: self.engine.config.outbox_bytes_max, policy: self.engine.config.slow }
+    }
+
+    async fn survey(self: Rc<Self>, answer: oneshot::Sender<Report>) {
+        let mut kernel_bytes = 0;
+        let slots = self.connections.borrow().capacity();
+        for slot in 0..slots {
+            if slot % SURVEY_CHUNK == SURVEY_CHUNK - 1 {
+                yield_now().await;
+            }
+            if let Some(connection) = self.connections.borrow().get(slot) {
+                kernel_bytes += mem::socket_bytes(connection.socket().as_raw_fd());
+            }
+        }
+        let mut report = self.report();
+        report.queues.kernel_socket_bytes = kernel_bytes;
+        // Whoever asked may have gone.
+        let _ = answer.send(report);
+    }
+
+    /// The figures of this moment, without the kernel's.
+    fn report(&self) -> Report {
+        let (mut outbox_bytes, mut pending) = (0, 0);
+        for (_, connection) in &*self.connections.borrow() {
+            let (bytes, frames) = connection.backlog();
+            outbox_bytes += bytes as u64;
+            pending += frames;
+        }
+        Report {
+            totals: self.books.totals(),
+            pending,
+            queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
+            says: self.says.get(),
+            closed: std::array::from_fn(|reason| self.closed[reason].get()),
+            cut: self.cut.get(),
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! `mailbox`: a walk of the `DashMap`, a bounded queue and a writer task per connection.
+//!
+//! The shape that everybody writes first, and the baseline of every comparison: each frame is queued for each subscriber
+//! on its own, wakes a task, and is written by fastwebsockets with a header of its own.
+
+use std::rc::Rc;
+
+use super::{Fanout, Pass, Scope};
+use crate::conn::{Connection, Phase, Sent, Socket, mailbox};
+use crate::wire::Batch;
+
+pub(super) struct Mailbox;
+
+impl<S: Socket + 'static> Fanout<S> for Mailbox {
+    fn attach(&self, connection: &Rc<Connection<S>>) {
+        // The connection ends its task when it is abandoned, which every connection is.
+        tokio::task::spawn_local(mailbox::open(connection));
+    }
+
+    fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S> {
+        let slots = scope.registry.on_shard(scope.shard);
+        let mut pass = Pass::new(batch, slots.len(), start);
+        pass.slots = slots;
+        pass
+    }
+
+    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
+        let batch = pass.batch.clone();
+        let (before, mut matched) = (pass.visited, 0);
+        while pass.visited - before < budget {
+            let Some(place) = pass.next_place() else { break };
+            // A slot may be empty by now, or hold a newer connection: only who was subscribed at the beginning counts.
+            let Some(connection) = scope.connections.get(pass.slots[place] as usize) else { continue };
+            if !scope.subscribers.was_there_at_the_start(connection.position(scope.channel)) {
+                continue;
+            }
+            matched += 1;
+            let sent = match connection.mailbox() {
+                Some(mailbox) if connection.phase() == Phase::Open => Sent::Part(mailbox.offer(&batch, scope.bound)),
+                _ => Sent::Gone,
+            };
+            pass.record(connection, sent);
+        }
+        pass.settle(matched, 0);
+        pass.visited - before
+    }
+}

@@ -1,0 +1,49 @@
+//! What the server says of itself: the memory ledger, and the books in Prometheus' text format.
+
+use std::fmt::Write;
+
+use hyper::StatusCode;
+use tokio::sync::oneshot;
+
+use super::Answer;
+use super::answer::{draining, json, text};
+use crate::close::CloseReason;
+use crate::engine::{Engine, LedgerRequest};
+use crate::metrics::DropReason;
+
+/// `GET /debug/mem`, and with `purge` `POST /debug/mem/purge`.
+pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
+    let (answer, ledger) = oneshot::channel();
+    // The admin thread answers: a purge would hold up a shard.
+    let asked = engine.admin.send(LedgerRequest { purge, answer }).await;
+    match (asked, ledger.await) {
+        (Ok(()), Ok(ledger)) => json(StatusCode::OK, &ledger),
+        _ => draining(),
+    }
+}
+
+/// `GET /metrics`: the conservation law, live.
+pub(super) async fn metrics(engine: &Engine) -> Answer {
+    let report = engine.survey().await;
+    let totals = report.totals;
+    let mut out = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, series: &[(String, u64)]| {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in series {
+            let _ = writeln!(out, "{name}{labels} {value}");
+        }
+    };
+    let one = |value: u64| [(String::new(), value)];
+    let reason = |label: &str, value: u64| (format!("{{reason=\"{label}\"}}"), value);
+    let dropped = [totals.dropped_slow, totals.dropped_closed];
+    let dropped = DropReason::ALL.map(|why| reason(why.label(), dropped[why as usize]));
+    let closed = CloseReason::ALL.map(|why| reason(why.row().label, report.closed[why as usize]));
+    metric("hydrant_connections", "gauge", "WebSocket connections.", &one(engine.registry.len() as u64));
+    metric("hydrant_frames_matched_total", "counter", "Frames due to subscribers.", &one(totals.matched));
+    metric("hydrant_frames_delivered_total", "counter", "Frames handed to the kernel, whole.", &one(totals.delivered));
+    metric("hydrant_frames_dropped_total", "counter", "Frames that will not be sent.", &dropped);
+    metric("hydrant_frames_pending", "gauge", "Frames that wait in backlogs.", &one(report.pending));
+    metric("hydrant_says_total", "counter", "SAY events accepted.", &one(report.says));
+    metric("hydrant_closed_total", "counter", "Connections that ended.", &closed);
+    text(StatusCode::OK, out.trim_end())
+}

@@ -1,0 +1,184 @@
+//! The HTTP phase of a socket: routes, answers, and the way to a WebSocket. The only place that parses a request.
+//!
+//! hyper reads and writes; an upgraded socket leaves this module with nothing of it attached, so that an idle WebSocket
+//! costs none of the ~17 KiB that its HTTP phase did.
+
+mod answer;
+mod debug;
+mod publish;
+mod upgrade;
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::TcpStream;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use self::answer::{problem, text, with};
+use self::upgrade::Upgrade;
+use crate::admission::Permit;
+use crate::config::{Config, HTTP_TIMEOUT};
+use crate::engine::shard::Shard;
+
+type Answer = Response<Full<Bytes>>;
+
+/// Most headers of a request; more are answered with 431.
+const HEADERS_MAX: usize = 64;
+/// Longest head of a request in bytes; a longer one is answered with 431.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How long the rest of a request that was answered early is read and thrown away, so that the answer is not lost to a
+/// reset.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Takes a socket through its HTTP phase, in a task of its own that ends with it.
+pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
+    let shard = shard.clone();
+    // The runtime ends with the shard, and every task with it; none outlives its socket.
+    tokio::task::spawn_local(async move {
+        if let Err(error) = phase(&shard, stream, permit).await {
+            tracing::debug!("HTTP phase: {error}");
+        }
+    });
+}
+
+async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) -> io::Result<()> {
+    let upgrade = Rc::new(RefCell::new(None));
+    let service = service_fn(|request| {
+        let (shard, upgrade) = (shard.clone(), upgrade.clone());
+        // hyper wants a future that it can move.
+        Box::pin(async move { Ok::<_, Infallible>(route(&shard, &upgrade, request).await) })
+    });
+    let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream)?);
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(stream, service);
+    let done = tokio::select! {
+        done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
+        () = shard.draining() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|context| connection.poll_without_shutdown(context)).await
+        }
+    };
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner();
+    let upgrade = upgrade.borrow_mut().take();
+    match (done, upgrade) {
+        // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
+        (Ok(()), Some(Upgrade { role, announced })) => {
+            shard.register(stream.into_std()?, parts.read_buf, role, announced, permit)
+        }
+        (done, _) => {
+            stream.shutdown().await?;
+            // The client ends it, or the time does.
+            let _ = timeout(LINGER_TIMEOUT, async {
+                let mut thrown_away = [0; 4096];
+                while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {}
+            })
+            .await;
+            done.map_err(io::Error::other)
+        }
+    }
+}
+
+async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    let mut parts = path.split('/').skip(1);
+    let route = (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next());
+    let config = &shard.engine.config;
+    match route {
+        ("ws", channel, None, None) => {
+            only(&request, &[Method::GET]).unwrap_or_else(|| upgrade::events(shard, upgrade, &mut request, channel))
+        }
+        ("echo", None, None, None) => {
+            only(&request, &[Method::GET]).unwrap_or_else(|| upgrade::echo(shard, upgrade, &mut request))
+        }
+        ("publish", channel, None, None) => {
+            match only(&request, &[Method::POST]).or_else(|| forbidden(config, &request)) {
+                Some(refusal) => refusal,
+                None => publish::publish(shard, channel, request).await,
+            }
+        }
+        ("debug", Some("mem"), None, None) => {
+            match only(&request, &[Method::GET, Method::HEAD]).or_else(|| forbidden(config, &request)) {
+                Some(refusal) => refusal,
+                None => debug::mem(&shard.engine, false).await,
+            }
+        }
+        ("debug", Some("mem"), Some("purge"), None) => {
+            match only(&request, &[Method::POST]).or_else(|| forbidden(config, &request)) {
+                Some(refusal) => refusal,
+                None => debug::mem(&shard.engine, true).await,
+            }
+        }
+        #[cfg(debug_assertions)]
+        ("debug", Some("panic"), None, None) => {
+            shard.engine.inboxes[0].push(crate::engine::Item::Panic);
+            text(StatusCode::ACCEPTED, "shard 0 will panic")
+        }
+        ("metrics", None, None, None) => {
+            match only(&request, &[Method::GET, Method::HEAD]).or_else(|| forbidden(config, &request)) {
+                Some(refusal) => refusal,
+                None => debug::metrics(&shard.engine).await,
+            }
+        }
+        ("healthz", None, None, None) => {
+            only(&request, &[Method::GET, Method::HEAD]).unwrap_or_else(|| text(StatusCode::OK, "ok"))
+        }
+        ("readyz", None, None, None) => only(&request, &[Method::GET, Method::HEAD]).unwrap_or_else(|| {
+            if shard.engine.is_draining() { answer::draining() } else { text(StatusCode::OK, "ready") }
+        }),
+        _ => problem(
+            StatusCode::NOT_FOUND,
+            "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /metrics, /healthz, /readyz",
+        ),
+    }
+}
+
+/// 405 for any other method.
+fn only(request: &Request<Incoming>, methods: &[Method]) -> Option<Answer> {
+    if methods.contains(request.method()) {
+        return None;
+    }
+    let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let refusal = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    Some(with(refusal, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
+}
+
+/// Refuses publish and admin routes to whoever may not use them.
+fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
+    let Some(token) = &config.token else {
+        if config.listen.ip().is_loopback() {
+            return None;
+        }
+        let set =
+            "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";
+        return Some(problem(StatusCode::FORBIDDEN, set));
+    };
+    let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let given = match given.split_at_checked(7) {
+        Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => given,
+        _ => b"",
+    };
+    if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
+        return None;
+    }
+    let refusal = problem(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
+    Some(with(refusal, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+}

@@ -1,0 +1,96 @@
+//! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every subscriber.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode};
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::Answer;
+use super::answer::{draining, json, problem, unavailable};
+use crate::config::HTTP_TIMEOUT;
+use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
+use crate::engine::shard::Shard;
+use crate::wire::Frame;
+
+#[derive(Serialize)]
+struct AcceptedBody<'a> {
+    channel: &'a str,
+    offset: u64,
+    matched: u64,
+}
+
+#[derive(Serialize)]
+struct SettledBody<'a> {
+    channel: &'a str,
+    offset: u64,
+    #[serde(flatten)]
+    settled: Settled,
+}
+
+pub(super) async fn publish(shard: &Rc<Shard>, channel: Option<&str>, request: Request<Incoming>) -> Answer {
+    match try_publish(shard, channel, request).await {
+        Ok(answer) => answer,
+        Err(refusal) => *refusal,
+    }
+}
+
+async fn try_publish(
+    shard: &Rc<Shard>,
+    channel: Option<&str>,
+    request: Request<Incoming>,
+) -> Result<Answer, Box<Answer>> {
+    let refuse = |status, sentence: &str| Box::new(problem(status, sentence));
+    let channel = ChannelName::new(channel.unwrap_or(ChannelName::ALL))
+        .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
+    let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
+    let binary = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/octet-stream");
+    let body = read(request.into_body(), shard.engine.config.message_bytes_max).await?;
+    let frame = if binary {
+        Frame::binary(&body)
+    } else {
+        let sentence = "the body is not UTF-8: send text, or binary with Content-Type: application/octet-stream";
+        Frame::text(str::from_utf8(&body).map_err(|_| refuse(StatusCode::BAD_REQUEST, sentence))?)
+    };
+    drop(body);
+    let (answer, accepted) = oneshot::channel();
+    let (receipt, settled) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
+    let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(answer), receipt };
+    let result = match shard.engine.publish(publication) {
+        // A home that does not answer has ended with the server.
+        Ok(()) => accepted.await.unwrap_or(Err(Refused::Draining)),
+        Err(refused) => Err(refused),
+    };
+    let accepted = result.map_err(|refused| match refused {
+        Refused::Overloaded => Box::new(unavailable(&refused.to_string())),
+        Refused::Draining => Box::new(draining()),
+    })?;
+    let (channel, offset) = (channel.as_str(), accepted.offset);
+    let Some(settled) = settled else {
+        let body = AcceptedBody { channel, offset, matched: accepted.matched };
+        return Ok(json(StatusCode::ACCEPTED, &body));
+    };
+    let settled = settled.await.map_err(|_| Box::new(draining()))?;
+    Ok(json(StatusCode::ACCEPTED, &SettledBody { channel, offset, settled }))
+}
+
+/// The whole body: refused by its announced length before it is read, and by its real one while it is.
+async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
+    let refuse = |status, sentence: &str| Box::new(problem(status, sentence));
+    let too_big =
+        || refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_big());
+    }
+    match timeout(HTTP_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_big()),
+        Ok(Err(error)) => Err(refuse(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"))),
+        Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+    }
+}

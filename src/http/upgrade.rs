@@ -1,0 +1,135 @@
+//! From a request to a WebSocket (RFC 6455, section 4.2).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use fastwebsockets::upgrade::is_upgrade_request;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::{Request, Response, StatusCode};
+
+use super::Answer;
+use super::answer::{draining, problem, with};
+use crate::config::CHANNELS_PER_CONNECTION_MAX;
+use crate::conn::Role;
+use crate::engine::connections::Announced;
+use crate::engine::publication::ChannelName;
+use crate::engine::shard::Shard;
+
+/// What becomes of the socket once the 101 has left.
+pub(super) struct Upgrade {
+    pub(super) role: Role,
+    pub(super) announced: Announced,
+}
+
+/// `GET /ws` and `GET /ws/{channel}`.
+pub(super) fn events(
+    shard: &Rc<Shard>,
+    slot: &RefCell<Option<Upgrade>>,
+    request: &mut Request<Incoming>,
+    channel: Option<&str>,
+) -> Answer {
+    match channels(channel, request.uri().query()) {
+        Ok(channels) => upgrade(shard, slot, request, Role::Events, channels),
+        Err(sentence) => problem(StatusCode::BAD_REQUEST, &sentence),
+    }
+}
+
+/// `GET /echo`.
+pub(super) fn echo(shard: &Rc<Shard>, slot: &RefCell<Option<Upgrade>>, request: &mut Request<Incoming>) -> Answer {
+    upgrade(shard, slot, request, Role::Echo, Vec::new())
+}
+
+fn upgrade(
+    shard: &Rc<Shard>,
+    slot: &RefCell<Option<Upgrade>>,
+    request: &mut Request<Incoming>,
+    role: Role,
+    channels: Vec<ChannelName>,
+) -> Answer {
+    if let Err(refusal) = check(request.headers(), is_upgrade_request(request)) {
+        return *refusal;
+    }
+    if shard.engine.is_draining() {
+        return draining();
+    }
+    // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
+    let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
+        return problem(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
+    };
+    *slot.borrow_mut() = Some(Upgrade { role, announced: shard.announce(channels) });
+    let (head, _) = handshake.into_parts();
+    Response::from_parts(head, Full::new(Bytes::new()))
+}
+
+fn check(headers: &HeaderMap, asks_for_upgrade: bool) -> Result<(), Box<Answer>> {
+    if !asks_for_upgrade {
+        let refusal =
+            problem(StatusCode::UPGRADE_REQUIRED, "this route speaks WebSocket: connect with a WebSocket client");
+        let refusal = with(refusal, UPGRADE, HeaderValue::from_static("websocket"));
+        return Err(Box::new(with(refusal, CONNECTION, HeaderValue::from_static("upgrade"))));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let refusal = problem(StatusCode::UPGRADE_REQUIRED, "the WebSocket version has to be 13");
+        return Err(Box::new(with(refusal, SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))));
+    }
+    if !headers.get(SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes())) {
+        let sentence = "Sec-WebSocket-Key has to be 16 bytes in base64 (RFC 6455, section 4.1)";
+        return Err(Box::new(problem(StatusCode::BAD_REQUEST, sentence)));
+    }
+    Ok(())
+}
+
+/// 16 bytes in base64 are 22 characters and two of padding.
+fn is_key(key: &[u8]) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+    matches!(key, [digits @ .., b'=', b'='] if digits.len() == 22 && digits.iter().all(digit))
+}
+
+/// The channels of a connection: that of the path, or those of the query, or `all`.
+fn channels(path: Option<&str>, query: Option<&str>) -> Result<Vec<ChannelName>, String> {
+    let named = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("channel="));
+    let mut channels = Vec::new();
+    for name in path.into_iter().chain(named) {
+        let name = ChannelName::new(name).map_err(|invalid| invalid.to_string())?;
+        if !channels.contains(&name) {
+            channels.push(name);
+        }
+        if channels.len() > CHANNELS_PER_CONNECTION_MAX {
+            return Err(format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels"));
+        }
+    }
+    if channels.is_empty() {
+        channels.push(ChannelName::all());
+    }
+    Ok(channels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_come_from_path_and_query() {
+        let names =
+            |path, query| channels(path, query).map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names(None, None).unwrap(), ["all"]);
+        assert_eq!(names(None, Some("x=1")).unwrap(), ["all"]);
+        assert_eq!(names(Some("a"), None).unwrap(), ["a"]);
+        assert_eq!(names(None, Some("channel=a&x=1&channel=b&channel=a")).unwrap(), ["a", "b"]);
+        assert!(names(Some(""), None).is_err());
+        assert!(names(None, Some("channel=a%20b")).is_err());
+        let many = (0..=CHANNELS_PER_CONNECTION_MAX).map(|n| format!("channel={n}&")).collect::<String>();
+        assert!(names(None, Some(&many)).unwrap_err().contains("at most"));
+    }
+
+    #[test]
+    fn keys_are_sixteen_bytes() {
+        assert!(is_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
+        for bad in ["", "==", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25j ZQ==", "dGhlIHNhbXBsZSBub25jZQQ=="] {
+            assert!(!is_key(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The life of a server: bind, run, drain.
+//!
+//! [`Server::bind`] opens the port and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
+//! admin thread (tick, ledger, signals by way of `shutdown`), and returns when everything has ended.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+
+use crate::config::{Config, LISTEN_BACKLOG};
+use crate::engine::publication::{ChannelName, Origin, Publication};
+use crate::engine::shard::Shard;
+use crate::engine::{Engine, Item, LedgerRequest, Report};
+use crate::http;
+use crate::mem::{self, Sample, Watch};
+use crate::wire::event;
+
+/// Between two samples of the peaks.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the accept thread waits when it may not open another file, before it tries again.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Ledger requests that may wait for the admin thread; more wait in their HTTP phase.
+const LEDGER_REQUESTS_MAX: usize = 16;
+/// How long after its deadline a drain may still take to close what it cuts.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// Why a server could not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The port could not be opened.
+    #[error("cannot listen on {address}: {source}{}", if source.kind() == io::ErrorKind::AddrInUse { "; is another server running there?" } else { "" })]
+    Listen {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A thread, a runtime or an epoll set could not be had, or failed.
+    #[error("{0}: {1}")]
+    Thread(&'static str, io::Error),
+    /// A thread panicked; its message has been printed.
+    #[error("{0} has panicked")]
+    Panicked(&'static str),
+    /// A drain has not ended although its time was long over.
+    #[error("a shard did not end in time")]
+    Stuck,
+}
+
+/// A server that has its port.
+pub struct Server {
+    engine: Arc<Engine>,
+    listener: TcpListener,
+    address: SocketAddr,
+    ledger_requests: mpsc::Receiver<LedgerRequest>,
+}
+
+impl Server {
+    /// Opens the port; nothing runs yet.
+    ///
+    /// # Errors
+    /// [`ServerError::Listen`], for example when another server has the port.
+    pub fn bind(config: Config) -> Result<Self, ServerError> {
+        let address = config.listen;
+        let listener = listen(&config).map_err(|source| ServerError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| ServerError::Listen { address, source })?;
+        let (admin, ledger_requests) = mpsc::channel(LEDGER_REQUESTS_MAX);
+        Ok(Self { engine: Engine::new(config, admin), listener, address, ledger_requests })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What its threads share, to publish and to ask for figures.
+    #[must_use]
+    pub fn engine(&self) -> Arc<Engine> {
+        self.engine.clone()
+    }
+
+    /// Runs until `shutdown` completes and the drain that it starts is over; the last figures.
+    ///
+    /// # Errors
+    /// When a thread cannot be started, fails, panics, or does not end.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, ServerError> {
+        let Self { engine, listener, address, mut ledger_requests } = self;
+        let mut ended = start_shards(&engine)?;
+        tokio::select! {
+            () = engine.barrier() => {}
+            failed = shard_failure(&mut ended) => return Err(failed),
+        }
+        let mut watch = Watch::new(Sample::take());
+        let acceptor = Acceptor::start(listener, &engine)?;
+        let Config { shards, fanout, .. } = engine.config;
+        tracing::info!(shards, ?fanout, allocator = mem::NAME, "listening on {address}");
+
+        let mut shutdown = pin!(shutdown);
+        let mut ticks = engine.config.tick.map(timer);
+        let mut samples = timer(SAMPLE_INTERVAL);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = next(&mut ticks) => tick(&engine),
+                _ = samples.tick() => watch.note(Sample::take(), engine.registry.peak()),
+                Some(request) = ledger_requests.recv() => answer(&engine, &mut watch, request).await,
+                failed = shard_failure(&mut ended) => return Err(failed),
+            }
+        }
+
+        tracing::info!(connections = engine.registry.len(), "draining");
+        acceptor.stop()?;
+        let deadline = Instant::now() + engine.config.drain_timeout;
+        engine.drain(deadline).await;
+        let mut report = Report::default();
+        loop {
+            tokio::select! {
+                shard = ended.recv() => match shard {
+                    Some(shard) => report += shard?,
+                    None => break,
+                },
+                Some(request) = ledger_requests.recv() => answer(&engine, &mut watch, request).await,
+                () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
+            }
+        }
+        tracing::info!(cut = report.cut, "drained");
+        Ok(report)
+    }
+}
+
+/// Fires first after one period; late ones are not made up for.
+fn timer(period: Duration) -> Interval {
+    let mut timer = interval_at(Instant::now() + period, period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
+/// The next tick; never without a timer.
+async fn next(timer: &mut Option<Interval>) {
+    match timer {
+        Some(timer) => drop(timer.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The server's message to `all`.
+fn tick(engine: &Engine) {
+    let frame = event::chat_msg("server", "hello, this is server");
+    let publication = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
+    if let Err(refused) = engine.publish(publication) {
+        tracing::warn!("the tick was not sent: {refused}");
+    }
+}
+
+async fn answer(engine: &Engine, watch: &mut Watch, request: LedgerRequest) {
+    if request.purge {
+        mem::purge();
+    }
+    let report = engine.survey().await;
+    let sample = Sample::take();
+    watch.note(sample, engine.registry.peak());
+    // Whoever asked may have gone.
+    let _ = request.answer.send(watch.ledger(sample, engine.registry.len(), report.queues));
+}
+
+/// A listener whose sockets inherit what every client's socket needs, so that no call per connection is spent on it.
+fn listen(config: &Config) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, Some(Protocol::TCP))?;
+    // After a restart, connections of the last process may still be in TIME_WAIT. A second server is refused all the same.
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // The kernel doubles the value for its bookkeeping.
+    socket.set_send_buffer_size(config.kernel_bytes_max)?;
+    socket.set_tcp_notsent_lowat(config.kernel_bytes_max as u32)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&config.listen.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+type ShardEnd = Result<Report, ServerError>;
+
+/// Tells how a shard's thread ended, even if it panicked.
+struct Ending {
+    end: Option<ShardEnd>,
+    ended: mpsc::Sender<ShardEnd>,
+}
+
+impl Ending {
+    fn report(mut self, end: ShardEnd) {
+        self.end = Some(end);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let end = self.end.take().unwrap_or(Err(ServerError::Panicked("a shard")));
+        // There is room for every shard; without a receiver nobody waits any more.
+        let _ = self.ended.try_send(end);
+    }
+}
+
+/// Starts every shard on a thread of its own; their ends arrive in what is returned.
+fn start_shards(engine: &Arc<Engine>) -> Result<mpsc::Receiver<ShardEnd>, ServerError> {
+    let (ended, ends) = mpsc::channel(engine.config.shards.get());
+    for index in 0..engine.config.shards.get() {
+        let ending = Ending { end: None, ended: ended.clone() };
+        let engine = engine.clone();
+        let body = move || {
+            let end = run_shard(engine, index as u16);
+            ending.report(end);
+        };
+        let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(body);
+        // Not joined: its `Ending` says when and how it has ended.
+        drop(thread.map_err(|error| ServerError::Thread("cannot start a shard", error))?);
+    }
+    Ok(ends)
+}
+
+fn run_shard(engine: Arc<Engine>, index: u16) -> ShardEnd {
+    let failed = |error| ServerError::Thread("a shard has failed", error);
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(failed)?;
+    let (shard, set) = Shard::new(engine, index).map_err(failed)?;
+    runtime.block_on(shard.run(set, http::serve)).map_err(failed)
+}
+
+/// Waits until a shard ends although nobody drains: half a server is none.
+async fn shard_failure(ended: &mut mpsc::Receiver<ShardEnd>) -> ServerError {
+    match ended.recv().await {
+        Some(Err(error)) => error,
+        Some(Ok(_)) | None => ServerError::Panicked("a shard"),
+    }
+}
+
+/// The accept thread.
+struct Acceptor {
+    thread: JoinHandle<io::Result<()>>,
+    stopping: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Acceptor {
+    const LISTENER: Token = Token(0);
+    const WAKER: Token = Token(1);
+
+    fn start(listener: TcpListener, engine: &Arc<Engine>) -> Result<Self, ServerError> {
+        let failed = |error| ServerError::Thread("cannot start the accept thread", error);
+        let mut listener = mio::net::TcpListener::from_std(listener);
+        let set = Poll::new().map_err(failed)?;
+        set.registry().register(&mut listener, Self::LISTENER, Interest::READABLE).map_err(failed)?;
+        let waker = Waker::new(set.registry(), Self::WAKER).map_err(failed)?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (engine, stop) = (engine.clone(), stopping.clone());
+        let body = move || accept(&listener, set, &engine, &stop);
+        let thread = thread::Builder::new().name("accept".to_owned()).spawn(body).map_err(failed)?;
+        Ok(Self { thread, stopping, waker })
+    }
+
+    /// Closes the port.
+    fn stop(self) -> Result<(), ServerError> {
+        let failed = |error| ServerError::Thread("the accept thread has failed", error);
+        // Release: pairs with the acquire in `accept`; the wake alone would do, but it may come late.
+        self.stopping.store(true, Ordering::Release);
+        self.waker.wake().map_err(failed)?;
+        match self.thread.join() {
+            Ok(result) => result.map_err(failed),
+            Err(_) => Err(ServerError::Panicked("the accept thread")),
+        }
+    }
+}
+
+/// Hands each new socket to the shard with the fewest connections, until told to stop.
+fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stopping: &AtomicBool) -> io::Result<()> {
+    let mut events = Events::with_capacity(4);
+    let mut backing_off = false;
+    // Acquire: pairs with the release in `Acceptor::stop`.
+    while !stopping.load(Ordering::Acquire) {
+        match set.poll(&mut events, backing_off.then_some(ACCEPT_BACKOFF)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result?,
+        }
+        while !stopping.load(Ordering::Acquire) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let (inbox, permit) = engine.least_loaded();
+                    inbox.push(Item::Accepted(stream.into(), permit));
+                    if std::mem::take(&mut backing_off) {
+                        tracing::info!("accepting again");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    let full = matches!(
+                        error.raw_os_error(),
+                        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                    );
+                    if !full {
+                        // The client has gone again (ECONNABORTED and the like): the next one counts.
+                        tracing::debug!("accept: {error}");
+                        continue;
+                    }
+                    if !std::mem::replace(&mut backing_off, true) {
+                        tracing::warn!("cannot accept: {error}; raise the limit of open files or let clients go");
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
