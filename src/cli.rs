@@ -1,5 +1,6 @@
 //! The command line: flags and their environment twins, the log, and exit codes.
 
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -136,7 +137,7 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(serve)) => serve,
         None => cli.serve,
     };
-    let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(std::io::stderr).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(io::stderr).with_ansi(false);
     log.with_target(false).init();
     let config = serve.config();
     if let Err(error) = config.check() {
@@ -144,7 +145,10 @@ pub fn run() -> ExitCode {
         return ExitCode::from(USAGE);
     }
     abort_on_panic();
-    raise_open_files();
+    match raise_open_files() {
+        Ok(limit) => tracing::info!(limit, "open files"),
+        Err(error) => tracing::warn!("cannot raise the limit of open files: {error}"),
+    }
     match serve_until_signal(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -191,18 +195,20 @@ fn abort_on_panic() {
     }));
 }
 
-/// Raises the soft limit of open files to the hard one: each connection is a file.
-fn raise_open_files() {
+/// Raises the soft limit of open files to the hard one: each connection is a file. The new limit.
+///
+/// # Errors
+/// What the kernel said.
+pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a valid rlimit that outlives the call.
     let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     let wanted = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
     // SAFETY: as above.
     if read != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } != 0 {
-        tracing::warn!("cannot raise the limit of open files: {}", std::io::Error::last_os_error());
-        return;
+        return Err(io::Error::last_os_error());
     }
-    tracing::info!(limit = limit.rlim_max, "open files");
+    Ok(limit.rlim_max)
 }
 
 #[cfg(test)]

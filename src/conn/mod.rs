@@ -300,3 +300,152 @@ fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
+
+    use super::*;
+    use crate::admission::Load;
+    use crate::config::SlowPolicy;
+    use crate::metrics::Books;
+
+    /// A stream in memory that takes as many bytes as nobody has read, and no more.
+    struct Pipe(RefCell<DuplexStream>);
+
+    fn now<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+        match poll {
+            Poll::Ready(result) => result,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    impl Socket for Pipe {
+        fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+            now(Pin::new(&mut *self.0.borrow_mut()).poll_write(&mut Context::from_waker(Waker::noop()), bytes))
+        }
+        fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.send(&pieces.iter().flat_map(|piece| piece.to_vec()).collect::<Vec<_>>())
+        }
+        fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+            let mut buffer = ReadBuf::new(buffer);
+            let context = &mut Context::from_waker(Waker::noop());
+            now(Pin::new(&mut *self.0.borrow_mut()).poll_read(context, &mut buffer))?;
+            Ok(buffer.filled().len())
+        }
+        fn shutdown_write(&self) {
+            now(Pin::new(&mut *self.0.borrow_mut()).poll_shutdown(&mut Context::from_waker(Waker::noop()))).unwrap();
+        }
+    }
+
+    /// A connection over a pipe of `capacity` bytes, and the other end.
+    fn pair(capacity: usize) -> (Rc<Connection<Pipe>>, Pipe) {
+        let (ours, theirs) = duplex(capacity);
+        let pipe = Pipe(RefCell::new(ours));
+        let connection = Connection::new(ConnId(1), 0, Role::Events, pipe, Load::default().permit());
+        (Rc::new(connection), Pipe(RefCell::new(theirs)))
+    }
+
+    fn batch(books: &Rc<Books>, texts: &[&str]) -> Rc<Batch> {
+        let frames: Vec<_> = texts.iter().map(|text| Frame::text(text)).collect();
+        books.matched(frames.len() as u64);
+        Rc::new(Batch::new(&frames, books.clone()))
+    }
+
+    /// Everything that is in the pipe.
+    fn read(pipe: &Pipe) -> Vec<u8> {
+        let mut buffer = [0; 1000];
+        let length = pipe.receive(&mut buffer).unwrap_or(0);
+        buffer[..length].to_vec()
+    }
+
+    const BOUND: Bound = Bound { bytes_max: 100, policy: SlowPolicy::Disconnect };
+
+    #[test]
+    fn only_what_the_socket_refuses_waits() {
+        let books = Rc::default();
+        let (connection, peer) = pair(8);
+        assert_eq!(connection.send(&batch(&books, &["ab"]), BOUND), Sent::All);
+        assert!(!connection.has_backlog());
+        let sent = connection.send(&batch(&books, &["cd", "e"]), BOUND);
+        books.delivered(1);
+        assert_eq!(sent, Sent::Part(Offered { delivered: 1, started: false, queued: 1..2, overflow: false }));
+        assert_eq!(connection.backlog(), (3, 1));
+        assert!(connection.pong(b"!"));
+        assert_eq!(connection.flush(), Flushed::Blocked);
+        assert_eq!(read(&peer), b"\x81\x02ab\x81\x02cd");
+        assert_eq!(connection.flush(), Flushed::Idle);
+        assert_eq!(read(&peer), b"\x8a\x01!\x81\x01e");
+        assert!(connection.outbox.take().is_none(), "the memory is given back");
+        assert_eq!(books.totals().unsettled(), 0);
+    }
+
+    #[test]
+    fn nothing_follows_a_close_and_nothing_is_cut() {
+        let books = Rc::default();
+        let (connection, peer) = pair(5);
+        connection.send(&batch(&books, &["abcd", "e"]), BOUND);
+        assert!(connection.close(Frame::close_with(1000, ""), DropReason::Closed, Phase::Closing));
+        assert_eq!(connection.send(&batch(&books, &["late"]), BOUND), Sent::Gone);
+        let mut seen = read(&peer);
+        while connection.flush() == Flushed::Blocked {
+            seen.extend(read(&peer));
+        }
+        seen.extend(read(&peer));
+        assert_eq!(seen, b"\x81\x04abcd\x88\x02\x03\xe8");
+        let totals = books.totals();
+        // Whoever sends to a connection that is gone owes the books the drop: here, one.
+        assert_eq!((totals.delivered, totals.dropped_closed, totals.unsettled()), (1, 1, 1));
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_noticed() {
+        let books = Rc::default();
+        let (connection, peer) = pair(8);
+        drop(peer);
+        assert_eq!(connection.send(&batch(&books, &["a"]), BOUND), Sent::Gone);
+        assert!(!connection.pong(b""));
+        assert_eq!(connection.receive(&mut [0; 8]).unwrap(), 0);
+    }
+
+    /// Polls a writer task once.
+    fn poll(task: &mut Pin<Box<impl Future<Output = ()>>>) -> bool {
+        task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn a_writer_task_lets_control_frames_in_between_its_frames_only() {
+        let books = Rc::default();
+        let (connection, peer) = pair(4);
+        let mut task = Box::pin(mailbox::open(&connection));
+        let mailbox = connection.mailbox().unwrap();
+        mailbox.offer(&batch(&books, &["abcdef", "g"]), BOUND);
+        assert!(!poll(&mut task));
+        assert!(connection.pong(b"!"), "it waits: the task is inside a frame");
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            seen.extend(read(&peer));
+            connection.flush();
+            assert!(!poll(&mut task));
+        }
+        assert_eq!(seen, b"\x81\x06abcdef\x8a\x01!\x81\x01g");
+        assert_eq!((books.totals().delivered, books.totals().unsettled()), (2, 0));
+        connection.abandon(DropReason::Closed);
+        assert!(poll(&mut task), "it ends with its connection");
+    }
+
+    #[test]
+    fn a_writer_task_that_ends_settles_the_books() {
+        let books = Rc::default();
+        let (connection, _peer) = pair(4);
+        let mut task = Box::pin(mailbox::open(&connection));
+        connection.mailbox().unwrap().offer(&batch(&books, &["abcdef", "g"]), BOUND);
+        assert!(!poll(&mut task));
+        connection.abandon(DropReason::Closed);
+        assert!(poll(&mut task));
+        assert_eq!((books.totals().dropped_closed, books.totals().unsettled()), (2, 0));
+    }
+}

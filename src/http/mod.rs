@@ -13,7 +13,6 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpStream;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,11 +20,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use self::answer::{problem, text, with};
@@ -56,33 +55,12 @@ pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
 }
 
 async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) -> io::Result<()> {
-    let upgrade = Rc::new(RefCell::new(None));
-    let service = service_fn(|request| {
-        let (shard, upgrade) = (shard.clone(), upgrade.clone());
-        // hyper wants a future that it can move.
-        Box::pin(async move { Ok::<_, Infallible>(route(&shard, &upgrade, request).await) })
-    });
-    let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream)?);
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HTTP_TIMEOUT)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(stream, service);
-    let done = tokio::select! {
-        done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
-        () = shard.draining() => {
-            Pin::new(&mut connection).graceful_shutdown();
-            poll_fn(|context| connection.poll_without_shutdown(context)).await
-        }
-    };
-    let parts = connection.into_parts();
-    let mut stream = parts.io.into_inner();
-    let upgrade = upgrade.borrow_mut().take();
+    let Conversation { done, mut stream, leftover, upgrade } =
+        converse(shard, tokio::net::TcpStream::from_std(stream)?).await;
     match (done, upgrade) {
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
         (Ok(()), Some(Upgrade { role, announced })) => {
-            shard.register(stream.into_std()?, parts.read_buf, role, announced, permit)
+            shard.register(stream.into_std()?, leftover, role, announced, permit)
         }
         (done, _) => {
             stream.shutdown().await?;
@@ -95,6 +73,42 @@ async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) -> io::Resu
             done.map_err(io::Error::other)
         }
     }
+}
+
+/// How an HTTP phase has ended.
+struct Conversation<I> {
+    done: hyper::Result<()>,
+    stream: I,
+    /// What the client has sent behind its last request.
+    leftover: Bytes,
+    /// What the last request asked for and was granted.
+    upgrade: Option<Upgrade>,
+}
+
+/// Answers requests until one asks for a WebSocket, the client ends, its time is over, or the server drains.
+async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: I) -> Conversation<I> {
+    let upgrade = Rc::new(RefCell::new(None));
+    let (service_shard, asked) = (shard.clone(), upgrade.clone());
+    let service = service_fn(move |request| {
+        let (shard, asked) = (service_shard.clone(), asked.clone());
+        // hyper wants a future that it can move.
+        Box::pin(async move { Ok::<_, Infallible>(route(&shard, &asked, request).await) })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let done = tokio::select! {
+        done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
+        () = shard.draining() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|context| connection.poll_without_shutdown(context)).await
+        }
+    };
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    Conversation { done, stream: io.into_inner(), leftover: read_buf, upgrade: upgrade.take() }
 }
 
 async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut request: Request<Incoming>) -> Answer {
@@ -181,4 +195,78 @@ fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
     }
     let refusal = problem(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
     Some(with(refusal, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::engine::Engine;
+
+    /// Runs an HTTP phase against `client`, with a clock that moves only while both sides wait. The whole output of the
+    /// server, and how long it took.
+    fn converse_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
+        let runtime =
+            Builder::new_current_thread().enable_all().start_paused(true).build_local(LocalOptions::default());
+        runtime.unwrap().block_on(async {
+            let (shard, _set) = Shard::new(Engine::new(Config::default(), mpsc::channel(1).0), 0).unwrap();
+            let (ours, theirs) = duplex(64 * 1024);
+            let begun = Instant::now();
+            let server = async {
+                drop(converse(&shard, ours).await);
+            };
+            let client = async {
+                let mut stream = client(theirs).await;
+                let mut output = String::new();
+                stream.read_to_string(&mut output).await.unwrap();
+                output
+            };
+            let (output, ()) = tokio::join!(client, server);
+            (output, begun.elapsed())
+        })
+    }
+
+    #[test]
+    fn a_head_that_does_not_come_ends_the_phase() {
+        let (output, took) = converse_with(|mut stream| async move {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHos").await.unwrap();
+            stream
+        });
+        assert!((HTTP_TIMEOUT..HTTP_TIMEOUT * 2).contains(&took), "{took:?}: {output}");
+    }
+
+    #[test]
+    fn a_body_that_does_not_come_is_answered_with_408() {
+        let (output, took) = converse_with(|mut stream| async move {
+            let head = b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\nabc";
+            stream.write_all(head).await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 408 "), "{output}");
+        assert!((HTTP_TIMEOUT..HTTP_TIMEOUT * 2).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn an_idle_connection_ends() {
+        let (output, took) = converse_with(|mut stream| async move {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 200 ") && output.ends_with("ok\n"), "{output}");
+        assert!((HTTP_TIMEOUT..HTTP_TIMEOUT * 2).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_answered_with_431() {
+        let (output, _) = converse_with(|mut stream| async move {
+            let head = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", "h".repeat(HEAD_BYTES_MAX));
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 431 "), "{output}");
+    }
 }

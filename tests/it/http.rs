@@ -1,0 +1,190 @@
+//! The routes: what each answers, and what it refuses.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use hydrant::config::Config;
+use hydrant::engine::publication::{ChannelName, Origin, Publication, Refused};
+use hydrant::wire::Frame;
+
+use crate::support::{Answer, HANDSHAKE, Received, TestServer, config, read_answer, read_answer_to, request};
+
+#[test]
+fn every_route_answers_as_it_should() {
+    let server = TestServer::start(config());
+    let without =
+        |left_out: &str| -> Vec<_> { HANDSHAKE.into_iter().filter(|header| !header.starts_with(left_out)).collect() };
+    let with = |left_out: &str, put_in: &'static str| [without(left_out), vec![put_in]].concat();
+    let cases: Vec<(&str, &str, Vec<&str>, u16, Option<(&str, &str)>)> = vec![
+        ("GET", "/healthz", vec![], 200, None),
+        ("HEAD", "/healthz", vec![], 200, None),
+        ("GET", "/readyz", vec![], 200, None),
+        ("GET", "/metrics", vec![], 200, None),
+        ("GET", "/debug/mem", vec![], 200, Some(("content-type", "application/json"))),
+        ("POST", "/debug/mem/purge", vec![], 200, None),
+        ("GET", "/nothing", vec![], 404, None),
+        ("GET", "/ws/a/b", vec![], 404, None),
+        ("GET", "/echo/", vec![], 404, None),
+        ("GET", "/publish", vec![], 405, Some(("allow", "POST"))),
+        ("DELETE", "/publish/room", vec![], 405, Some(("allow", "POST"))),
+        ("POST", "/ws", vec![], 405, Some(("allow", "GET"))),
+        ("GET", "/debug/mem/purge", vec![], 405, Some(("allow", "POST"))),
+        ("POST", "/healthz", vec![], 405, Some(("allow", "GET, HEAD"))),
+        ("GET", "/ws", vec![], 426, Some(("upgrade", "websocket"))),
+        ("GET", "/echo", without("Upgrade"), 426, Some(("upgrade", "websocket"))),
+        ("GET", "/ws/room", without("Connection"), 426, Some(("upgrade", "websocket"))),
+        ("GET", "/ws", without("Sec-WebSocket-Version"), 426, Some(("sec-websocket-version", "13"))),
+        (
+            "GET",
+            "/ws",
+            with("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8"),
+            426,
+            Some(("sec-websocket-version", "13")),
+        ),
+        ("GET", "/ws", without("Sec-WebSocket-Key"), 400, None),
+        ("GET", "/ws", with("Sec-WebSocket-Key", "Sec-WebSocket-Key: short"), 400, None),
+        ("GET", "/ws/a%20b", HANDSHAKE.to_vec(), 400, None),
+        ("GET", "/ws?channel=", HANDSHAKE.to_vec(), 400, None),
+        ("POST", "/publish/a%20b", vec![], 400, None),
+    ];
+    for (method, path, headers, status, header) in cases {
+        let answer = request_as_is(server.address, method, path, &headers);
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        if let Some((name, value)) = header {
+            assert_eq!(answer.header(name), Some(value), "{method} {path}");
+        }
+        assert!(status == 200 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
+    }
+    assert!(server.engine.registry.is_empty());
+}
+
+/// Without a header that was not asked for, but a host and no body.
+fn request_as_is(address: SocketAddr, method: &str, path: &str, headers: &[&str]) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: hydrant\r\n{headers}\r\n").as_bytes()).unwrap();
+    read_answer_to(method, &mut stream)
+}
+
+#[test]
+fn a_body_goes_verbatim_to_every_subscriber() {
+    let server = TestServer::start(config());
+    let (mut all, mut room) = (server.client("/ws"), server.client("/ws/room"));
+    let answer = request(server.address, "POST", "/publish", &[], "τ\n\"".as_bytes());
+    assert_eq!((answer.status, answer.body.as_str()), (202, "{\"channel\":\"all\",\"offset\":1,\"matched\":1}\n"));
+    assert_eq!(all.receive_text(), "τ\n\"");
+    let binary = ["Content-Type: application/octet-stream"];
+    assert_eq!(request(server.address, "POST", "/publish/room", &binary, b"\xff\x00").status, 202);
+    assert_eq!(room.receive(), Received::Binary(b"\xff\x00".to_vec()));
+    let chunked = ["Transfer-Encoding: chunked"];
+    assert_eq!(request(server.address, "POST", "/publish", &chunked, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").status, 202);
+    assert_eq!(all.receive_text(), "abcde");
+    let published = server.publish("all", b"");
+    assert_eq!((published.offset, published.matched, published.delivered), (3, 1, 1));
+    assert_eq!(all.receive_text(), "");
+}
+
+#[test]
+fn what_cannot_be_published_is_refused() {
+    let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
+    let mut client = server.client("/ws");
+    assert_eq!(request(server.address, "POST", "/publish", &[], b"\xff").status, 400);
+    assert_eq!(request(server.address, "POST", "/publish", &[], &[b'x'; 1001]).status, 413);
+    let chunk = format!("3e9\r\n{}\r\n0\r\n\r\n", "x".repeat(1001));
+    let chunked = ["Transfer-Encoding: chunked"];
+    assert_eq!(request(server.address, "POST", "/publish", &chunked, chunk.as_bytes()).status, 413);
+    assert_eq!(request(server.address, "POST", "/publish", &[], &[b'x'; 1000]).status, 202);
+    assert_eq!(client.receive_text(), "x".repeat(1000));
+}
+
+#[test]
+fn one_connection_takes_many_requests() {
+    let server = TestServer::start(config());
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let one = "POST /publish/room HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi";
+    stream.write_all(one.repeat(20).as_bytes()).unwrap();
+    for offset in 1..=20 {
+        let answer = read_answer(&mut stream);
+        assert_eq!(answer.body, format!("{{\"channel\":\"room\",\"offset\":{offset},\"matched\":0}}\n"));
+    }
+}
+
+#[test]
+fn at_the_bound_publishers_get_503_and_nothing_is_lost() {
+    const PUBLISHERS: usize = 40;
+    let pending_bytes_max = 1010;
+    let narrow = Config { message_bytes_max: 1000, pending_bytes_max, ..config() };
+    let server = TestServer::start(narrow);
+    let mut clients: Vec<_> = (0..400).map(|_| server.client("/ws")).collect();
+    let address = server.address;
+    let statuses: Vec<_> = (0..PUBLISHERS)
+        .map(|publisher| {
+            let body = format!("{publisher:03}{}", "x".repeat(997));
+            thread::spawn(move || (request(address, "POST", "/publish?receipt=1", &[], body.as_bytes()), body))
+        })
+        .collect();
+    let mut accepted = Vec::new();
+    for thread in statuses {
+        let (answer, body) = thread.join().unwrap();
+        match answer.status {
+            202 => accepted.push(body),
+            503 => assert_eq!(answer.header("retry-after"), Some("1")),
+            status => panic!("{status}: {}", answer.body),
+        }
+    }
+    assert!(!accepted.is_empty() && accepted.len() < PUBLISHERS, "{} accepted", accepted.len());
+    accepted.sort();
+    for client in &mut clients {
+        let mut seen: Vec<_> = accepted.iter().map(|_| client.receive_text()).collect();
+        seen.sort();
+        assert_eq!(seen, accepted);
+    }
+    let report = server.survey_until(|report| report.pending == 0);
+    assert_eq!(report.totals.delivered as usize, accepted.len() * clients.len());
+    assert_eq!(server.publish("all", b"room again").matched, 400);
+}
+
+#[test]
+fn publish_and_admin_need_the_token() {
+    let server = TestServer::start(Config { token: Some("secret".to_owned()), ..config() });
+    for (method, path) in [("POST", "/publish"), ("POST", "/publish/room"), ("GET", "/debug/mem"), ("GET", "/metrics")]
+    {
+        for wrong in [&[][..], &["Authorization: Bearer wrong"], &["Authorization: Basic secret"], &["Authorization: "]]
+        {
+            let answer = request(server.address, method, path, wrong, b"");
+            assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")), "{path}");
+        }
+        let status = request(server.address, method, path, &["Authorization: bearer secret"], b"").status;
+        assert!(status == 200 || status == 202, "{path}");
+    }
+    assert_eq!(request(server.address, "GET", "/healthz", &[], b"").status, 200);
+    server.client("/ws");
+}
+
+#[test]
+fn beyond_loopback_publish_and_admin_are_shut_without_a_token() {
+    let server = TestServer::start(Config { listen: SocketAddr::from(([0, 0, 0, 0], 0)), ..config() });
+    let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
+    for (method, path) in
+        [("POST", "/publish"), ("GET", "/debug/mem"), ("POST", "/debug/mem/purge"), ("GET", "/metrics")]
+    {
+        let answer = request(address, method, path, &[], b"");
+        assert_eq!(answer.status, 403, "{path}");
+        assert!(answer.body.contains("--token"));
+    }
+    assert_eq!(request(address, "GET", "/healthz", &[], b"").status, 200);
+}
+
+#[test]
+fn a_draining_server_takes_nothing() {
+    let server = TestServer::start(config());
+    let engine = server.engine.clone();
+    let idle = TcpStream::connect(server.address).unwrap();
+    let report = server.finish();
+    assert_eq!((report.pending, report.cut), (0, 0));
+    drop(idle);
+    let frame = Frame::text("late");
+    let late = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
+    assert_eq!(engine.publish(late), Err(Refused::Draining));
+}

@@ -1,0 +1,164 @@
+//! The binary's life: how it starts, drains, and ends.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use crate::support::{Binary, Client, PATIENCE, Received, TestServer, config, publish, request, until};
+use hydrant::config::Config;
+
+const GOING_AWAY: Received = Received::Close(Some(1001), String::new());
+
+fn is_going_away(received: Received) -> bool {
+    matches!((received, GOING_AWAY), (Received::Close(code, _), Received::Close(expected, _)) if code == expected)
+}
+
+#[test]
+fn sigterm_and_sigint_close_everybody_with_1001() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        for fanout in ["direct", "mailbox"] {
+            let mut binary = Binary::start(&["--fanout", fanout]);
+            let mut clients: Vec<_> = (0..20).map(|_| Client::connect(binary.address, "/ws")).collect();
+            assert_eq!(publish(binary.address, "all", b"the last").matched, 20);
+            binary.signal(signal);
+            for client in &mut clients {
+                assert_eq!(client.receive_text(), "the last");
+                assert!(is_going_away(client.receive()));
+                client.send(0x88, &1001_u16.to_be_bytes());
+                assert_eq!(client.receive(), Received::End);
+            }
+            assert_eq!(binary.wait().code(), Some(0), "{:?}", binary.seen);
+        }
+    }
+}
+
+#[test]
+fn a_drain_flushes_what_waits() {
+    for fanout in crate::support::STRATEGIES {
+        let narrow = Config { fanout, kernel_bytes_max: 4096, ..config() };
+        let mut server = TestServer::start(narrow);
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        let messages: Vec<_> = (0..100).map(|number| format!("{number}{}", "x".repeat(2000))).collect();
+        for message in &messages {
+            server.publish("room", message.as_bytes());
+        }
+        assert!(server.survey().pending > 0, "something waits");
+        server.stop();
+        for message in &messages {
+            assert_eq!(slow.receive_text(), *message, "{fanout:?}");
+        }
+        assert!(is_going_away(slow.receive()));
+        drop(slow);
+        let report = server.finish();
+        assert_eq!((report.totals.delivered, report.cut), (100, 0));
+    }
+}
+
+#[test]
+fn a_drain_cuts_who_does_not_read() {
+    let mut binary = Binary::start(&["--drain-timeout", "300ms", "--kernel-bytes", "4KiB"]);
+    let stalled = Client::connect_narrow(binary.address, "/ws");
+    for _ in 0..10 {
+        publish(binary.address, "all", &[b'x'; 50_000]);
+    }
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
+    assert!(binary.seen.iter().any(|line| line.contains("drained cut=1")), "{:?}", binary.seen);
+    drop(stalled);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut binary = Binary::start(&["--drain-timeout", "1h"]);
+    let stalled = Client::connect(binary.address, "/ws");
+    binary.signal(libc::SIGTERM);
+    binary.wait_for_line("draining");
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(128 + libc::SIGTERM));
+    drop(stalled);
+}
+
+#[test]
+fn an_idle_http_connection_does_not_hold_up_a_drain() {
+    let mut binary = Binary::start(&["--drain-timeout", "1h"]);
+    let mut idle = TcpStream::connect(binary.address).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Until this has been answered, the connection may still be on its way to a shard.
+    std::io::Write::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    assert_eq!(crate::support::read_answer(&mut idle).status, 200);
+    binary.signal(libc::SIGTERM);
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0);
+    assert_eq!(binary.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_server_on_the_port_is_refused() {
+    let first = Binary::start(&[]);
+    let address = first.address.to_string();
+    let second = Command::new(env!("CARGO_BIN_EXE_hydrant")).args(["--listen", &address]).output().unwrap();
+    assert_eq!(second.status.code(), Some(69));
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(said.contains(&format!("cannot listen on {address}")) && said.contains("another server"), "{said}");
+}
+
+#[test]
+fn a_bad_value_exits_64_with_a_line_that_names_it() {
+    for (flags, named) in [
+        (&["--listen", "nowhere"][..], "--listen"),
+        (&["--shards", "0"], "--shards"),
+        (&["--fanout", "magic"], "--fanout"),
+        (&["--tick", "soon"], "--tick"),
+        (&["--outbox-bytes", "1KiB"], "--outbox-bytes"),
+        (&["--slow", "wait"], "--slow"),
+        (&["--token", ""], "--token"),
+        (&["--nonsense"], "--nonsense"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_hydrant")).args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{flags:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("error: ") && said.contains(named), "{flags:?}: {said}");
+    }
+    let by_environment = Command::new(env!("CARGO_BIN_EXE_hydrant")).env("HYDRANT_TICK", "soon").output().unwrap();
+    assert_eq!(by_environment.status.code(), Some(64));
+}
+
+#[test]
+fn help_names_every_flag_and_is_no_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_hydrant")).arg("--help").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let help = String::from_utf8(output.stdout).unwrap();
+    for flag in ["--listen", "--shards", "--fanout", "--tick", "--outbox-bytes", "--slow", "--message-bytes", "--token"]
+    {
+        assert!(help.contains(flag) && help.contains("HYDRANT_"), "{flag}");
+    }
+}
+
+#[test]
+fn without_descriptors_it_waits_and_goes_on() {
+    let mut binary = Binary::start_with_files(64, &["--shards", "1"]);
+    // More than fit: the last ones wait in the kernel's queue.
+    let waiting: Vec<_> = (0..80).map(|_| TcpStream::connect(binary.address).unwrap()).collect();
+    binary.wait_for_line("cannot accept");
+    drop(waiting);
+    binary.wait_for_line("accepting again");
+    until(
+        || (request(binary.address, "GET", "/healthz", &[], b"").status == 200).then_some(()),
+        || "not healthy".to_owned(),
+    );
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
+    let complaints = binary.seen.iter().filter(|line| line.contains("cannot accept")).count();
+    assert!(complaints <= 3, "once for each time that it runs dry, not for each try: {:?}", binary.seen);
+}
+
+/// Builds with debug assertions have a route that makes a shard panic.
+#[cfg(debug_assertions)]
+#[test]
+fn a_panic_in_a_shard_ends_the_process() {
+    let mut binary = Binary::start(&[]);
+    assert_eq!(request(binary.address, "POST", "/debug/panic", &[], b"").status, 202);
+    let status = binary.wait();
+    assert_eq!((status.code(), status.signal()), (None, Some(libc::SIGABRT)));
+    assert!(binary.seen.iter().any(|line| line.contains("was told to panic")), "{:?}", binary.seen);
+}

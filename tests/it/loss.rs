@@ -1,0 +1,189 @@
+//! Slow and vanishing clients: what each policy does, and that every frame is accounted for.
+
+use std::net::Shutdown;
+use std::time::Duration;
+
+use hydrant::close::CloseReason;
+use hydrant::config::{Config, SlowPolicy};
+use socket2::SockRef;
+
+use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config};
+
+/// Messages of 1 KiB against a backlog of 20 KiB and a kernel that holds little.
+const MESSAGES: usize = 200;
+
+fn narrow() -> Config {
+    Config { outbox_bytes_max: 20 * 1024, message_bytes_max: 2048, kernel_bytes_max: 4096, ..config() }
+}
+
+fn message(number: usize) -> String {
+    format!("{number:04}{}", "x".repeat(1020))
+}
+
+fn number(text: &str) -> usize {
+    assert_eq!(text.len(), 1024);
+    text[..4].parse().unwrap()
+}
+
+/// Publishes all messages to a slow client and a quick one, which reads each before the next.
+fn publish_all(server: &TestServer, quick: &mut Client) {
+    for number in 0..MESSAGES {
+        server.publish("room", message(number).as_bytes());
+        assert_eq!(quick.receive_text(), message(number));
+    }
+}
+
+#[test]
+fn disconnect_closes_the_slow_one_and_nobody_else() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, slow: SlowPolicy::Disconnect, ..narrow() });
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        let mut quick = server.client("/ws/room");
+        publish_all(&server, &mut quick);
+        server.wait_for_connections(1);
+        let (seen, code) = slow.receive_to_close();
+        assert_eq!(code, Some(1013));
+        assert!(seen.iter().map(|text| number(text)).eq(0..seen.len()), "{fanout:?}: a prefix without gaps");
+        slow.send(0x88, &1013_u16.to_be_bytes());
+        assert_eq!(slow.receive(), Received::End);
+        let report = server.survey_until(|report| report.pending == 0);
+        assert_eq!(report.totals.delivered, (MESSAGES + seen.len()) as u64, "{fanout:?}");
+        assert!(report.totals.dropped_slow > 0);
+        assert_eq!(report.closed[CloseReason::Slow as usize], 1);
+    }
+}
+
+#[test]
+fn drop_newest_keeps_the_first_and_goes_on_later() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropNewest, ..narrow() });
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        let mut quick = server.client("/ws/room");
+        publish_all(&server, &mut quick);
+        let stalled = server.survey();
+        assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
+        let kept = MESSAGES - stalled.totals.dropped_slow as usize;
+        for expected in 0..kept {
+            assert_eq!(number(&slow.receive_text()), expected, "{fanout:?}");
+        }
+        let published = server.publish("room", message(7777).as_bytes());
+        assert_eq!((published.matched, published.dropped), (2, 0));
+        assert_eq!(number(&slow.receive_text()), 7777);
+        let report = server.survey_until(|report| report.pending == 0);
+        assert_eq!(report.totals.delivered as usize, MESSAGES + kept + 2);
+        assert_eq!(server.engine.registry.len(), 2);
+    }
+}
+
+#[test]
+fn drop_oldest_keeps_the_last() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropOldest, ..narrow() });
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        let mut quick = server.client("/ws/room");
+        publish_all(&server, &mut quick);
+        let stalled = server.survey();
+        assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
+        let kept = MESSAGES - stalled.totals.dropped_slow as usize;
+        let seen: Vec<_> = (0..kept).map(|_| number(&slow.receive_text())).collect();
+        assert!(seen.is_sorted_by(|earlier, later| earlier < later), "{fanout:?}: {seen:?}");
+        assert_eq!(seen.last(), Some(&(MESSAGES - 1)), "{fanout:?}: the newest is there");
+        let gaps = seen.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+        assert_eq!(gaps, 1, "{fanout:?}: one gap, between what had left and what was kept: {seen:?}");
+        server.survey_until(|report| report.pending == 0);
+    }
+}
+
+#[test]
+fn a_client_that_vanishes_is_accounted_for() {
+    for fanout in STRATEGIES {
+        for slow in POLICIES {
+            let server = TestServer::start(Config { fanout, slow, ..narrow() });
+            let mut quick = server.client("/ws/room");
+            // One with a backlog whose connection is reset, one that ends its stream without a close frame.
+            let reset = Client::connect_narrow(server.address, "/ws/room");
+            let ended = server.client("/ws/room");
+            for text in (0..15).map(message) {
+                server.publish("room", text.as_bytes());
+            }
+            SockRef::from(&reset.stream).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(reset);
+            ended.stream.shutdown(Shutdown::Write).unwrap();
+            server.wait_for_connections(1);
+            for expected in (0..15).map(message) {
+                assert_eq!(quick.receive_text(), expected);
+            }
+            let report = server.survey_until(|report| report.pending == 0);
+            assert_eq!(report.totals.matched, 45, "{fanout:?} {slow:?}");
+            assert_eq!(report.closed[CloseReason::Vanished as usize], 2);
+        }
+    }
+}
+
+#[test]
+fn the_backlog_is_given_back_when_it_is_drained() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropNewest, ..narrow() });
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        for text in (0..MESSAGES).map(message) {
+            server.publish("room", text.as_bytes());
+        }
+        let stalled = server.survey();
+        assert!((1..=20 * 1024).contains(&stalled.queues.outbox_bytes), "{fanout:?}: {stalled:?}");
+        assert!(stalled.queues.kernel_socket_bytes > 0);
+        for _ in 0..MESSAGES - stalled.totals.dropped_slow as usize {
+            slow.receive_text();
+        }
+        let drained = server.survey_until(|report| report.pending == 0);
+        assert_eq!(drained.queues.outbox_bytes, 0);
+    }
+}
+
+#[test]
+fn the_kernel_does_not_hold_megabytes_for_a_client_that_reads_nothing() {
+    let server = TestServer::start(config());
+    let _stalled = server.client("/ws/room");
+    server.wait_for_connections(1);
+    let body = [b'x'; 60_000];
+    while !server.engine.registry.is_empty() {
+        server.publish("room", &body);
+    }
+    let held = server.survey().queues.kernel_socket_bytes;
+    // Four times the bound: unsent and unacknowledged bytes each have it, and the kernel doubles it for bookkeeping.
+    assert!((1..=4 * 256 * 1024).contains(&held), "{held}");
+}
+
+#[test]
+fn control_frames_go_ahead_of_a_backlog() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropNewest, ..narrow() });
+        let mut slow = Client::connect_narrow(server.address, "/ws/room");
+        for text in (0..MESSAGES).map(message) {
+            server.publish("room", text.as_bytes());
+        }
+        let kept = MESSAGES - server.survey().totals.dropped_slow as usize;
+        slow.send(0x89, b"are you there");
+        // The ping is read before the socket can take more, and so before this.
+        slow.text(r#"{"event":"SUBSCRIBE","channel":"mark"}"#);
+        crate::support::until(
+            || (server.publish("mark", b"").matched == 1).then_some(()),
+            || "the ping was not read".to_owned(),
+        );
+        let mut before = 0;
+        while slow.receive() != Received::Pong(b"are you there".to_vec()) {
+            before += 1;
+        }
+        assert!(before < kept, "{fanout:?}: {before} of {kept} came before the pong");
+    }
+}
+
+#[test]
+fn a_close_that_is_not_answered_is_cut() {
+    let server = TestServer::start(config());
+    let mut silent = server.client("/ws");
+    silent.text(r#"{"event":"LEAVE"}"#);
+    assert_eq!(silent.receive(), Received::Close(Some(1000), "left".to_owned()));
+    // It says nothing more; the server does not wait for it for ever.
+    let loads = || server.engine.loads.iter().map(hydrant::admission::Load::get).sum::<usize>();
+    crate::support::until(|| (loads() == 0).then_some(()), || "it is still here".to_owned());
+}

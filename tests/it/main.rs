@@ -1,0 +1,14 @@
+//! The server as its users meet it: over sockets, in this process or as the real binary.
+//!
+//! Plain `cargo test` needs no other program. Nothing here waits by sleeping for a fixed time: what has to happen is
+//! looked for until it has, or until [`support::PATIENCE`] is over.
+
+mod events;
+mod frames;
+mod http;
+mod ledger;
+mod life;
+mod loss;
+mod order;
+#[allow(unreachable_pub, reason = "a test crate has no outside")]
+mod support;

@@ -1,0 +1,398 @@
+//! A server in this process, the real binary, and a WebSocket client that does exactly what it is told.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hydrant::config::{Config, SlowPolicy, Strategy};
+use hydrant::engine::{Engine, Report};
+use hydrant::server::Server;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::sync::Arc;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::oneshot;
+
+/// How long something that has to happen is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const STRATEGIES: [Strategy; 2] = [Strategy::Direct, Strategy::Mailbox];
+pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
+
+/// No tick, a free port, two shards.
+pub fn config() -> Config {
+    Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        shards: 2.try_into().unwrap(),
+        tick: None,
+        ..Config::default()
+    }
+}
+
+/// A server in this process; drained when dropped.
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub engine: Arc<Engine>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Report>>,
+}
+
+impl TestServer {
+    pub fn start(config: Config) -> Self {
+        hydrant::cli::raise_open_files().unwrap();
+        config.check().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let (started, start) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
+            runtime.block_on(async {
+                let server = Server::bind(config).unwrap();
+                started.send((server.address(), server.engine())).unwrap();
+                server.run(async { drop(stopped.await) }).await.unwrap()
+            })
+        });
+        let (address, engine) = start.recv_timeout(PATIENCE).unwrap();
+        Self { address, engine, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Begins the drain.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Drains; the last figures.
+    pub fn finish(mut self) -> Report {
+        self.stop();
+        self.thread.take().unwrap().join().unwrap()
+    }
+
+    pub fn survey(&self) -> Report {
+        Builder::new_current_thread().enable_all().build().unwrap().block_on(self.engine.survey())
+    }
+
+    /// The figures once they are as wanted; the conservation law holds then.
+    pub fn survey_until(&self, wanted: impl Fn(&Report) -> bool) -> Report {
+        let report = until(|| Some(self.survey()).filter(&wanted), || format!("{:?}", self.survey()));
+        assert_eq!(report.totals.unsettled(), report.pending, "the conservation law: {report:?}");
+        report
+    }
+
+    /// Waits until this many connections are registered.
+    pub fn wait_for_connections(&self, number: usize) {
+        until(|| (self.engine.registry.len() == number).then_some(()), || format!("{}", self.engine.registry.len()));
+    }
+
+    pub fn client(&self, path: &str) -> Client {
+        Client::connect(self.address, path)
+    }
+
+    /// Publishes to a channel and waits for the end of the fan-out.
+    pub fn publish(&self, channel: &str, body: &[u8]) -> Published {
+        publish(self.address, channel, body)
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let result = thread.join();
+            assert!(result.is_ok() || thread::panicking(), "the server has panicked");
+        }
+    }
+}
+
+/// Looks until there is something; fails with `why` when patience is over.
+pub fn until<T>(mut look: impl FnMut() -> Option<T>, why: impl Fn() -> String) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in vain: {}", why());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What `?receipt=1` answers.
+#[derive(Debug, PartialEq, serde::Deserialize)]
+pub struct Published {
+    pub channel: String,
+    pub offset: u64,
+    pub matched: u64,
+    pub delivered: u64,
+    pub dropped: u64,
+    pub pending: u64,
+    pub fanout_us: u64,
+}
+
+pub fn publish(address: SocketAddr, channel: &str, body: &[u8]) -> Published {
+    let answer = request(address, "POST", &format!("/publish/{channel}?receipt=1"), &[], body);
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let published: Published = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(published.matched, published.delivered + published.dropped + published.pending, "{published:?}");
+    published
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let matches = |line: &&str| line.split(':').next().is_some_and(|found| found.eq_ignore_ascii_case(name));
+        self.head.lines().find(matches).map(|line| line[name.len() + 1..].trim())
+    }
+}
+
+/// One request on a connection of its own.
+pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: hydrant\r\nConnection: close\r\n");
+    if !headers.iter().any(|header| header.starts_with("Transfer-Encoding")) {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    headers.iter().for_each(|header| head += &format!("{header}\r\n"));
+    stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).unwrap();
+    read_answer_to(method, &mut stream)
+}
+
+/// Reads one answer, to the end of its body.
+pub fn read_answer(stream: &mut TcpStream) -> Answer {
+    read_answer_to("GET", stream)
+}
+
+/// An answer to HEAD names a body that it does not have.
+pub fn read_answer_to(method: &str, stream: &mut TcpStream) -> Answer {
+    let head = read_head(stream);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let mut answer =
+        Answer { status: status.unwrap_or_else(|| panic!("no status: {head:?}")), head, body: String::new() };
+    let length = if method == "HEAD" { None } else { answer.header("content-length") };
+    let length = length.map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).unwrap();
+    answer.body = String::from_utf8(body).unwrap();
+    answer
+}
+
+/// Reads byte by byte, so that nothing behind the head is taken.
+fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream
+            .read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{error} after {:?}", String::from_utf8_lossy(&head)));
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+pub const HANDSHAKE: [&str; 4] = [
+    "Upgrade: websocket",
+    "Connection: keep-alive, Upgrade",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+/// What a client gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    Text(String),
+    Binary(Vec<u8>),
+    Pong(Vec<u8>),
+    Close(Option<u16>, String),
+    /// The end of the stream.
+    End,
+}
+
+/// A WebSocket client.
+pub struct Client {
+    pub stream: TcpStream,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr, path: &str) -> Self {
+        Self::upgrade(TcpStream::connect(address).unwrap(), path)
+    }
+
+    /// With a receive buffer so small that it is full after a few messages.
+    pub fn connect_narrow(address: SocketAddr, path: &str) -> Self {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::upgrade(socket.into(), path)
+    }
+
+    fn upgrade(mut stream: TcpStream, path: &str) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: hydrant\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+        stream.write_all(head.as_bytes()).unwrap();
+        let answer = read_head(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        // The answer to the key that RFC 6455 uses as its example (section 1.3).
+        assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
+        Self { stream }
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn send(&mut self, first: u8, payload: &[u8]) {
+        self.send_raw(&masked(first, payload));
+    }
+
+    pub fn text(&mut self, text: &str) {
+        self.send(0x81, text.as_bytes());
+    }
+
+    /// The next message or control frame.
+    pub fn receive(&mut self) -> Received {
+        let mut head = [0; 2];
+        if let Err(error) = self.stream.read_exact(&mut head[..1]) {
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "neither a frame nor the end: {error}");
+            return Received::End;
+        }
+        self.stream.read_exact(&mut head[1..]).unwrap();
+        let length = match head[1] {
+            126 => u64::from(u16::from_be_bytes(self.bytes())),
+            127 => u64::from_be_bytes(self.bytes()),
+            length => u64::from(length),
+        };
+        let mut payload = vec![0; length as usize];
+        self.stream.read_exact(&mut payload).unwrap();
+        let text = |payload| String::from_utf8(payload).unwrap();
+        match (head[0], payload.len()) {
+            (0x81, _) => Received::Text(text(payload)),
+            (0x82, _) => Received::Binary(payload),
+            (0x8a, _) => Received::Pong(payload),
+            (0x88, 0) => Received::Close(None, String::new()),
+            (0x88, _) => {
+                let reason = payload.split_off(2);
+                Received::Close(Some(u16::from_be_bytes([payload[0], payload[1]])), text(reason))
+            }
+            (first, _) => panic!("a frame that starts with {first:#x}"),
+        }
+    }
+
+    /// The next text message.
+    pub fn receive_text(&mut self) -> String {
+        match self.receive() {
+            Received::Text(text) => text,
+            other => panic!("not a text: {other:?}"),
+        }
+    }
+
+    /// Every text message up to the close frame, and its code.
+    pub fn receive_to_close(&mut self) -> (Vec<String>, Option<u16>) {
+        let mut texts = Vec::new();
+        loop {
+            match self.receive() {
+                Received::Text(text) => texts.push(text),
+                Received::Close(code, _) => return (texts, code),
+                other => panic!("neither a text nor a close frame: {other:?}"),
+            }
+        }
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+}
+
+/// A client's frame.
+pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    let mut wire = vec![first];
+    match payload.len() {
+        length @ 0..126 => wire.push(0x80 | length as u8),
+        length @ 126..=0xffff => {
+            wire.push(0x80 | 126);
+            wire.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            wire.push(0x80 | 127);
+            wire.extend((length as u64).to_be_bytes());
+        }
+    }
+    wire.extend(MASK);
+    wire.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    wire
+}
+
+/// The real binary; killed when dropped.
+pub struct Binary {
+    pub address: SocketAddr,
+    child: Child,
+    log: mpsc::Receiver<String>,
+    pub seen: Vec<String>,
+}
+
+impl Binary {
+    pub fn start(flags: &[&str]) -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_hydrant")), flags)
+    }
+
+    /// As [`Binary::start`], with at most `files` open files.
+    pub fn start_with_files(files: u32, flags: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_hydrant")]);
+        Self::start_as(shell, flags)
+    }
+
+    fn start_as(mut command: Command, flags: &[&str]) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--tick", "0"]).args(flags).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (line, log) = mpsc::channel();
+        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
+        let mut binary = Self { address: SocketAddr::from(([0, 0, 0, 0], 0)), child, log, seen: Vec::new() };
+        let listening = binary.wait_for_line("listening on ");
+        binary.address = listening.split("listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        binary
+    }
+
+    /// The next line of the log that contains `text`.
+    pub fn wait_for_line(&mut self, text: &str) -> String {
+        loop {
+            let line = self.log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("no line with {text:?} in {:?}", self.seen));
+            self.seen.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: i32) {
+        let pid = self.child.id() as libc::pid_t;
+        // SAFETY: a plain system call; the process is our child and not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = until(|| self.child.try_wait().unwrap(), || "it still runs".to_owned());
+        self.seen.extend(self.log.iter());
+        status
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
