@@ -1,0 +1,159 @@
+//! What one delivery costs the server in CPU, beside the bare system call, in one run.
+//!
+//! ```text
+//! cargo bench --bench delivery                  10,000 subscribers, five rounds, about three minutes
+//! cargo bench --bench delivery -- --test        50 subscribers, one round, a few seconds: does it still work
+//! cargo bench --bench delivery -- --help
+//! ```
+//!
+//! A *cell* is one candidate with one number of messages in flight. It starts a fresh server on one core and a fresh
+//! client process with all the subscribers on another, warms them up, and takes the CPU time of the whole server process
+//! over a counted number of deliveries. The candidates are the floor (one `send` a socket and nothing else, see
+//! [`floor`]) and `hydrant` with each strategy asked for. On a shared machine absolute times drift, by more than the
+//! differences that matter; so the cells of a round follow each other directly, in an order that changes, and the figure
+//! to quote is the ratio to the floor *of the same round*, with its spread over the rounds.
+//!
+//! Server and client are child processes because two ends of 10,000 connections rarely fit under one process's limit
+//! of open files, and because the client's CPU time must not be charged to the server. The floor and the client are
+//! this same executable, started again with a hidden first argument.
+//!
+//! The run ends with exit code 1 if a single expected message is missing, repeated, reordered or foreign.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `main.rs` | the cells, their order, and the measurement of one |
+//! | `options.rs` | the command line |
+//! | `server.rs` | starting a candidate and learning its address |
+//! | `driver.rs` | starting the client and the words spoken with it |
+//! | `sample.rs` | the figures of one cell in one round |
+//! | `report.rs` | medians, ratios, the table and the JSON document |
+//! | `setting.rs` | commit and machine, printed with every result |
+//! | `proc.rs` | everything asked of the kernel about processes: cores, CPU clocks, limits |
+//! | `floor.rs` | role `floor`: the reference server |
+//! | `client.rs` | role `client`: the event loop with all subscribers and the publisher |
+//! | `subscribe.rs`, `publish.rs`, `tally.rs` | the client's connections, its two ways to publish, its bookkeeping |
+//! | `message.rs`, `http.rs` | the bytes of one message; as much of HTTP as the client needs |
+
+mod client;
+mod driver;
+mod floor;
+mod http;
+mod message;
+mod options;
+mod proc;
+mod publish;
+mod report;
+mod sample;
+mod server;
+mod setting;
+mod subscribe;
+mod tally;
+
+use std::io;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use client::Task;
+use driver::Driver;
+use options::Options;
+use report::Report;
+use sample::Sample;
+use server::{Candidate, Server};
+
+/// How long the server may finish what it still has on its hands (an HTTP answer, a task to park) before each reading
+/// of its CPU clock. An idle server spends nothing in it.
+const SETTLE: Duration = Duration::from_millis(20);
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let outcome = match (arguments.next().as_deref(), arguments.next()) {
+        (Some(floor::ROLE), Some(task)) => floor::run(&task).map(|()| true),
+        (Some(client::ROLE), Some(task)) => client::run(&task).map(|()| true),
+        _ => orchestrate(&Options::read()),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("delivery: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs all cells and prints the report; `false` if any delivery was lost.
+fn orchestrate(options: &Options) -> io::Result<bool> {
+    options.check()?;
+    let mut report = Report::new(options)?;
+    'run: for round in 0..options.rounds() {
+        for &in_flight in &options.in_flight {
+            let mut candidates = options.candidates();
+            // Everybody is first, last, and behind everybody else in turn.
+            let first = round % candidates.len();
+            candidates.rotate_left(first);
+            for candidate in candidates {
+                let sample = Cell::start(&candidate, in_flight, options)?.measure()?;
+                eprintln!("round {}, {in_flight} in flight, {candidate}: {sample}", round + 1);
+                report.add(in_flight, candidate, sample);
+                if !report.is_complete() {
+                    eprintln!("delivery: deliveries are missing, so the run ends here");
+                    break 'run;
+                }
+            }
+        }
+    }
+    report.print(options.json)?;
+    Ok(report.is_complete())
+}
+
+/// A candidate with its client, connected and warm.
+struct Cell {
+    name: String,
+    // In this order: server first, client second. `subscribe::open` says what that leaves behind in the kernel (nothing).
+    server: Server,
+    client: Driver,
+}
+
+impl Cell {
+    fn start(candidate: &Candidate, in_flight: usize, options: &Options) -> io::Result<Self> {
+        let (server_core, client_core) = proc::two_cores()?;
+        let name = format!("{candidate}, {in_flight} in flight");
+        let server = Server::start(candidate, options, server_core)
+            .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
+        let task = Task {
+            server: server.address(),
+            floor: *candidate == Candidate::Floor,
+            subscribers: options.subscribers(),
+            in_flight,
+            payload: options.payload,
+            messages: options.messages(),
+            seconds: options.seconds,
+        };
+        let client = Driver::start(&task, client_core)?;
+        let mut cell = Self { name, server, client };
+        let warm = cell.client.warm();
+        warm.map_err(|error| cell.explain(&error))?;
+        Ok(cell)
+    }
+
+    /// Clock, load, clock.
+    fn measure(&mut self) -> io::Result<Sample> {
+        thread::sleep(SETTLE);
+        let pid = self.server.pid();
+        let (cpu, waited) = (proc::cpu_time(pid)?, proc::time_waited(pid)?);
+        let counted = self.client.measure();
+        let counted = counted.map_err(|error| self.explain(&error))?;
+        thread::sleep(SETTLE);
+        Ok(Sample {
+            counted,
+            server_cpu: proc::cpu_time(pid)?.saturating_sub(cpu),
+            server_waited: proc::time_waited(pid)?.saturating_sub(waited),
+        })
+    }
+
+    /// An error with everything that helps to find its cause. Ends the server to get at the last of its output.
+    fn explain(&mut self, error: &io::Error) -> io::Error {
+        io::Error::other(format!("{}: {error}{}", self.name, self.server.stop()))
+    }
+}

@@ -1,0 +1,115 @@
+//! The command line of the bench: what to measure and how long. Owns every default and says why it is that.
+
+use std::io;
+
+use clap::Parser;
+
+use crate::message;
+use crate::proc;
+use crate::server::Candidate;
+
+/// What one delivery costs the server in CPU, beside the bare system call, in one run.
+#[derive(Parser, Debug)]
+#[command(name = "delivery")]
+pub(crate) struct Options {
+    /// Subscribers, all of them in one channel [default: 10000, with --test 50]
+    #[arg(long)]
+    subscribers: Option<usize>,
+
+    /// Messages to measure in every cell [default: as many as fit in --seconds, with --test 64]
+    #[arg(long)]
+    messages: Option<u32>,
+
+    /// How long to measure in every cell, in seconds; --messages goes before it
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+
+    /// Rounds; each runs every cell once [default: 5, with --test 1]
+    #[arg(long)]
+    rounds: Option<usize>,
+
+    /// Numbers of messages that the publisher keeps in flight
+    #[arg(long, value_delimiter = ',', default_value = "1,16")]
+    pub(crate) in_flight: Vec<usize>,
+
+    /// Payload of a message, in bytes
+    #[arg(long, default_value_t = 100)]
+    pub(crate) payload: usize,
+
+    /// Strategies of hydrant to put beside the floor
+    #[arg(long, value_delimiter = ',', default_value = "direct,mailbox")]
+    fanout: Vec<String>,
+
+    /// Measure the floor alone
+    #[arg(long)]
+    floor_only: bool,
+
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Does everything still work? Small numbers, one round, figures of no meaning
+    #[arg(long)]
+    test: bool,
+
+    /// Passed by `cargo bench` to every bench; means nothing here
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Options {
+    /// The options of this process; ends it with a usage message if they make no sense.
+    pub(crate) fn read() -> Self {
+        Self::parse()
+    }
+
+    /// Refuses what cannot work, before anything is started.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let counts = [self.subscribers(), self.rounds()];
+        if counts.contains(&0) || self.in_flight.contains(&0) || self.messages == Some(0) {
+            return Err(io::Error::other("--subscribers, --messages, --rounds and --in-flight count from 1"));
+        }
+        if !(message::TAG_BYTES..=message::PAYLOAD_BYTES_MAX).contains(&self.payload) {
+            return Err(io::Error::other(format!(
+                "--payload is between {} and {} bytes",
+                message::TAG_BYTES,
+                message::PAYLOAD_BYTES_MAX
+            )));
+        }
+        // The subscribers, the publisher's connections, and what a process has open anyway.
+        let files = self.subscribers() + self.in_flight.iter().max().copied().unwrap_or_default() + 64;
+        let files_max = proc::open_files_max()?;
+        if files as u64 > files_max {
+            return Err(io::Error::other(format!(
+                "{} subscribers need about {files} open files in each process, the hard limit here is {files_max}",
+                self.subscribers()
+            )));
+        }
+        Ok(())
+    }
+
+    /// The candidates in the order of a round; the floor always comes first, the ratios need it.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let mut candidates = vec![Candidate::Floor];
+        if !self.floor_only {
+            candidates.extend(self.fanout.iter().cloned().map(Candidate::Hydrant));
+        }
+        candidates
+    }
+
+    /// Subscribers in every cell.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.subscribers.unwrap_or(if self.test { 50 } else { 10_000 })
+    }
+
+    /// Messages in every cell; `None` lets the client choose from the pace of its warm-up.
+    pub(crate) fn messages(&self) -> Option<u32> {
+        self.messages.or(self.test.then_some(64))
+    }
+
+    /// How often every cell is measured. More rounds say more about a small difference than longer ones: drift cancels
+    /// out between rounds, not within a cell.
+    pub(crate) fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.test { 1 } else { 5 })
+    }
+}

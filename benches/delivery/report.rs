@@ -1,0 +1,250 @@
+//! What comes out: samples into rows, rows into a table for people or a JSON document for machines. Every figure stands
+//! beside what it takes to judge it: deliveries received of those expected, the batch size, who was saturated, machine,
+//! commit and command.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use crate::options::Options;
+use crate::proc;
+use crate::sample::Sample;
+use crate::server::Candidate;
+use crate::setting;
+
+/// Share of its core from which on the client was in the way of the server, in percent.
+const CLIENT_SATURATED_PERCENT: f64 = 95.0;
+
+/// Time that a server may wait for its core, in percent of the time measured, before that deserves a note: other processes
+/// were on it, or the server's own threads stood in each other's way.
+const WAITED_PERCENT_MAX: f64 = 2.0;
+
+/// One cell over all rounds.
+struct Row {
+    in_flight: usize,
+    candidate: Candidate,
+    samples: Vec<Sample>,
+}
+
+impl Row {
+    fn median(&self, figure: impl Fn(&Sample) -> f64) -> f64 {
+        quantile(self.samples.iter().map(figure).collect(), 0.5)
+    }
+
+    /// Publication until the last subscriber has it, over the messages of all rounds, in milliseconds.
+    fn latency_ms(&self, share: f64) -> f64 {
+        let latencies = self.samples.iter().flat_map(|s| &s.counted.latencies_ns);
+        quantile(latencies.map(|ns| *ns as f64 / 1e6).collect(), share)
+    }
+
+    /// Received and expected deliveries of all rounds.
+    fn deliveries(&self) -> (u64, u64) {
+        self.samples
+            .iter()
+            .fold((0, 0), |(received, expected), s| (received + s.counted.received, expected + s.counted.expected))
+    }
+
+    /// Exactly `1`, or a number that cannot be taken for it.
+    fn received_share(&self) -> String {
+        match self.deliveries() {
+            (received, expected) if received == expected => "1".to_owned(),
+            (received, expected) => format!("{:.9}", received as f64 / expected as f64),
+        }
+    }
+
+    fn is_client_saturated(&self) -> bool {
+        self.median(Sample::client_percent) > CLIENT_SATURATED_PERCENT
+    }
+
+    /// What stands in the way of taking the figures at their word.
+    fn notes(&self) -> String {
+        let mut notes = Vec::new();
+        if self.is_client_saturated() {
+            notes.push("client was the bottleneck");
+        }
+        if self.median(Sample::waited_percent) > WAITED_PERCENT_MAX {
+            notes.push("server waited for its core");
+        }
+        notes.join(", ")
+    }
+}
+
+/// All cells of a run.
+pub(crate) struct Report {
+    /// What the figures have to be read with.
+    setting: Vec<(&'static str, String)>,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// No cells yet.
+    pub(crate) fn new(options: &Options) -> io::Result<Self> {
+        let (server_core, client_core) = proc::two_cores()?;
+        let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+        let setting = vec![
+            ("command", format!("cargo bench --bench delivery -- {}", arguments.join(" "))),
+            ("commit", setting::commit()),
+            ("machine", setting::machine()),
+            ("cores", format!("server {server_core}, client {client_core}")),
+            ("subscribers", options.subscribers().to_string()),
+            ("payload bytes", options.payload.to_string()),
+        ];
+        Ok(Self { setting, rows: Vec::new() })
+    }
+
+    /// Takes in one cell of the round that is running.
+    pub(crate) fn add(&mut self, in_flight: usize, candidate: Candidate, sample: Sample) {
+        let row = self.rows.iter_mut().find(|row| row.in_flight == in_flight && row.candidate == candidate);
+        match row {
+            Some(row) => row.samples.push(sample),
+            None => self.rows.push(Row { in_flight, candidate, samples: vec![sample] }),
+        }
+    }
+
+    /// Whether every expected delivery of every cell arrived.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.rows.iter().all(|row| {
+            let (received, expected) = row.deliveries();
+            received == expected
+        })
+    }
+
+    /// Writes the report to stdout.
+    pub(crate) fn print(&self, as_json: bool) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        if as_json {
+            return writeln!(stdout, "{:#}", self.json());
+        }
+        writeln!(stdout)?;
+        for (name, value) in &self.setting {
+            writeln!(stdout, "{name}: {value}")?;
+        }
+        writeln!(
+            stdout,
+            "\nServer CPU per delivery, median of the rounds, in ns; its ratio to the floor in the same round, median and \
+             middle half;\nlatency from a publication until its last subscriber has it, in ms; `waited`: ready, but its core was taken.\n"
+        )?;
+        print_aligned(&mut stdout, &self.table())?;
+        writeln!(stdout, "\nServer CPU per delivery in each round, in ns.\n")?;
+        print_aligned(&mut stdout, &self.rounds())
+    }
+
+    /// Ratio of a row's CPU per delivery to the floor's, round by round: both sides of each ratio were measured within
+    /// seconds of each other.
+    fn ratios(&self, row: &Row) -> Vec<f64> {
+        let floor =
+            self.rows.iter().find(|other| other.in_flight == row.in_flight && other.candidate == Candidate::Floor);
+        floor.map_or_else(Vec::new, |floor| {
+            let rounds = row.samples.iter().zip(&floor.samples);
+            rounds.map(|(sample, floor)| sample.cpu_ns() / floor.cpu_ns()).collect()
+        })
+    }
+
+    fn table(&self) -> Vec<Vec<String>> {
+        let head = [
+            "in flight",
+            "candidate",
+            "ns/delivery",
+            "÷ floor",
+            "middle half",
+            "deliveries/s",
+            "received÷expected",
+            "frames/read",
+            "server CPU",
+            "waited",
+            "client CPU",
+            "p50",
+            "p99",
+            "",
+        ];
+        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        for row in &self.rows {
+            let ratio = |share| quantile(self.ratios(row), share);
+            lines.push(vec![
+                row.in_flight.to_string(),
+                row.candidate.to_string(),
+                format!("{:.0}", row.median(Sample::cpu_ns)),
+                format!("{:.3}", ratio(0.5)),
+                format!("{:.3}–{:.3}", ratio(0.25), ratio(0.75)),
+                format!("{:.0}", row.median(Sample::deliveries_per_second)),
+                row.received_share(),
+                format!("{:.2}", row.median(Sample::frames_per_read)),
+                format!("{:.0} %", row.median(Sample::server_percent)),
+                format!("{:.0} %", row.median(Sample::waited_percent)),
+                format!("{:.0} %", row.median(Sample::client_percent)),
+                format!("{:.2}", row.latency_ms(0.50)),
+                format!("{:.2}", row.latency_ms(0.99)),
+                row.notes(),
+            ]);
+        }
+        lines
+    }
+
+    fn rounds(&self) -> Vec<Vec<String>> {
+        let rounds = self.rows.iter().map(|row| row.samples.len()).max();
+        let mut head = vec!["in flight".to_owned(), "candidate".to_owned()];
+        head.extend((1..=rounds.unwrap_or_default()).map(|round| round.to_string()));
+        let mut lines = vec![head];
+        for row in &self.rows {
+            let mut line = vec![row.in_flight.to_string(), row.candidate.to_string()];
+            line.extend(row.samples.iter().map(|s| format!("{:.0}", s.cpu_ns())));
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn json(&self) -> Value {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| {
+                let ratios = self.ratios(row);
+                let (received, expected) = row.deliveries();
+                json!({
+                    "in_flight": row.in_flight,
+                    "candidate": row.candidate.to_string(),
+                    "server_cpu_ns_per_delivery": row.median(Sample::cpu_ns),
+                    "floor_ratio": quantile(ratios.clone(), 0.5),
+                    "floor_ratios": ratios,
+                    "received": received,
+                    "expected": expected,
+                    "latency_p50_ms": row.latency_ms(0.50),
+                    "latency_p99_ms": row.latency_ms(0.99),
+                    "client_saturated": row.is_client_saturated(),
+                    "rounds": row.samples.iter().map(Sample::json).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        let setting: serde_json::Map<_, _> =
+            self.setting.iter().map(|(name, value)| (name.replace(' ', "_"), Value::from(value.as_str()))).collect();
+        json!({"setting": setting, "rows": rows})
+    }
+}
+
+/// The value below which this share of the values lies, between two of them in proportion; not a number if there is
+/// none.
+fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let place = values.len().saturating_sub(1) as f64 * share;
+    let neighbours = (values.get(place.floor() as usize), values.get(place.ceil() as usize));
+    match neighbours {
+        (Some(below), Some(above)) => below + (above - below) * place.fract(),
+        _ => f64::NAN,
+    }
+}
+
+/// Right-aligns the columns: nearly all of them are numbers. A line may be shorter than the longest.
+fn print_aligned(out: &mut impl Write, table: &[Vec<String>]) -> io::Result<()> {
+    let columns = table.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| {
+        let cells = table.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<_> = (0..columns).filter_map(width).collect();
+    for line in table {
+        let cells = line.iter().zip(&widths);
+        let cells: Vec<_> = cells.map(|(cell, width)| format!("{cell:>width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}

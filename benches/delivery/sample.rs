@@ -1,0 +1,72 @@
+//! One measured cell: what the client counted and what it cost the server, and the figures that follow from the two.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::Counted;
+
+/// The result of one cell in one round.
+pub(crate) struct Sample {
+    /// What the client counted.
+    pub(crate) counted: Counted,
+    /// CPU time of the server, over all deliveries.
+    pub(crate) server_cpu: Duration,
+    /// How long threads of the server were ready to run but their core was taken, by others or by each other.
+    pub(crate) server_waited: Duration,
+}
+
+impl Sample {
+    /// CPU of the server per delivery that arrived, in nanoseconds.
+    pub(crate) fn cpu_ns(&self) -> f64 {
+        self.server_cpu.as_nanos() as f64 / self.counted.received.max(1) as f64
+    }
+
+    /// Pace of the cell.
+    pub(crate) fn deliveries_per_second(&self) -> f64 {
+        self.counted.received as f64 * 1e9 / self.counted.elapsed_ns as f64
+    }
+
+    /// How many frames arrived together: the size of the batches that the server made.
+    pub(crate) fn frames_per_read(&self) -> f64 {
+        self.counted.received as f64 / self.counted.reads.max(1) as f64
+    }
+
+    /// CPU of the client, in percent of a core.
+    pub(crate) fn client_percent(&self) -> f64 {
+        100.0 * self.counted.client_cpu_ns as f64 / self.counted.elapsed_ns as f64
+    }
+
+    /// CPU of the server, in percent of a core.
+    pub(crate) fn server_percent(&self) -> f64 {
+        100.0 * self.server_cpu.as_nanos() as f64 / self.counted.elapsed_ns as f64
+    }
+
+    /// Time the server waited for its core, in percent of the time measured.
+    pub(crate) fn waited_percent(&self) -> f64 {
+        100.0 * self.server_waited.as_nanos() as f64 / self.counted.elapsed_ns as f64
+    }
+
+    /// Everything above, with the counts behind it.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "server_cpu_ns_per_delivery": self.cpu_ns(),
+            "server_cpu_ns": self.server_cpu.as_nanos() as u64,
+            "server_cpu_percent": self.server_percent(),
+            "server_waited_percent": self.waited_percent(),
+            "client_cpu_percent": self.client_percent(),
+            "deliveries_per_second": self.deliveries_per_second(),
+            "frames_per_read": self.frames_per_read(),
+            "received": self.counted.received,
+            "expected": self.counted.expected,
+            "elapsed_ns": self.counted.elapsed_ns,
+        })
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0} ns/delivery, {} of {} received", self.cpu_ns(), self.counted.received, self.counted.expected)
+    }
+}

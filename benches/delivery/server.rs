@@ -1,0 +1,150 @@
+//! The candidates: starts one on its core, learns from its output where it listens, keeps the last lines it said for
+//! the case that something goes wrong. Dropping a [`Server`] ends the process.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufRead, BufReader, PipeReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::floor;
+use crate::options::Options;
+use crate::proc;
+
+/// Longest wait for a server to say where it listens.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Lines of a server's output to keep.
+const LAST_LINES: usize = 20;
+
+/// Something that delivers messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Candidate {
+    /// The reference: the bare system call.
+    Floor,
+    /// This package's server with the given fan-out strategy.
+    Hydrant(String),
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Floor => "floor",
+            Self::Hydrant(fanout) => fanout,
+        })
+    }
+}
+
+impl Candidate {
+    fn command(&self, options: &Options) -> io::Result<Command> {
+        match self {
+            Self::Floor => {
+                let task = floor::Task { subscribers: options.subscribers(), payload: options.payload };
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args([floor::ROLE, &serde_json::to_string(&task)?]);
+                Ok(command)
+            }
+            Self::Hydrant(fanout) => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
+                // One shard, because the floor is one thread; no tick, because it is not part of the load.
+                command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);
+                command.args(["--fanout", fanout]);
+                Ok(command)
+            }
+        }
+    }
+}
+
+/// A running server.
+pub(crate) struct Server {
+    child: Child,
+    address: SocketAddr,
+    /// Reads the server's output to its end, so that the server never waits for a full pipe.
+    output: Option<JoinHandle<VecDeque<String>>>,
+}
+
+impl Server {
+    /// Starts `candidate` on `core` and waits until it listens.
+    pub(crate) fn start(candidate: &Candidate, options: &Options, core: usize) -> io::Result<Self> {
+        let mut command = candidate.command(options)?;
+        // One pipe for both, so that it does not matter which of them a server logs to.
+        let (reader, writer) = io::pipe()?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        proc::pin(&mut command, core);
+        let child = command.spawn()?;
+        // The command owns this process's ends of the pipe; with them open the output would never end.
+        drop(command);
+
+        let (sender, addresses) = mpsc::channel();
+        let output = thread::spawn(move || follow(reader, &sender));
+        let mut server = Self { child, address: SocketAddr::from(([0, 0, 0, 0], 0)), output: Some(output) };
+        match addresses.recv_timeout(START_TIMEOUT) {
+            Ok(address) => server.address = address,
+            Err(_) => {
+                let last_words = server.stop();
+                return Err(io::Error::other(format!("did not say where it listens{last_words}")));
+            }
+        }
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the process; the answer is the end of its output, as the end of an error message.
+    pub(crate) fn stop(&mut self) -> String {
+        // Either may fail only because the process is already gone, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let lines = self.output.take().map(JoinHandle::join);
+        match lines {
+            Some(Ok(lines)) if !lines.is_empty() => {
+                format!("\nthe server's last words:\n  {}", Vec::from(lines).join("\n  "))
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Reads a server's output to its end, sends every address that it says it listens on, answers the last lines.
+fn follow(reader: PipeReader, addresses: &mpsc::Sender<SocketAddr>) -> VecDeque<String> {
+    let mut lines = VecDeque::new();
+    for line in BufReader::new(reader).lines().map_while(Result::ok) {
+        if let Some(address) = listening_address(&line) {
+            // Nobody waits for a second one.
+            let _ = addresses.send(address);
+        }
+        if lines.len() == LAST_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    lines
+}
+
+/// The address in a log line such as `INFO listening on 127.0.0.1:43210`. Takes the first thing in a line about
+/// listening that is an address with a port; `127.0.0.1:0` is what was asked for, not what it became.
+fn listening_address(line: &str) -> Option<SocketAddr> {
+    if !line.to_ascii_lowercase().contains("listening") {
+        return None;
+    }
+    line.split(|c: char| !c.is_ascii_hexdigit() && !".:[]".contains(c))
+        .filter_map(|word| word.parse::<SocketAddr>().ok())
+        .find(|address| address.port() != 0)
+}
