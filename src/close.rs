@@ -84,7 +84,7 @@ impl CloseReason {
             Row { code, text, label, level: Level::DEBUG, retry: true }
         }
         const fn broken(code: u16, text: &'static str, label: &'static str) -> Row {
-            Row { code: Some(code), text, label, level: Level::INFO, retry: false }
+            Row { code: Some(code), text, label, level: Level::DEBUG, retry: false }
         }
         match self {
             Self::ByClient => quiet(None, "", "by_client"),

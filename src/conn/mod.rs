@@ -92,6 +92,8 @@ pub struct Connection<S> {
     phase: Cell<Phase>,
     /// A writer task is inside a frame: nobody else may write.
     writing: Cell<bool>,
+    /// It was not read to its end and waits for its next turn.
+    pub unread: Cell<bool>,
     outbox: Cell<Option<Box<Outbox>>>,
     mailbox: OnceCell<Rc<Mailbox>>,
     /// Used by the reader only.
@@ -120,6 +122,7 @@ impl<S: Socket> Connection<S> {
             socket,
             phase: Cell::new(Phase::Open),
             writing: Cell::new(false),
+            unread: Cell::new(false),
             outbox: Cell::default(),
             mailbox: OnceCell::new(),
             decoder: RefCell::default(),

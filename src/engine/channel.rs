@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -37,7 +38,27 @@ struct Channel<S> {
     pass: Option<Running<S>>,
     /// Where the next pass starts.
     start: usize,
+    last: LastPass,
+    /// When the next pass may begin, once something waits for it.
+    begins_at: Option<Instant>,
     books: Rc<Books>,
+}
+
+/// What the last pass tells about the next.
+#[derive(Clone, Copy, Debug, Default)]
+struct LastPass {
+    frames: usize,
+    took: Duration,
+}
+
+impl LastPass {
+    /// How long the next pass waits for more to join it: a hundredth of what the last one took, and only if that one
+    /// carried more than one frame. Without it, a burst that comes over many sockets is split: its first frame has a
+    /// pass to itself, the others share the next. Publishers that have one message in flight never wait.
+    /// `benches/delivery`, 16 in flight: 8 → 16 frames a write.
+    fn linger(self) -> Duration {
+        if self.frames > 1 { self.took / 100 } else { Duration::ZERO }
+    }
 }
 
 /// A pass, and the dispatches whose frames it carries.
@@ -45,6 +66,7 @@ struct Channel<S> {
 struct Running<S> {
     pass: Pass<S>,
     dispatches: Vec<Arc<Dispatch>>,
+    begun: Instant,
 }
 
 /// Connections that a step found to be at their end.
@@ -82,6 +104,8 @@ impl<S: Socket> Channels<S> {
                 waiting: VecDeque::new(),
                 pass: None,
                 start: 0,
+                last: LastPass::default(),
+                begins_at: None,
                 books: Books::within(&self.books),
             });
             index
@@ -120,12 +144,21 @@ impl<S: Socket> Channels<S> {
         self.turns.is_empty()
     }
 
-    /// Visits at most about `budget` subscribers, of as many channels as that reaches.
+    /// Visits at most about `budget` subscribers, of as many channels as that reaches. It may visit nobody: a channel
+    /// lingers for a moment before its pass, and the caller looks at everything else meanwhile.
     pub fn step(&mut self, surroundings: &Surroundings<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
-        while budget > 0 {
+        let now = Instant::now();
+        for _ in 0..self.turns.len() {
+            if budget == 0 {
+                break;
+            }
             let Some(index) = self.turns.pop_front() else { break };
             let channel = &mut self.channels[index as usize];
+            if channel.lingers(now) {
+                self.turns.push_back(index);
+                continue;
+            }
             let visited = channel.step(index, surroundings, budget, &mut ended);
             // A pass over nobody costs something too.
             budget = budget.saturating_sub(visited.max(1));
@@ -152,6 +185,11 @@ impl<S: Socket> Channels<S> {
 }
 
 impl<S: Socket> Channel<S> {
+    /// Whether the next pass does not begin yet.
+    fn lingers(&mut self, now: Instant) -> bool {
+        self.pass.is_none() && now < *self.begins_at.get_or_insert(now + self.last.linger())
+    }
+
     /// Goes on with the pass, or begins the next one; how many subscribers it visited.
     fn step(&mut self, index: u32, surroundings: &Surroundings<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
         let begun = self.pass.take();
@@ -173,11 +211,14 @@ impl<S: Socket> Channel<S> {
             let pass = surroundings.fanout.begin(&scope, batch, self.start);
             // Any stride that is not a divisor of the number of subscribers lets everybody come first now and then.
             self.start = self.start.wrapping_add(self.subscribers.places() / 3 + 1);
-            Running { pass, dispatches }
+            self.begins_at = None;
+            self.last.frames = frames.len();
+            Running { pass, dispatches, begun: Instant::now() }
         });
         let visited = surroundings.fanout.step(&scope, &mut running.pass, budget);
         ended.append(&mut running.pass.ended);
         if running.pass.is_done() {
+            self.last.took = running.begun.elapsed();
             running.finish();
             self.subscribers.end_pass();
         } else {

@@ -145,6 +145,7 @@ impl Shard {
         for slot in slots {
             let connection = self.connections.borrow().get(slot as usize).cloned();
             if let Some(connection) = connection {
+                connection.unread.set(false);
                 self.read(&connection, scratch);
             }
         }
@@ -167,7 +168,10 @@ impl Shard {
                 return;
             }
         }
-        self.unread.borrow_mut().push_back(connection.slot);
+        // Once is enough: without the flag, each new event would add a turn.
+        if !connection.unread.replace(true) {
+            self.unread.borrow_mut().push_back(connection.slot);
+        }
     }
 
     /// Decodes what was read, in place.
