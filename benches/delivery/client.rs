@@ -66,6 +66,8 @@ pub(crate) struct Task {
     pub(crate) in_flight: usize,
     /// Payload of a message, in bytes.
     pub(crate) payload: usize,
+    /// Subscribers that never read, beside those who do.
+    pub(crate) stalled: usize,
     /// Messages to measure; `None` for as many as `seconds` allows at the pace of the warm-up.
     pub(crate) messages: Option<u32>,
     /// Duration of the measurement to aim at.
@@ -148,6 +150,8 @@ struct Load {
     events: Events,
     /// By token; the tokens after them belong to the publisher.
     subscribers: Vec<TcpStream>,
+    /// Kept open, never read.
+    _stalled: Vec<std::net::TcpStream>,
     publisher: Publisher,
     tally: Tally,
     in_flight: usize,
@@ -161,7 +165,9 @@ impl Load {
     fn connect(task: &Task) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut subscribers = Vec::with_capacity(task.subscribers);
-        for stream in subscribe::subscribe_all(task)? {
+        let mut streams = subscribe::subscribe_all(task)?;
+        let stalled = streams.split_off(task.subscribers);
+        for stream in streams {
             stream.set_nonblocking(true)?;
             let mut stream = TcpStream::from_std(stream);
             let token = Token(subscribers.len());
@@ -175,6 +181,7 @@ impl Load {
             events: Events::with_capacity(EVENTS),
             tally: Tally::new(subscribers.len(), task.payload),
             subscribers,
+            _stalled: stalled,
             publisher,
             in_flight: task.in_flight,
             reads: 0,

@@ -1,6 +1,8 @@
-//! As much of HTTP/1.1 as the client needs: where the head of a response ends, its status, the length of its body.
+//! As much of HTTP/1.1 as the bench needs: where the head of a response ends, its status, the length of its body; and a
+//! whole request for those who may wait.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 /// The head of a response.
 pub(crate) struct Head {
@@ -31,4 +33,16 @@ pub(crate) fn head(response: &[u8]) -> io::Result<Option<Head>> {
         .transpose()
         .map_err(io::Error::other)?;
     Ok(Some(Head { status, bytes: end + 4, body_bytes }))
+}
+
+/// The body of the answer to one `GET`.
+pub(crate) fn get(server: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(server)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response)?;
+    match head(&response)? {
+        Some(Head { status: 200, bytes, .. }) => String::from_utf8(response.split_off(bytes)).map_err(io::Error::other),
+        _ => Err(io::Error::other(format!("{path} was answered with {:?}", String::from_utf8_lossy(&response)))),
+    }
 }

@@ -3,6 +3,9 @@
 //! ```text
 //! cargo bench --bench delivery                  10,000 subscribers, five rounds, about three minutes
 //! cargo bench --bench delivery -- --test        50 subscribers, one round, a few seconds: does it still work
+//! cargo bench --bench delivery -- --idle        memory per idle subscriber, and what is left 10 s after they left
+//! cargo bench --bench delivery -- --subscribers 1000 --messages 1000 --payload 4096 --stalled 1
+//!                                               does a subscriber that never reads cost the others anything
 //! cargo bench --bench delivery -- --help
 //! ```
 //!
@@ -30,6 +33,7 @@
 //! | `setting.rs` | commit and machine, printed with every result |
 //! | `proc.rs` | everything asked of the kernel about processes: cores, CPU clocks, limits |
 //! | `floor.rs` | role `floor`: the reference server |
+//! | `idle.rs` | `--idle`: the memory of subscribers that wait |
 //! | `client.rs` | role `client`: the event loop with all subscribers and the publisher |
 //! | `subscribe.rs`, `publish.rs`, `tally.rs` | the client's connections, its two ways to publish, its bookkeeping |
 //! | `message.rs`, `http.rs` | the bytes of one message; as much of HTTP as the client needs |
@@ -38,6 +42,7 @@ mod client;
 mod driver;
 mod floor;
 mod http;
+mod idle;
 mod message;
 mod options;
 mod proc;
@@ -70,7 +75,14 @@ fn main() -> ExitCode {
     let outcome = match (arguments.next().as_deref(), arguments.next()) {
         (Some(floor::ROLE), Some(task)) => floor::run(&task).map(|()| true),
         (Some(client::ROLE), Some(task)) => client::run(&task).map(|()| true),
-        _ => orchestrate(&Options::read()),
+        _ => {
+            let options = Options::read();
+            if options.idle {
+                options.check().and_then(|()| idle::run(&options)).map(|()| true)
+            } else {
+                orchestrate(&options)
+            }
+        }
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -110,6 +122,7 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
 /// A candidate with its client, connected and warm.
 struct Cell {
     name: String,
+    stalled: usize,
     // In this order: server first, client second. `subscribe::open` says what that leaves behind in the kernel (nothing).
     server: Server,
     client: Driver,
@@ -127,11 +140,12 @@ impl Cell {
             subscribers: options.subscribers(),
             in_flight,
             payload: options.payload,
+            stalled: candidate.stalled(),
             messages: options.messages(),
             seconds: options.seconds,
         };
         let client = Driver::start(&task, client_core)?;
-        let mut cell = Self { name, server, client };
+        let mut cell = Self { name, stalled: candidate.stalled(), server, client };
         let warm = cell.client.warm();
         warm.map_err(|error| cell.explain(&error))?;
         Ok(cell)
@@ -145,11 +159,17 @@ impl Cell {
         let counted = self.client.measure();
         let counted = counted.map_err(|error| self.explain(&error))?;
         thread::sleep(SETTLE);
-        Ok(Sample {
+        let sample = Sample {
             counted,
             server_cpu: proc::cpu_time(pid)?.saturating_sub(cpu),
             server_waited: proc::time_waited(pid)?.saturating_sub(waited),
-        })
+        };
+        if self.stalled > 0 {
+            let metrics = http::get(self.server.address(), "/metrics")?;
+            let books = metrics.lines().filter(|line| line.starts_with("hydrant_frames") || line.contains("\"slow\""));
+            eprintln!("{}:\n  {}", self.name, books.collect::<Vec<_>>().join("\n  "));
+        }
+        Ok(sample)
     }
 
     /// An error with everything that helps to find its cause. Ends the server to get at the last of its output.

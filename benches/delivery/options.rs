@@ -40,6 +40,14 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', default_value = "direct,mailbox")]
     fanout: Vec<String>,
 
+    /// Put beside each strategy the same with so many subscribers more that never read
+    #[arg(long, default_value_t = 0)]
+    stalled: usize,
+
+    /// Measure memory in place of time
+    #[arg(long)]
+    pub(crate) idle: bool,
+
     /// Measure the floor alone
     #[arg(long)]
     floor_only: bool,
@@ -77,7 +85,7 @@ impl Options {
             )));
         }
         // The subscribers, the publisher's connections, and what a process has open anyway.
-        let files = self.subscribers() + self.in_flight.iter().max().copied().unwrap_or_default() + 64;
+        let files = self.subscribers() + self.stalled + self.in_flight.iter().max().copied().unwrap_or_default() + 64;
         let files_max = proc::open_files_max()?;
         if files as u64 > files_max {
             return Err(io::Error::other(format!(
@@ -92,7 +100,12 @@ impl Options {
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let mut candidates = vec![Candidate::Floor];
         if !self.floor_only {
-            candidates.extend(self.fanout.iter().cloned().map(Candidate::Hydrant));
+            for fanout in self.fanout.iter().cloned() {
+                candidates.push(Candidate::Hydrant { fanout: fanout.clone(), stalled: 0 });
+                if self.stalled > 0 {
+                    candidates.push(Candidate::Hydrant { fanout, stalled: self.stalled });
+                }
+            }
         }
         candidates
     }

@@ -234,7 +234,7 @@ fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
 }
 
 /// Right-aligns the columns: nearly all of them are numbers. A line may be shorter than the longest.
-fn print_aligned(out: &mut impl Write, table: &[Vec<String>]) -> io::Result<()> {
+pub(crate) fn print_aligned(out: &mut impl Write, table: &[Vec<String>]) -> io::Result<()> {
     let columns = table.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         let cells = table.iter().filter_map(|line| line.get(column));

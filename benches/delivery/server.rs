@@ -25,20 +25,34 @@ const LAST_LINES: usize = 20;
 pub(crate) enum Candidate {
     /// The reference: the bare system call.
     Floor,
-    /// This package's server with the given fan-out strategy.
-    Hydrant(String),
+    /// This package's server.
+    Hydrant {
+        /// Its fan-out strategy.
+        fanout: String,
+        /// Subscribers that never read, beside those who do.
+        stalled: usize,
+    },
 }
 
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Floor => "floor",
-            Self::Hydrant(fanout) => fanout,
-        })
+        match self {
+            Self::Floor => f.pad("floor"),
+            Self::Hydrant { fanout, stalled: 0 } => f.pad(fanout),
+            Self::Hydrant { fanout, stalled } => f.pad(&format!("{fanout}, {stalled} stalled")),
+        }
     }
 }
 
 impl Candidate {
+    /// Subscribers that never read.
+    pub(crate) fn stalled(&self) -> usize {
+        match self {
+            Self::Floor => 0,
+            Self::Hydrant { stalled, .. } => *stalled,
+        }
+    }
+
     fn command(&self, options: &Options) -> io::Result<Command> {
         match self {
             Self::Floor => {
@@ -47,7 +61,7 @@ impl Candidate {
                 command.args([floor::ROLE, &serde_json::to_string(&task)?]);
                 Ok(command)
             }
-            Self::Hydrant(fanout) => {
+            Self::Hydrant { fanout, .. } => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
                 // One shard, because the floor is one thread; no tick, because it is not part of the load.
                 command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);

@@ -23,12 +23,13 @@ const HANDSHAKES_IN_FLIGHT: usize = 64;
 /// well before that.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 
-/// Opens all subscribers, in the order of their numbers.
+/// Opens all subscribers, in the order of their numbers; those who are never to read are the last.
 pub(crate) fn subscribe_all(task: &Task) -> io::Result<Vec<TcpStream>> {
-    let mut subscribers = Vec::with_capacity(task.subscribers);
-    while subscribers.len() < task.subscribers {
+    let all = task.subscribers + task.stalled;
+    let mut subscribers = Vec::with_capacity(all);
+    while subscribers.len() < all {
         let first = subscribers.len();
-        let end = task.subscribers.min(first + HANDSHAKES_IN_FLIGHT);
+        let end = all.min(first + HANDSHAKES_IN_FLIGHT);
         for number in first..end {
             subscribers.push(open(task.server, number)?);
         }
