@@ -128,9 +128,16 @@ pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() {
+                // clap adds usage and hints in paragraphs of their own; the first one says what is wrong.
+                let message = error.to_string();
+                let first: Vec<_> = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+                eprintln!("{}; see hydrant --help", first.join(" "));
+                return ExitCode::from(USAGE);
+            }
             // Help and version are what was asked for; a closed output loses nothing that matters.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return ExitCode::SUCCESS;
         }
     };
     let serve = match cli.command {

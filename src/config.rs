@@ -109,21 +109,38 @@ pub const USER_NAME_BYTES_MAX: usize = 64;
 pub const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a closing handshake may take before the socket is cut.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most bytes that one pass joins into one write. Larger joins win nothing per byte (the copy dominates) and let a
+/// Most bytes that one pass joins into one write, unless a single frame is longer, and never more than a backlog may
+/// hold. Larger joins win nothing per byte (the copy dominates) and let a
 /// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
 pub const BATCH_BYTES_MAX: usize = 256 * KIB;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
 pub const PASS_CHUNK: usize = 256;
 /// Inbox items that a shard takes before it goes on with its passes.
 pub const INBOX_CHUNK: usize = 4096;
-/// Bytes read from a socket in one call; one such buffer per shard, none per connection.
+/// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
 pub const READ_BYTES: usize = 64 * KIB;
-/// Reads from one connection before the next one has its turn.
-pub const READS_PER_TURN: usize = 4;
+/// Bytes read in one turn of a connection, beside what is known to be missing of a message: a turn is bounded by what it
+/// may make the shard do, and a ping of 6 bytes is answered by a system call.
+pub const TURN_BYTES: usize = 2 * KIB;
+/// Messages that a shard takes from its connections before everything else has its turn: about a millisecond.
+pub const MESSAGES_PER_ROUND: u32 = 256;
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;
+/// How long a shard may take to answer a survey before it is given up.
+pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a channel waits for more frames before a pass; see `engine::channel`.
+pub const LINGER_MAX: Duration = Duration::from_millis(1);
+/// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that is
+/// larger than a backlog then waits where publishers feel it, and closes nobody who reads.
+pub const PACE_MAX: Duration = Duration::from_millis(10);
+/// Subscribers that are looked at to tell whether more than half are behind.
+pub const PACE_SAMPLE: usize = 64;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;
+
+/// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
+/// bookkeeping of a backlog.
+pub const FRAME_EXTRA_BYTES: usize = 1024;
 
 /// Why a configuration cannot work: one line that says what to set.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +154,7 @@ impl Config {
     /// One sentence that names the flag and the bound it breaks.
     pub fn check(&self) -> Result<(), ConfigError> {
         let message = self.message_bytes_max;
-        // A frame is its payload and a header of at most 10 bytes (RFC 6455, section 5.2).
-        let frame = message.saturating_add(10);
+        let frame = message.saturating_add(FRAME_EXTRA_BYTES);
         let wrong = if self.shards.get() > SHARDS_MAX {
             format!("--shards {} is more than {SHARDS_MAX}", self.shards)
         } else if message == 0 || self.message_fragments_max == 0 {

@@ -82,7 +82,8 @@
 //! - No frame that is cut: one whose first byte has left is finished, or its connection is closed.
 //!
 //! **The conservation law**, for every channel and in total, whenever the server is quiet:
-//! `matched = delivered + dropped{reason} + pending`. `GET /metrics` shows it live.
+//! `matched = delivered + dropped{reason} + pending`. `GET /metrics` shows it live. A channel's books live as long as it has
+//! subscribers; the total's are for ever.
 
 pub mod admission;
 pub mod cli;

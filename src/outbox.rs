@@ -88,7 +88,12 @@ pub struct Outbox {
     close: Option<Frame>,
     data: VecDeque<Entry>,
     data_bytes: usize,
+    data_frames: u64,
 }
+
+/// What an entry costs beside its bytes, counted against the bound: its place in the queue, which doubles as it grows,
+/// and a share of its batch. Without it a backlog of tiny frames would take many times its bound.
+const ENTRY_BYTES: usize = 64;
 
 impl Outbox {
     /// Whether nothing waits.
@@ -97,16 +102,16 @@ impl Outbox {
         self.data.is_empty() && self.started_control.is_empty() && self.pong.is_none() && self.close.is_none()
     }
 
-    /// Data bytes that wait, counted as if this connection had a copy of its own.
+    /// Data bytes that wait, counted as if this connection had a copy of its own, and what it costs to keep them.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.data_bytes
+        self.data_bytes + self.data.len() * ENTRY_BYTES
     }
 
     /// Data frames that wait.
     #[must_use]
     pub fn frames(&self) -> u64 {
-        self.data.iter().map(Entry::frames).sum()
+        self.data_frames
     }
 
     /// Queues what is left of `batch` after its first `written` bytes, as far as `bound` allows.
@@ -118,7 +123,7 @@ impl Outbox {
         let started = !batch.is_boundary(written);
         // The started frame's rest is owed, bound or not.
         let owed = if started { batch.end_of_frame_at(written) } else { written };
-        let room = bound.bytes_max.saturating_sub(self.data_bytes);
+        let room = bound.bytes_max.saturating_sub(self.bytes() + ENTRY_BYTES);
         let overflow = whole - written > room;
         let last = batch.frames();
         let mut queued = delivered + usize::from(started)..last;
@@ -139,7 +144,7 @@ impl Outbox {
                     self.queue(batch, written, whole);
                     self.drop_oldest(bound.bytes_max);
                     // The oldest went first: what is left of this batch, but for a started frame, is its end.
-                    let mine = self.data.iter().filter(|entry| Rc::ptr_eq(&entry.batch, batch));
+                    let mine = self.data.iter().rev().take_while(|entry| Rc::ptr_eq(&entry.batch, batch));
                     queued.start = last - (mine.map(Entry::frames).sum::<u64>() as usize - usize::from(started));
                 }
             }
@@ -154,19 +159,22 @@ impl Outbox {
 
     fn queue(&mut self, batch: &Rc<Batch>, start: usize, end: usize) {
         if start < end {
-            self.data.push_back(Entry { batch: batch.clone(), start, end });
+            let entry = Entry { batch: batch.clone(), start, end };
             self.data_bytes += end - start;
+            self.data_frames += entry.frames();
+            self.data.push_back(entry);
         }
     }
 
     /// Drops whole frames from the front, except a started one, until at most `bytes_max` bytes wait.
     fn drop_oldest(&mut self, bytes_max: usize) {
         let started = self.split_started_frame();
-        while self.data_bytes > bytes_max {
+        while self.bytes() > bytes_max {
             let Some(entry) = self.data.get_mut(started) else { break };
             let next = entry.batch.end_of_frame_at(entry.start);
             entry.batch.books().dropped(DropReason::Slow, 1);
             self.data_bytes -= next - entry.start;
+            self.data_frames -= 1;
             entry.start = next;
             if entry.start == entry.end {
                 self.data.remove(started);
@@ -192,6 +200,7 @@ impl Outbox {
         for entry in self.data.drain(started..) {
             entry.batch.books().dropped(reason, entry.frames());
             self.data_bytes -= entry.end - entry.start;
+            self.data_frames -= entry.frames();
         }
     }
 
@@ -201,6 +210,7 @@ impl Outbox {
             entry.batch.books().dropped(reason, entry.frames());
         }
         self.data_bytes = 0;
+        self.data_frames = 0;
     }
 
     /// Sends `pong` at the next frame boundary, in place of one that waits.
@@ -268,9 +278,11 @@ impl Outbox {
         let next = end.min(entry.start + sent);
         let advanced = next - entry.start;
         let batch = &entry.batch;
-        batch.books().delivered((batch.frames_before(next) - batch.frames_before(entry.start)) as u64);
+        let finished = (batch.frames_before(next) - batch.frames_before(entry.start)) as u64;
+        batch.books().delivered(finished);
         entry.start = next;
         self.data_bytes -= advanced;
+        self.data_frames -= finished;
         if entry.start == entry.end {
             self.data.pop_front();
         }
@@ -323,7 +335,7 @@ mod tests {
             let offered = outbox.offer(&batch(&books, &["abc", "d"]), 4, generous);
             assert_eq!(offered, Offered { delivered: 0, started: true, queued: 1..2, overflow: false });
             outbox.offer(&batch(&books, &["e"]), 0, generous);
-            assert_eq!((outbox.bytes(), outbox.frames()), (7, 3));
+            assert_eq!((outbox.bytes(), outbox.frames()), (7 + 2 * ENTRY_BYTES, 3));
             outbox.put_pong(Frame::pong(b"1"));
             outbox.put_pong(Frame::pong(b"2"));
             assert_eq!(drain(&mut outbox, step), b"c\x8a\x012\x81\x01d\x81\x01e");
@@ -359,7 +371,7 @@ mod tests {
     fn disconnect_takes_only_what_is_owed() {
         let books = Rc::default();
         let mut outbox = Outbox::default();
-        let tight = bound(6, SlowPolicy::Disconnect);
+        let tight = bound(6 + ENTRY_BYTES, SlowPolicy::Disconnect);
         let offered = outbox.offer(&batch(&books, &["a", "b", "c", "d"]), 4, tight);
         assert_eq!(offered, Offered { delivered: 1, started: true, queued: 2..2, overflow: true });
         assert_eq!(drain(&mut outbox, 100), b"\x01b");
@@ -370,7 +382,7 @@ mod tests {
     fn drop_newest_keeps_what_waits() {
         let books = Rc::default();
         let mut outbox = Outbox::default();
-        let tight = bound(7, SlowPolicy::DropNewest);
+        let tight = bound(7 + ENTRY_BYTES, SlowPolicy::DropNewest);
         let offered = outbox.offer(&batch(&books, &["a", "b", "c"]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..2, overflow: false });
         let offered = outbox.offer(&batch(&books, &["d"]), 0, tight);
@@ -383,15 +395,17 @@ mod tests {
     fn drop_oldest_keeps_the_newest_and_the_started_one() {
         let books = Rc::default();
         let mut outbox = Outbox::default();
-        let tight = bound(8, SlowPolicy::DropOldest);
-        let offered = outbox.offer(&batch(&books, &["a", "b", "c", "d", "e"]), 2, tight);
-        // One byte of "a" is owed; of the rest only the last two fit beside it.
+        // Frames of 100 bytes; the started frame and the kept ones are an entry each.
+        let [a, b, c, d, e, f] = ["a", "b", "c", "d", "e", "f"].map(|text| text.repeat(98));
+        let tight = bound(50 + 2 * 100 + 2 * ENTRY_BYTES, SlowPolicy::DropOldest);
+        let offered = outbox.offer(&batch(&books, &[&a, &b, &c, &d, &e]), 50, tight);
+        // Half of the first is owed; of the rest only the last two fit beside it.
         assert_eq!(offered, Offered { delivered: 0, started: true, queued: 3..5, overflow: false });
-        let offered = outbox.offer(&batch(&books, &["f"]), 0, tight);
+        let offered = outbox.offer(&batch(&books, &[&f]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..1, overflow: false });
-        assert_eq!(drain(&mut outbox, 100), b"a\x81\x01e\x81\x01f");
+        assert_eq!(drain(&mut outbox, 100), [&a.as_bytes()[48..], b"\x81\x62", f.as_bytes()].concat());
         let totals = settled(&books);
-        assert_eq!((totals.delivered, totals.dropped_slow), (3, 3));
+        assert_eq!((totals.delivered, totals.dropped_slow), (2, 4));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! [`Server::bind`] opens the port and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
 //! admin thread (tick, ledger, signals by way of `shutdown`), and returns when everything has ended.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -95,13 +97,15 @@ impl Server {
     /// When a thread cannot be started, fails, panics, or does not end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, ServerError> {
         let Self { engine, listener, address, mut ledger_requests } = self;
-        let mut ended = start_shards(&engine)?;
+        // Room for every shard, and the accept thread.
+        let (ended_sender, mut ended) = mpsc::channel(engine.config.shards.get() + 1);
+        start_shards(&engine, &ended_sender)?;
         tokio::select! {
             () = engine.barrier() => {}
             failed = shard_failure(&mut ended) => return Err(failed),
         }
-        let mut watch = Watch::new(Sample::take());
-        let acceptor = Acceptor::start(listener, &engine)?;
+        let watch = Rc::new(RefCell::new(Watch::new(Sample::take())));
+        let acceptor = Acceptor::start(listener, &engine, ended_sender)?;
         let Config { shards, fanout, .. } = engine.config;
         tracing::info!(shards, ?fanout, allocator = mem::NAME, "listening on {address}");
 
@@ -112,8 +116,8 @@ impl Server {
             tokio::select! {
                 () = &mut shutdown => break,
                 () = next(&mut ticks) => tick(&engine),
-                _ = samples.tick() => watch.note(Sample::take(), engine.registry.peak()),
-                Some(request) = ledger_requests.recv() => answer(&engine, &mut watch, request).await,
+                _ = samples.tick() => watch.borrow_mut().note(Sample::take(), engine.registry.peak()),
+                Some(request) = ledger_requests.recv() => answer(&engine, &watch, request),
                 failed = shard_failure(&mut ended) => return Err(failed),
             }
         }
@@ -129,7 +133,7 @@ impl Server {
                     Some(shard) => report += shard?,
                     None => break,
                 },
-                Some(request) = ledger_requests.recv() => answer(&engine, &mut watch, request).await,
+                Some(request) = ledger_requests.recv() => answer(&engine, &watch, request),
                 () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
             }
         }
@@ -162,15 +166,23 @@ fn tick(engine: &Engine) {
     }
 }
 
-async fn answer(engine: &Engine, watch: &mut Watch, request: LedgerRequest) {
-    if request.purge {
-        mem::purge();
-    }
-    let report = engine.survey().await;
-    let sample = Sample::take();
-    watch.note(sample, engine.registry.peak());
-    // Whoever asked may have gone.
-    let _ = request.answer.send(watch.ledger(sample, engine.registry.len(), report.queues));
+/// Answers in a task of its own: a survey waits for the shards, and the admin thread for nobody.
+fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: LedgerRequest) {
+    let (engine, watch) = (engine.clone(), watch.clone());
+    // It ends by itself, at the survey's timeout at the latest.
+    tokio::task::spawn_local(async move {
+        if request.purge {
+            mem::purge();
+        }
+        let ledger = engine.survey().await.map(|report| {
+            let sample = Sample::take();
+            let mut watch = watch.borrow_mut();
+            watch.note(sample, engine.registry.peak());
+            watch.ledger(sample, engine.registry.len(), report.queues)
+        });
+        // Whoever asked may have gone.
+        let _ = request.answer.send(ledger);
+    });
 }
 
 /// A listener whose sockets inherit what every client's socket needs, so that no call per connection is spent on it.
@@ -210,9 +222,8 @@ impl Drop for Ending {
     }
 }
 
-/// Starts every shard on a thread of its own; their ends arrive in what is returned.
-fn start_shards(engine: &Arc<Engine>) -> Result<mpsc::Receiver<ShardEnd>, ServerError> {
-    let (ended, ends) = mpsc::channel(engine.config.shards.get());
+/// Starts every shard on a thread of its own, which sends its end.
+fn start_shards(engine: &Arc<Engine>, ended: &mpsc::Sender<ShardEnd>) -> Result<(), ServerError> {
     for index in 0..engine.config.shards.get() {
         let ending = Ending { end: None, ended: ended.clone() };
         let engine = engine.clone();
@@ -224,7 +235,7 @@ fn start_shards(engine: &Arc<Engine>) -> Result<mpsc::Receiver<ShardEnd>, Server
         // Not joined: its `Ending` says when and how it has ended.
         drop(thread.map_err(|error| ServerError::Thread("cannot start a shard", error))?);
     }
-    Ok(ends)
+    Ok(())
 }
 
 fn run_shard(engine: Arc<Engine>, index: u16) -> ShardEnd {
@@ -244,7 +255,7 @@ async fn shard_failure(ended: &mut mpsc::Receiver<ShardEnd>) -> ServerError {
 
 /// The accept thread.
 struct Acceptor {
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<()>,
     stopping: Arc<AtomicBool>,
     waker: Waker,
 }
@@ -253,7 +264,8 @@ impl Acceptor {
     const LISTENER: Token = Token(0);
     const WAKER: Token = Token(1);
 
-    fn start(listener: TcpListener, engine: &Arc<Engine>) -> Result<Self, ServerError> {
+    /// Starts it; should it fail, its end arrives in `ended`.
+    fn start(listener: TcpListener, engine: &Arc<Engine>, ended: mpsc::Sender<ShardEnd>) -> Result<Self, ServerError> {
         let failed = |error| ServerError::Thread("cannot start the accept thread", error);
         let mut listener = mio::net::TcpListener::from_std(listener);
         let set = Poll::new().map_err(failed)?;
@@ -261,21 +273,22 @@ impl Acceptor {
         let waker = Waker::new(set.registry(), Self::WAKER).map_err(failed)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (engine, stop) = (engine.clone(), stopping.clone());
-        let body = move || accept(&listener, set, &engine, &stop);
+        let body = move || {
+            if let Err(error) = accept(&listener, set, &engine, &stop) {
+                // There is room; without a receiver nobody waits any more.
+                let _ = ended.try_send(Err(ServerError::Thread("the accept thread has failed", error)));
+            }
+        };
         let thread = thread::Builder::new().name("accept".to_owned()).spawn(body).map_err(failed)?;
         Ok(Self { thread, stopping, waker })
     }
 
     /// Closes the port.
     fn stop(self) -> Result<(), ServerError> {
-        let failed = |error| ServerError::Thread("the accept thread has failed", error);
         // Release: pairs with the acquire in `accept`; the wake alone would do, but it may come late.
         self.stopping.store(true, Ordering::Release);
-        self.waker.wake().map_err(failed)?;
-        match self.thread.join() {
-            Ok(result) => result.map_err(failed),
-            Err(_) => Err(ServerError::Panicked("the accept thread")),
-        }
+        self.waker.wake().map_err(|error| ServerError::Thread("cannot stop the accept thread", error))?;
+        self.thread.join().map_err(|_| ServerError::Panicked("the accept thread"))
     }
 }
 

@@ -17,7 +17,7 @@ use fastwebsockets::{Payload, Role};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
-use super::{Connection, Phase, Socket, retry};
+use super::{Connection, Flushed, Phase, Socket, retry};
 use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -186,11 +186,16 @@ async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>, mail
         in_flight.written = result.is_ok();
         drop(in_flight);
         connection.writing.set(false);
+        let idle = connection.flush() == Flushed::Idle;
+        if idle && matches!(connection.phase(), Phase::Closed | Phase::Broken) {
+            // The close frame had waited for this one, and it was the last. The end of the stream tells the client, and
+            // the client's own end will tell the shard.
+            connection.shutdown_write();
+        }
         if result.is_err() {
-            // The socket has failed or the connection is abandoned; its owner learns the former from the socket.
+            // The connection is closing or gone, or the socket has failed: of that, its owner hears from the socket.
             return;
         }
-        connection.flush();
     }
 }
 

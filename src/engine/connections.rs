@@ -18,7 +18,7 @@ use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::Permit;
 use crate::close::CloseReason;
-use crate::config::{CLOSE_TIMEOUT, PASS_CHUNK, READS_PER_TURN};
+use crate::config::{CLOSE_TIMEOUT, PASS_CHUNK, TURN_BYTES};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
 use crate::metrics::DropReason;
 use crate::registry::{ConnHandle, ConnId};
@@ -109,8 +109,8 @@ impl Shard {
         self.connections.borrow().get(slot as usize).filter(|connection| connection.id == id).cloned()
     }
 
-    /// The socket in `slot` can be read or written.
-    pub(super) fn on_ready(&self, slot: usize, readable: bool, writable: bool, scratch: &mut [u8]) {
+    /// The socket in `slot` can be written, or read; `readable` says whether what can be read includes its end.
+    pub(super) fn on_ready(&self, slot: usize, readable: Option<bool>, writable: bool, scratch: &mut [u8]) {
         // A slot may have been emptied since the event; a new holder takes a needless look.
         let Some(connection) = self.connections.borrow().get(slot).cloned() else { return };
         if writable {
@@ -124,13 +124,13 @@ impl Shard {
                     self.settle(&connection);
                     // An echo stops reading while its answers wait.
                     if connection.role == Role::Echo {
-                        return self.read(&connection, scratch);
+                        return self.read(&connection, true, scratch);
                     }
                 }
             }
         }
-        if readable {
-            self.read(&connection, scratch);
+        if let Some(ends) = readable {
+            self.read(&connection, ends, scratch);
         }
     }
 
@@ -140,33 +140,38 @@ impl Shard {
     }
 
     /// Goes on with the connections that were not read to the end, one turn each.
-    pub(super) fn read_on(&self, scratch: &mut [u8]) {
-        let slots = std::mem::take(&mut *self.unread.borrow_mut());
-        for slot in slots {
+    pub(super) async fn read_on(&self, scratch: &mut [u8]) {
+        let turns = self.unread.borrow().len();
+        for _ in 0..turns {
+            let slot = self.unread.borrow_mut().pop_front();
+            let Some(slot) = slot else { break };
             let connection = self.connections.borrow().get(slot as usize).cloned();
             if let Some(connection) = connection {
                 connection.unread.set(false);
-                self.read(&connection, scratch);
+                self.read(&connection, true, scratch);
             }
+            self.pause_if_due().await;
         }
     }
 
-    /// Reads until there is nothing, the turn is over, or the connection has ended.
-    fn read(&self, connection: &Rc<Conn>, scratch: &mut [u8]) {
-        for _ in 0..READS_PER_TURN {
-            if connection.role == Role::Echo && connection.has_backlog() {
-                // It is read on when its answers have left.
-                return;
+    /// Reads once: what is missing of a message, and a little more. Who has more to read waits for another turn, as does
+    /// who may have come to its end: the set reports an end once, maybe together with the last bytes.
+    fn read(&self, connection: &Rc<Conn>, may_end: bool, scratch: &mut [u8]) {
+        if connection.role == Role::Echo && connection.has_backlog() {
+            // It is read on when its answers have left.
+            return;
+        }
+        let most = (connection.decoder.borrow().missing_bytes() + TURN_BYTES).min(scratch.len());
+        match connection.receive(&mut scratch[..most]) {
+            Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
+            Ok(length) => {
+                self.feed(connection, &mut scratch[..length]);
+                if length < most && !may_end {
+                    return;
+                }
             }
-            match connection.receive(scratch) {
-                Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
-                Ok(length) => self.feed(connection, &mut scratch[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
-            }
-            if !self.is_here(connection) {
-                return;
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
         }
         // Once is enough: without the flag, each new event would add a turn.
         if !connection.unread.replace(true) {
@@ -182,11 +187,16 @@ impl Shard {
         };
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
+            self.round.set(self.round.get() + 1);
             let decoded = connection.decoder.borrow_mut().next(&mut input, &limits);
             match decoded {
                 Ok(None) => return,
                 Ok(Some(inbound)) => self.on_inbound(connection, inbound),
-                Err(reason) => return self.end_or_remove(connection, reason),
+                Err(reason) if connection.phase() == Phase::Open => return self.end(connection, reason),
+                Err(_) => {
+                    connection.set_phase(Phase::Broken);
+                    return self.settle(connection);
+                }
             }
         }
     }
@@ -248,7 +258,7 @@ impl Shard {
             let close = code.map_or_else(|| Frame::close(CloseReason::ByClient), |code| Frame::close_with(code, ""));
             self.end_with(connection, CloseReason::ByClient, close);
         } else {
-            connection.set_closed();
+            connection.set_phase(Phase::Closed);
             self.settle(connection);
         }
     }
@@ -275,7 +285,6 @@ impl Shard {
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
             connections.shrink_to_fit();
-            self.closing.borrow_mut().shrink_to_fit();
             self.engine.registry.shrink();
         }
     }
@@ -292,6 +301,7 @@ impl Shard {
         loop {
             let first = self.closing.borrow().front().copied();
             let Some((deadline, slot, id)) = first else {
+                self.closing.borrow_mut().shrink_to_fit();
                 self.closing_added.notified().await;
                 continue;
             };

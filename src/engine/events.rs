@@ -55,11 +55,13 @@ impl Shard {
             ClientEvent::Say { message } => return self.say(connection, &message),
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
             ClientEvent::Subscribe { channel } => {
-                if connection.memberships.borrow().len() >= CHANNELS_PER_CONNECTION_MAX {
+                let channel = channel_name(&channel)?;
+                let channels = self.channels.borrow().of(connection);
+                if channels.len() >= CHANNELS_PER_CONNECTION_MAX && !channels.contains(&channel) {
                     let most = format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels");
                     return Err(EventError::InvalidChannel(most));
                 }
-                self.subscribe(connection, channel_name(&channel)?);
+                self.subscribe(connection, channel);
             }
             ClientEvent::Unsubscribe { channel } => {
                 if !self.unsubscribe(connection, channel_name(&channel)?) {
@@ -94,7 +96,7 @@ impl Shard {
         result
     }
 
-    /// Sends a frame to one client, in the order of everything else that it gets.
+    /// Sends a frame to one client. With `mailbox` it may overtake publications that wait in the mailbox.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
         let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
         let bound = match connection.role {

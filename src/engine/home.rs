@@ -15,14 +15,24 @@ use crate::wire::Frame;
 #[derive(Debug)]
 pub struct Home {
     shards: usize,
-    /// Bound of a channel's pending bytes.
-    pending_bytes_max: usize,
+    bounds: Bounds,
     channels: HashMap<ChannelName, Channel>,
     /// Channels with frames to forward, in the order of their first one.
     touched: Vec<ChannelName>,
     /// Where the offsets of a new channel start: behind those of every channel forgotten so far, so that the offsets of
     /// one name rise even when it was forgotten in between.
     first_offset: u64,
+}
+
+/// The bounds that a home keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of one channel accepted and not yet fanned out.
+    pub pending_bytes_max: usize,
+    /// Bytes of one dispatch, unless a single frame is longer: what one write may bring to a subscriber that reads.
+    pub dispatch_bytes_max: usize,
+    /// Frames of one dispatch.
+    pub dispatch_frames_max: usize,
 }
 
 #[derive(Debug)]
@@ -32,22 +42,44 @@ struct Channel {
     subscribers: Box<[u32]>,
     /// Bytes accepted and not yet fanned out by every shard.
     pending_bytes: Arc<AtomicUsize>,
-    frames: Vec<Frame>,
-    frame_bytes: usize,
-    receipts: Vec<(usize, Arc<Receipt>)>,
+    /// What was sequenced since the last dispatch.
+    sequenced: Vec<(Frame, Option<Arc<Receipt>>)>,
 }
 
 impl Channel {
+    /// Takes as many frames, in order, as one dispatch may have.
+    fn next_dispatch(&mut self, name: &ChannelName, bounds: Bounds) -> Arc<Dispatch> {
+        let mut bytes = 0;
+        let mut fits = |(frame, _): &(Frame, _)| {
+            bytes += frame.wire().len();
+            bytes <= bounds.dispatch_bytes_max
+        };
+        let number =
+            self.sequenced.iter().take(bounds.dispatch_frames_max).take_while(|next| fits(next)).count().max(1);
+        let (frames, receipts): (Vec<_>, Vec<_>) = self.sequenced.drain(..number).unzip();
+        let receipts = receipts.into_iter().enumerate().filter_map(|(index, receipt)| Some((index, receipt?)));
+        let bytes = frames.iter().map(|frame| frame.wire().len()).sum();
+        Arc::new(Dispatch {
+            channel: name.clone(),
+            charge: Charge::new(&self.pending_bytes, bytes),
+            receipts: receipts.collect(),
+            frames,
+        })
+    }
+
     fn is_idle(&self) -> bool {
-        self.frames.is_empty() && self.subscribers.iter().all(|&number| number == 0)
+        self.sequenced.is_empty() && self.subscribers.iter().all(|&number| number == 0)
     }
 }
+
+/// Places for sequenced frames that a channel keeps between bursts.
+const KEPT_FRAMES: usize = 16;
 
 impl Home {
     /// A home without channels, on a node of `shards` shards.
     #[must_use]
-    pub fn new(shards: usize, pending_bytes_max: usize) -> Self {
-        Self { shards, pending_bytes_max, channels: HashMap::new(), touched: Vec::new(), first_offset: 1 }
+    pub fn new(shards: usize, bounds: Bounds) -> Self {
+        Self { shards, bounds, channels: HashMap::new(), touched: Vec::new(), first_offset: 1 }
     }
 
     fn channel(&mut self, name: &ChannelName) -> &mut Channel {
@@ -56,9 +88,7 @@ impl Home {
                 next_offset: self.first_offset,
                 subscribers: vec![0; self.shards].into(),
                 pending_bytes: Arc::default(),
-                frames: Vec::new(),
-                frame_bytes: 0,
-                receipts: Vec::new(),
+                sequenced: Vec::new(),
             };
             self.channels.insert(name.clone(), channel);
         }
@@ -70,7 +100,7 @@ impl Home {
     /// # Errors
     /// [`Refused::Overloaded`] when the channel's pending bytes are at their bound.
     pub fn sequence(&mut self, publication: &mut Publication) -> Result<Accepted, Refused> {
-        let bytes_max = self.pending_bytes_max;
+        let bytes_max = self.bounds.pending_bytes_max;
         let channel = self.channel(&publication.channel);
         let bytes = publication.frame.wire().len();
         // Relaxed: only this home adds; what others give back may be seen late, which refuses a little early.
@@ -78,15 +108,11 @@ impl Home {
             return Err(Refused::Overloaded);
         }
         channel.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
-        channel.frame_bytes += bytes;
-        if let Some(receipt) = publication.receipt.take() {
-            channel.receipts.push((channel.frames.len(), receipt));
-        }
-        channel.frames.push(publication.frame.clone());
+        channel.sequenced.push((publication.frame.clone(), publication.receipt.take()));
         let matched = channel.subscribers.iter().map(|&number| u64::from(number)).sum();
         let offset = channel.next_offset;
         channel.next_offset += 1;
-        if channel.frames.len() == 1 {
+        if channel.sequenced.len() == 1 {
             self.touched.push(publication.channel.clone());
         }
         Ok(Accepted { offset, matched })
@@ -99,22 +125,21 @@ impl Home {
         self.forget_if_idle(name);
     }
 
-    /// Hands every channel's frames to `send`, once for each shard that has subscribers.
+    /// Hands every channel's frames to `send`, in as few pieces as the bounds allow, once for each shard that has
+    /// subscribers.
     pub fn dispatch(&mut self, mut send: impl FnMut(u16, Arc<Dispatch>)) {
         for name in std::mem::take(&mut self.touched) {
+            let bounds = self.bounds;
             let channel = self.channel(&name);
-            let charge = Charge::new(&channel.pending_bytes, std::mem::take(&mut channel.frame_bytes));
-            let dispatch = Arc::new(Dispatch {
-                channel: name.clone(),
-                frames: std::mem::take(&mut channel.frames),
-                receipts: std::mem::take(&mut channel.receipts),
-                charge,
-            });
-            for (shard, &number) in channel.subscribers.iter().enumerate() {
-                if number > 0 {
-                    send(shard as u16, dispatch.clone());
+            while !channel.sequenced.is_empty() {
+                let dispatch = channel.next_dispatch(&name, bounds);
+                for (shard, &number) in channel.subscribers.iter().enumerate() {
+                    if number > 0 {
+                        send(shard as u16, dispatch.clone());
+                    }
                 }
             }
+            channel.sequenced.shrink_to(KEPT_FRAMES);
             self.forget_if_idle(&name);
         }
     }
@@ -136,6 +161,8 @@ mod tests {
     use super::*;
     use crate::engine::publication::Origin;
 
+    const BOUNDS: Bounds = Bounds { pending_bytes_max: 1000, dispatch_bytes_max: 500, dispatch_frames_max: 10 };
+
     fn publish(home: &mut Home, channel: &str, text: &str) -> Result<Accepted, Refused> {
         let channel = ChannelName::new(channel).unwrap();
         home.sequence(&mut Publication { channel, frame: Frame::text(text), origin: Origin::Server, receipt: None })
@@ -153,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_drained_batch_is_one_item_a_shard() {
-        let mut home = Home::new(3, 1000);
+        let mut home = Home::new(3, BOUNDS);
         home.count(&room("a"), 0, true);
         home.count(&room("a"), 2, true);
         home.count(&room("a"), 2, true);
@@ -168,8 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_cut_into_dispatches() {
+        let mut home = Home::new(1, Bounds { pending_bytes_max: 2000, ..BOUNDS });
+        home.count(&room("a"), 0, true);
+        let texts: Vec<_> = (0..12).map(|number| number.to_string()).chain(["x".repeat(480), "y".repeat(30)]).collect();
+        for text in &texts {
+            publish(&mut home, "a", text).unwrap();
+        }
+        let sent = dispatched(&mut home);
+        assert_eq!(sent.iter().map(|(_, dispatch)| dispatch.frames.len()).collect::<Vec<_>>(), [10, 3, 1]);
+        let frames = sent.iter().flat_map(|(_, dispatch)| &dispatch.frames);
+        assert!(frames.eq(&texts.iter().map(|text| Frame::text(text)).collect::<Vec<_>>()));
+        publish(&mut home, "a", &"z".repeat(600)).unwrap();
+        assert_eq!(dispatched(&mut home).len(), 1, "a frame beyond the bound goes alone");
+    }
+
+    #[test]
     fn pending_bytes_are_bounded_until_the_last_shard_is_done() {
-        let mut home = Home::new(2, 10);
+        let mut home = Home::new(2, Bounds { pending_bytes_max: 10, ..BOUNDS });
         home.count(&room("a"), 0, true);
         home.count(&room("a"), 1, true);
         assert!(publish(&mut home, "a", "12345678").is_ok());
@@ -184,7 +227,7 @@ mod tests {
 
     #[test]
     fn offsets_rise_even_when_a_channel_was_forgotten() {
-        let mut home = Home::new(1, 1000);
+        let mut home = Home::new(1, BOUNDS);
         for expected in 1..4 {
             assert_eq!(publish(&mut home, "a", "x").unwrap().offset, expected);
             dispatched(&mut home);

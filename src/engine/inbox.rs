@@ -2,8 +2,9 @@
 //!
 //! Items come out in the order in which they went in, whatever thread they came from: who is told that an item was
 //! pushed may rely on it coming before everything pushed later. The queue itself has no bound; every kind of item is
-//! bounded at its source (sockets by the limit of open files, publications by [`Inbox::reserve`], the rest by the
-//! number of connections).
+//! bounded at its source: sockets by the limit of open files, publications by [`Inbox::reserve`], subscriptions and
+//! answers by what a shard takes from its connections in one round, which is less than what its peer takes from the
+//! inbox in one.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ pub struct Inbox<T> {
     signalled: AtomicBool,
     consumer: AtomicWaker,
     reserved_bytes: AtomicUsize,
+    /// The consumer has ended.
+    closed: AtomicBool,
 }
 
 impl<T> Default for Inbox<T> {
@@ -29,13 +32,19 @@ impl<T> Default for Inbox<T> {
             signalled: AtomicBool::new(false),
             consumer: AtomicWaker::new(),
             reserved_bytes: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 }
 
 impl<T> Inbox<T> {
-    /// Adds an item; wakes the consumer if it has not been woken since it last looked.
+    /// Adds an item; wakes the consumer if it has not been woken since it last looked. Without a consumer, the item is
+    /// dropped.
     pub fn push(&self, item: T) {
+        // Acquire: pairs with the release in `close`. Who misses it by a hair leaves an item that nobody takes.
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
         self.queue.push(item);
         // Release: pairs with the acquire in `look`, so that the consumer sees the item above.
         // Acquire: keeps the chain of swaps whole when several producers find the flag set.
@@ -58,6 +67,13 @@ impl<T> Inbox<T> {
     pub fn look(&self) {
         // Acquire: pairs with the release in `push`; every item whose push found the flag set is visible to `pop`.
         self.signalled.swap(false, Ordering::AcqRel);
+    }
+
+    /// The consumer ends: what is left is dropped, and everything that comes.
+    pub fn close(&self) {
+        // Release: pairs with the acquire in `push`.
+        self.closed.store(true, Ordering::Release);
+        while self.pop().is_some() {}
     }
 
     /// Takes the oldest item.
@@ -140,6 +156,16 @@ mod tests {
             }
         });
         producers.into_iter().for_each(|producer| producer.join().unwrap());
+    }
+
+    #[test]
+    fn nothing_stays_in_a_closed_inbox() {
+        let inbox = Inbox::default();
+        let item = Arc::new(());
+        inbox.push(item.clone());
+        inbox.close();
+        inbox.push(item.clone());
+        assert_eq!((Arc::strong_count(&item), inbox.pop()), (1, None));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod publication;
 mod readiness;
 pub mod shard;
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::TcpStream;
@@ -20,13 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
 use self::publication::{ChannelName, Dispatch, Publication, Refused};
 use crate::admission::{Load, Permit};
 use crate::close::CloseReason;
-use crate::config::Config;
+use crate::config::{Config, SURVEY_TIMEOUT};
 use crate::mem::{Ledger, Queues};
 use crate::metrics::Totals;
 use crate::registry::{ConnHandle, ConnId, Registry};
@@ -75,6 +76,8 @@ pub enum Item {
 pub struct Report {
     /// What became of every frame for every subscriber.
     pub totals: Totals,
+    /// The same for each channel that has subscribers, as long as it has.
+    pub channels: BTreeMap<ChannelName, Totals>,
     /// Frames that wait in backlogs, counted there.
     pub pending: u64,
     /// Bytes that wait, in backlogs and in the kernel.
@@ -90,6 +93,9 @@ pub struct Report {
 impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.totals += other.totals;
+        for (name, totals) in other.channels {
+            *self.channels.entry(name).or_default() += totals;
+        }
         self.pending += other.pending;
         self.queues.outbox_bytes += other.queues.outbox_bytes;
         self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
@@ -104,8 +110,8 @@ impl AddAssign for Report {
 pub struct LedgerRequest {
     /// Return free memory to the system first.
     pub purge: bool,
-    /// Where the ledger goes.
-    pub answer: oneshot::Sender<Ledger>,
+    /// Where the ledger goes; `None` if a shard did not answer.
+    pub answer: oneshot::Sender<Option<Ledger>>,
 }
 
 /// What the shards share.
@@ -192,11 +198,13 @@ impl Engine {
 
     /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
     pub async fn drain(&self, deadline: Instant) {
-        // Release: who sees the flag refuses; whoever did not see it has pushed before the barrier or loses a race that
-        // it would have lost against the end of the process as well, and hears of it.
+        // Release: pairs with the acquire in `is_draining`.
         self.draining.store(true, Ordering::Release);
-        // A shard that does not get that far in time has to hear of the drain all the same.
-        let _ = timeout_at(deadline, self.barrier()).await;
+        // Twice: what passed the flag just before it was set may have missed the first barrier, not the second. A shard
+        // that does not get that far in time has to hear of the drain all the same.
+        for _ in 0..2 {
+            let _ = timeout_at(deadline, self.barrier()).await;
+        }
         self.inboxes.iter().for_each(|inbox| inbox.push(Item::Drain(deadline)));
     }
 
@@ -208,13 +216,17 @@ impl Engine {
         }
     }
 
-    /// The figures of all shards, added up. Each shard's are of one moment; the moments differ a little.
-    pub async fn survey(&self) -> Report {
-        let mut sum = Report::default();
-        for report in self.ask(Item::Survey) {
-            sum += report.await.unwrap_or_default();
-        }
-        sum
+    /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time. Each shard's are of
+    /// one moment; the moments differ a little.
+    pub async fn survey(&self) -> Option<Report> {
+        let sum = async {
+            let mut sum = Report::default();
+            for report in self.ask(Item::Survey) {
+                sum += report.await.ok()?;
+            }
+            Some(sum)
+        };
+        timeout(SURVEY_TIMEOUT, sum).await.ok().flatten()
     }
 
     fn ask<T>(&self, item: impl Fn(oneshot::Sender<T>) -> Item) -> Vec<oneshot::Receiver<T>> {

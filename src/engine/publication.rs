@@ -14,7 +14,7 @@ use crate::registry::ConnId;
 use crate::wire::Frame;
 
 /// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a URL.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelName(Arc<str>);
 
 impl ChannelName {

@@ -46,14 +46,16 @@ pub(super) async fn run(shard: Rc<Shard>, set: Poll) -> io::Result<Infallible> {
                 }
                 for event in &events {
                     let Token(slot) = event.token();
-                    shard.on_ready(slot, event.is_readable(), event.is_writable(), &mut scratch);
+                    let read = event.is_readable().then_some(event.is_read_closed());
+                    shard.on_ready(slot, read, event.is_writable(), &mut scratch);
+                    shard.pause_if_due().await;
                 }
                 if events.iter().count() < EVENTS {
                     ready.clear_ready();
                 }
             }
             // Ready at once, and asked only when there is something: the set is looked at all the same.
-            () = std::future::ready(()), if shard.has_unread() => shard.read_on(&mut scratch),
+            () = std::future::ready(()), if shard.has_unread() => shard.read_on(&mut scratch).await,
         }
         tokio::task::yield_now().await;
     }

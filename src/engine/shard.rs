@@ -11,19 +11,20 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::channel::{Channels, Surroundings};
-use super::home::Home;
+use super::home::{Bounds, Home};
 use super::publication::{Origin, Publication};
 use super::{Engine, Inbox, Item, Report, readiness};
 use crate::admission::Permit;
 use crate::close::CloseReason;
-use crate::config::{INBOX_CHUNK, PASS_CHUNK};
+use crate::config::{BATCH_BYTES_MAX, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::Connection;
 use crate::fanout::Fanout;
 use crate::mem::{self, Queues};
@@ -35,6 +36,8 @@ use crate::wire::event::EventError;
 /// A connection over TCP.
 pub type Conn = Connection<mio::net::TcpStream>;
 
+/// Between two looks at whether subscribers that are behind have caught up.
+const PACE_INTERVAL: Duration = Duration::from_millis(1);
 /// Connections that a survey looks at before everything else has its turn.
 const SURVEY_CHUNK: usize = 512;
 
@@ -55,6 +58,8 @@ pub struct Shard {
     pub(super) closed: [Cell<u64>; CloseReason::ALL.len()],
     pub(super) cut: Cell<u64>,
     pub(super) says: Cell<u64>,
+    /// Messages taken since everything else last had its turn.
+    pub(super) round: Cell<u32>,
     /// Slots of connections that were not read to the end in their turn.
     pub(super) unread: RefCell<VecDeque<u32>>,
     /// Closing handshakes, by the moment at which they have lasted long enough.
@@ -78,12 +83,13 @@ impl Shard {
             set: set.registry().try_clone()?,
             connections: RefCell::default(),
             channels: RefCell::new(Channels::new(&books)),
-            home: RefCell::new(Home::new(engine.config.shards.get(), engine.config.pending_bytes_max)),
+            home: RefCell::new(Home::new(engine.config.shards.get(), bounds(&engine.config))),
             answers: Books::within(&books),
             books,
             closed: std::array::from_fn(|_| Cell::default()),
             cut: Cell::default(),
             says: Cell::default(),
+            round: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
             closing_added: Notify::new(),
@@ -110,10 +116,11 @@ impl Shard {
             () = self.drain() => {}
             result = ready => match result? {},
         }
+        self.inbox().close();
         Ok(self.report())
     }
 
-    fn inbox(&self) -> &Inbox<Item> {
+    pub(super) fn inbox(&self) -> &Inbox<Item> {
         &self.engine.inboxes[usize::from(self.index)]
     }
 
@@ -121,8 +128,14 @@ impl Shard {
     async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, TcpStream, Permit)) -> std::convert::Infallible {
         let mut more = false;
         loop {
-            if !more && self.channels.borrow().is_idle() {
-                self.inbox().pushed().await;
+            if !more {
+                let (idle, paced) = (self.channels.borrow().is_idle(), self.channels.borrow().is_paced());
+                if idle {
+                    self.inbox().pushed().await;
+                } else if paced {
+                    // Either is a reason to look again; the end of the time is none to complain.
+                    let _ = timeout(PACE_INTERVAL, self.inbox().pushed()).await;
+                }
             }
             // The runtime looks at its sockets first: a burst that has already arrived joins this batch.
             yield_now().await;
@@ -213,6 +226,14 @@ impl Shard {
         Bound { bytes_max: self.engine.config.outbox_bytes_max, policy: self.engine.config.slow }
     }
 
+    /// Lets everything else on the thread have its turn if enough has been done since it last had.
+    pub(super) async fn pause_if_due(&self) {
+        if self.round.get() >= MESSAGES_PER_ROUND {
+            self.round.set(0);
+            yield_now().await;
+        }
+    }
+
     async fn survey(self: Rc<Self>, answer: oneshot::Sender<Report>) {
         let mut kernel_bytes = 0;
         let slots = self.connections.borrow().capacity();
@@ -240,11 +261,21 @@ impl Shard {
         }
         Report {
             totals: self.books.totals(),
+            channels: self.channels.borrow().books().map(|(name, books)| (name.clone(), books.totals())).collect(),
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
             says: self.says.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),
             cut: self.cut.get(),
         }
+    }
+}
+
+/// A dispatch is never more than one write may bring to a subscriber that reads, so that a burst closes nobody.
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        pending_bytes_max: config.pending_bytes_max,
+        dispatch_bytes_max: BATCH_BYTES_MAX.min(config.outbox_bytes_max),
+        dispatch_frames_max: MAILBOX_FRAMES_MAX,
     }
 }

@@ -144,6 +144,13 @@ impl<S: Socket> Pass<S> {
         self.batch.books().delivered(whole * frames);
     }
 
+    /// Whether something waits for more than half of the subscribers.
+    #[must_use]
+    pub fn left_most_behind(&self) -> bool {
+        let behind = self.parts.iter().filter(|part| part.pending() > 0).count() as u64;
+        behind * 2 > self.matched
+    }
+
     /// What became of frame `index`, so far.
     #[must_use]
     pub fn outcome(&self, index: usize) -> Outcome {

@@ -11,19 +11,14 @@ use super::Answer;
 /// Seconds after which a publisher or a client that was refused may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// An answer of plain text.
+/// An answer of plain text; for a refusal, the sentence that says what to do instead.
 pub(super) fn text(status: StatusCode, body: &str) -> Answer {
     answer(status, HeaderValue::from_static("text/plain; charset=utf-8"), format!("{body}\n").into())
 }
 
-/// A refusal, with what to do instead.
-pub(super) fn problem(status: StatusCode, sentence: &str) -> Answer {
-    text(status, sentence)
-}
-
 /// 503: try again later.
 pub(super) fn unavailable(sentence: &str) -> Answer {
-    with(problem(StatusCode::SERVICE_UNAVAILABLE, sentence), RETRY_AFTER, RETRY_AFTER_S)
+    with(text(StatusCode::SERVICE_UNAVAILABLE, sentence), RETRY_AFTER, RETRY_AFTER_S)
 }
 
 /// 503: the server ends.

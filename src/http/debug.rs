@@ -6,10 +6,14 @@ use hyper::StatusCode;
 use tokio::sync::oneshot;
 
 use super::Answer;
-use super::answer::{draining, json, text};
+use super::answer::{draining, json, text, unavailable};
 use crate::close::CloseReason;
+use crate::engine::publication::ChannelName;
 use crate::engine::{Engine, LedgerRequest};
-use crate::metrics::DropReason;
+use crate::metrics::{DropReason, Totals};
+
+/// What is said when a shard does not answer a survey.
+const SILENT: &str = "a shard does not answer: it is busy, or it has drained already";
 
 /// `GET /debug/mem`, and with `purge` `POST /debug/mem/purge`.
 pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
@@ -17,14 +21,15 @@ pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
     // The admin thread answers: a purge would hold up a shard.
     let asked = engine.admin.send(LedgerRequest { purge, answer }).await;
     match (asked, ledger.await) {
-        (Ok(()), Ok(ledger)) => json(StatusCode::OK, &ledger),
+        (Ok(()), Ok(Some(ledger))) => json(StatusCode::OK, &ledger),
+        (Ok(()), Ok(None)) => unavailable(SILENT),
         _ => draining(),
     }
 }
 
-/// `GET /metrics`: the conservation law, live.
+/// `GET /metrics`: the conservation law, live, in total and for each channel that has subscribers.
 pub(super) async fn metrics(engine: &Engine) -> Answer {
-    let report = engine.survey().await;
+    let Some(report) = engine.survey().await else { return unavailable(SILENT) };
     let totals = report.totals;
     let mut out = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, series: &[(String, u64)]| {
@@ -43,6 +48,19 @@ pub(super) async fn metrics(engine: &Engine) -> Answer {
     metric("hydrant_frames_delivered_total", "counter", "Frames handed to the kernel, whole.", &one(totals.delivered));
     metric("hydrant_frames_dropped_total", "counter", "Frames that will not be sent.", &dropped);
     metric("hydrant_frames_pending", "gauge", "Frames that wait in backlogs.", &one(report.pending));
+    let channels = |figure: fn(&Totals) -> u64| -> Vec<_> {
+        let series = |(name, totals): (&ChannelName, &Totals)| (format!("{{channel=\"{name}\"}}"), figure(totals));
+        report.channels.iter().map(series).collect()
+    };
+    let of_channel = [
+        ("matched", channels(|totals| totals.matched)),
+        ("delivered", channels(|totals| totals.delivered)),
+        ("dropped", channels(Totals::dropped)),
+    ];
+    for (what, series) in of_channel {
+        let help = format!("Frames {what}, of channels that have subscribers, for as long as they have.");
+        metric(&format!("hydrant_channel_frames_{what}_total"), "counter", &help, &series);
+    }
     metric("hydrant_says_total", "counter", "SAY events accepted.", &one(report.says));
     metric("hydrant_closed_total", "counter", "Connections that ended.", &closed);
     text(StatusCode::OK, out.trim_end())

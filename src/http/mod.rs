@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpStream;
+use std::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-use self::answer::{problem, text, with};
+use self::answer::{text, with};
 use self::upgrade::Upgrade;
 use crate::admission::Permit;
 use crate::config::{Config, HTTP_TIMEOUT};
@@ -103,7 +104,7 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: 
     let done = tokio::select! {
         done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
         () = shard.draining() => {
-            Pin::new(&mut connection).graceful_shutdown();
+            pin::Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|context| connection.poll_without_shutdown(context)).await
         }
     };
@@ -158,7 +159,7 @@ async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut reques
         ("readyz", None, None, None) => only(&request, &[Method::GET, Method::HEAD]).unwrap_or_else(|| {
             if shard.engine.is_draining() { answer::draining() } else { text(StatusCode::OK, "ready") }
         }),
-        _ => problem(
+        _ => text(
             StatusCode::NOT_FOUND,
             "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /metrics, /healthz, /readyz",
         ),
@@ -171,7 +172,7 @@ fn only(request: &Request<Incoming>, methods: &[Method]) -> Option<Answer> {
         return None;
     }
     let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let refusal = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    let refusal = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
     Some(with(refusal, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
 }
 
@@ -183,7 +184,7 @@ fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
         }
         let set =
             "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";
-        return Some(problem(StatusCode::FORBIDDEN, set));
+        return Some(text(StatusCode::FORBIDDEN, set));
     };
     let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let given = match given.split_at_checked(7) {
@@ -193,7 +194,7 @@ fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
     if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
         return None;
     }
-    let refusal = problem(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
+    let refusal = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
     Some(with(refusal, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
 }
 

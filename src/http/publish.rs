@@ -5,14 +5,14 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, StatusCode};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::Answer;
-use super::answer::{draining, json, problem, unavailable};
+use super::answer::{draining, json, text, unavailable};
 use crate::config::HTTP_TIMEOUT;
 use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
 use crate::engine::shard::Shard;
@@ -45,11 +45,11 @@ async fn try_publish(
     channel: Option<&str>,
     request: Request<Incoming>,
 ) -> Result<Answer, Box<Answer>> {
-    let refuse = |status, sentence: &str| Box::new(problem(status, sentence));
+    let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let channel = ChannelName::new(channel.unwrap_or(ChannelName::ALL))
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
-    let binary = request.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/octet-stream");
+    let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
     let body = read(request.into_body(), shard.engine.config.message_bytes_max).await?;
     let frame = if binary {
         Frame::binary(&body)
@@ -79,9 +79,15 @@ async fn try_publish(
     Ok(json(StatusCode::ACCEPTED, &SettledBody { channel, offset, settled }))
 }
 
+/// `application/octet-stream`, in any case and with any parameters.
+fn is_binary(content_type: &HeaderValue) -> bool {
+    let kind = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/octet-stream")
+}
+
 /// The whole body: refused by its announced length before it is read, and by its real one while it is.
 async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
-    let refuse = |status, sentence: &str| Box::new(problem(status, sentence));
+    let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let too_big =
         || refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
     if body.size_hint().lower() > bytes_max as u64 {

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use fastwebsockets::upgrade::is_upgrade_request;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
-use hyper::{Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use hyper::{Request, Response, StatusCode, Version};
 
 use super::Answer;
-use super::answer::{draining, problem, with};
+use super::answer::{draining, text, with};
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::conn::Role;
 use crate::engine::connections::Announced;
@@ -33,7 +33,7 @@ pub(super) fn events(
 ) -> Answer {
     match channels(channel, request.uri().query()) {
         Ok(channels) => upgrade(shard, slot, request, Role::Events, channels),
-        Err(sentence) => problem(StatusCode::BAD_REQUEST, &sentence),
+        Err(sentence) => text(StatusCode::BAD_REQUEST, &sentence),
     }
 }
 
@@ -49,7 +49,7 @@ fn upgrade(
     role: Role,
     channels: Vec<ChannelName>,
 ) -> Answer {
-    if let Err(refusal) = check(request.headers(), is_upgrade_request(request)) {
+    if let Err(refusal) = check(request) {
         return *refusal;
     }
     if shard.engine.is_draining() {
@@ -57,27 +57,35 @@ fn upgrade(
     }
     // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
     let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
-        return problem(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
+        return text(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
     };
     *slot.borrow_mut() = Some(Upgrade { role, announced: shard.announce(channels) });
     let (head, _) = handshake.into_parts();
     Response::from_parts(head, Full::new(Bytes::new()))
 }
 
-fn check(headers: &HeaderMap, asks_for_upgrade: bool) -> Result<(), Box<Answer>> {
-    if !asks_for_upgrade {
+/// What RFC 6455, section 4.2.1 asks of a client's handshake.
+fn check(request: &Request<Incoming>) -> Result<(), Box<Answer>> {
+    let headers = request.headers();
+    if !is_upgrade_request(request) {
         let refusal =
-            problem(StatusCode::UPGRADE_REQUIRED, "this route speaks WebSocket: connect with a WebSocket client");
+            text(StatusCode::UPGRADE_REQUIRED, "this route speaks WebSocket: connect with a WebSocket client");
         let refusal = with(refusal, UPGRADE, HeaderValue::from_static("websocket"));
         return Err(Box::new(with(refusal, CONNECTION, HeaderValue::from_static("upgrade"))));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let refusal = problem(StatusCode::UPGRADE_REQUIRED, "the WebSocket version has to be 13");
+        let refusal = text(StatusCode::UPGRADE_REQUIRED, "the WebSocket version has to be 13");
         return Err(Box::new(with(refusal, SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))));
     }
     if !headers.get(SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes())) {
         let sentence = "Sec-WebSocket-Key has to be 16 bytes in base64 (RFC 6455, section 4.1)";
-        return Err(Box::new(problem(StatusCode::BAD_REQUEST, sentence)));
+        return Err(Box::new(text(StatusCode::BAD_REQUEST, sentence)));
+    }
+    if request.version() != Version::HTTP_11 || headers.get_all(HOST).iter().count() != 1 {
+        return Err(Box::new(text(StatusCode::BAD_REQUEST, "a handshake needs HTTP/1.1 and one Host header")));
+    }
+    if !request.body().is_end_stream() {
+        return Err(Box::new(text(StatusCode::BAD_REQUEST, "a handshake has no body")));
     }
     Ok(())
 }

@@ -7,9 +7,6 @@ use fastwebsockets::{OpCode, Payload};
 
 use crate::close::CloseReason;
 
-/// Longest header of a server's frame in bytes (RFC 6455, section 5.2).
-pub const HEADER_BYTES_MAX: usize = 10;
-
 /// One message: header and payload in one piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame(Bytes);

@@ -152,6 +152,12 @@ impl Decoder {
         }
     }
 
+    /// Payload bytes that are known to be missing of a frame that arrived in part.
+    #[must_use]
+    pub fn missing_bytes(&self) -> usize {
+        self.partial.as_ref().and_then(|partial| partial.frame).map_or(0, |frame| frame.payload_bytes)
+    }
+
     /// The bytes that are kept because something arrived in part.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -257,7 +263,8 @@ fn finish(opcode: OpCode, payload: Cow<'_, [u8]>) -> Result<Inbound<'_>, CloseRe
             [_] => Err(CloseReason::BadClose),
             [high, low, ref text @ ..] => {
                 let code = u16::from_be_bytes([high, low]);
-                if !CloseCode::from(code).is_allowed() {
+                // 1014 was registered after fastwebsockets' list was made.
+                if !CloseCode::from(code).is_allowed() && code != 1014 {
                     return Err(CloseReason::BadClose);
                 }
                 std::str::from_utf8(text).map_err(|_| CloseReason::NotUtf8)?;
@@ -429,7 +436,7 @@ mod tests {
         assert_eq!(refused(&header), Some(CloseReason::TooBig));
         header.splice(2..10, 100_000_u64.to_be_bytes());
         let (_, ended, decoder) = decode(&header, []);
-        assert_eq!(ended, None);
+        assert_eq!((ended, decoder.missing_bytes()), (None, 100_000));
         assert!(decoder.bytes() < 500, "a promise takes no memory: {}", decoder.bytes());
         let half = frame(0x02, &[0; 60_000]);
         assert_eq!(refused(&[half.clone(), frame(0x80, &[0; 60_000])].concat()), Some(CloseReason::TooBig));

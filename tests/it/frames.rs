@@ -48,6 +48,7 @@ fn every_refused_frame_has_its_close_code() {
         assert_eq!(client.receive(), Received::End, "{number}");
         drop(client);
         server.wait_for_connections(0);
+        assert!(server.survey().closed[reason as usize] > 0, "{number}: {reason:?}");
     }
     let report = server.survey();
     assert_eq!(report.says, 0);

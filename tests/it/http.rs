@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
 
 use hydrant::config::Config;
 use hydrant::engine::publication::{ChannelName, Origin, Publication, Refused};
@@ -46,6 +45,8 @@ fn every_route_answers_as_it_should() {
         ("GET", "/ws", with("Sec-WebSocket-Key", "Sec-WebSocket-Key: short"), 400, None),
         ("GET", "/ws/a%20b", HANDSHAKE.to_vec(), 400, None),
         ("GET", "/ws?channel=", HANDSHAKE.to_vec(), 400, None),
+        ("GET", "/ws", [HANDSHAKE.to_vec(), vec!["Host: another"]].concat(), 400, None),
+        ("GET", "/ws", [HANDSHAKE.to_vec(), vec!["Content-Length: 3"]].concat(), 400, None),
         ("POST", "/publish/a%20b", vec![], 400, None),
     ];
     for (method, path, headers, status, header) in cases {
@@ -56,6 +57,9 @@ fn every_route_answers_as_it_should() {
         }
         assert!(status == 200 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
     }
+    let mut old = TcpStream::connect(server.address).unwrap();
+    old.write_all(format!("GET /ws HTTP/1.0\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n")).as_bytes()).unwrap();
+    assert!(matches!(read_answer(&mut old).status, 400 | 426));
     assert!(server.engine.registry.is_empty());
 }
 
@@ -74,7 +78,7 @@ fn a_body_goes_verbatim_to_every_subscriber() {
     let answer = request(server.address, "POST", "/publish", &[], "τ\n\"".as_bytes());
     assert_eq!((answer.status, answer.body.as_str()), (202, "{\"channel\":\"all\",\"offset\":1,\"matched\":1}\n"));
     assert_eq!(all.receive_text(), "τ\n\"");
-    let binary = ["Content-Type: application/octet-stream"];
+    let binary = ["Content-Type: Application/Octet-Stream; x=y"];
     assert_eq!(request(server.address, "POST", "/publish/room", &binary, b"\xff\x00").status, 202);
     assert_eq!(room.receive(), Received::Binary(b"\xff\x00".to_vec()));
     let chunked = ["Transfer-Encoding: chunked"];
@@ -113,20 +117,25 @@ fn one_connection_takes_many_requests() {
 #[test]
 fn at_the_bound_publishers_get_503_and_nothing_is_lost() {
     const PUBLISHERS: usize = 40;
-    let pending_bytes_max = 1010;
-    let narrow = Config { message_bytes_max: 1000, pending_bytes_max, ..config() };
+    let narrow = Config { message_bytes_max: 1000, pending_bytes_max: 2100, ..config() };
     let server = TestServer::start(narrow);
     let mut clients: Vec<_> = (0..400).map(|_| server.client("/ws")).collect();
-    let address = server.address;
-    let statuses: Vec<_> = (0..PUBLISHERS)
+    // All but the last byte of each request first, so that they become whole within one pass over the clients.
+    let mut publishers: Vec<_> = (0..PUBLISHERS)
         .map(|publisher| {
             let body = format!("{publisher:03}{}", "x".repeat(997));
-            thread::spawn(move || (request(address, "POST", "/publish?receipt=1", &[], body.as_bytes()), body))
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            let head = "POST /publish?receipt=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n";
+            stream.write_all(format!("{head}{}", &body[..999]).as_bytes()).unwrap();
+            (stream, body)
         })
         .collect();
+    for (stream, body) in &mut publishers {
+        stream.write_all(&body.as_bytes()[999..]).unwrap();
+    }
     let mut accepted = Vec::new();
-    for thread in statuses {
-        let (answer, body) = thread.join().unwrap();
+    for (mut stream, body) in publishers {
+        let answer = read_answer(&mut stream);
         match answer.status {
             202 => accepted.push(body),
             503 => assert_eq!(answer.header("retry-after"), Some("1")),
@@ -187,4 +196,63 @@ fn a_draining_server_takes_nothing() {
     let frame = Frame::text("late");
     let late = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
     assert_eq!(engine.publish(late), Err(Refused::Draining));
+}
+
+#[test]
+fn a_burst_of_publications_closes_nobody_who_reads() {
+    // Together 2 MiB, twice what may wait for one connection.
+    const PUBLISHERS: usize = 32;
+    for fanout in crate::support::STRATEGIES {
+        let server = TestServer::start(Config { fanout, ..config() });
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut client = server.client("/ws");
+                std::thread::spawn(move || (0..PUBLISHERS).map(|_| client.receive_text().len()).sum::<usize>())
+            })
+            .collect();
+        let mut publishers: Vec<_> = (0..PUBLISHERS)
+            .map(|_| {
+                let mut stream = TcpStream::connect(server.address).unwrap();
+                let head = "POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 65536\r\n\r\n";
+                stream.write_all(&[head.as_bytes(), &[b'x'; 65_535]].concat()).unwrap();
+                stream
+            })
+            .collect();
+        publishers.iter_mut().for_each(|stream| stream.write_all(b"x").unwrap());
+        for stream in &mut publishers {
+            assert_eq!(read_answer(stream).status, 202);
+        }
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), PUBLISHERS * 65_536, "{fanout:?}");
+        }
+    }
+}
+
+#[test]
+fn the_metrics_are_the_books() {
+    let server = TestServer::start(config());
+    let _clients = [server.client("/ws/a"), server.client("/ws/a"), server.client("/ws/b")];
+    let mut leaving = server.client("/ws");
+    for channel in ["a", "a", "b"] {
+        server.publish(channel, b"x");
+    }
+    leaving.text(r#"{"event":"SAY","message":"x"}"#);
+    leaving.text(r#"{"event":"LEAVE"}"#);
+    leaving.receive();
+    server.wait_for_connections(3);
+    let metrics = request(server.address, "GET", "/metrics", &[], b"").body;
+    for line in [
+        "hydrant_connections 3",
+        "hydrant_frames_matched_total 5",
+        "hydrant_frames_delivered_total 5",
+        "hydrant_frames_dropped_total{reason=\"slow\"} 0",
+        "hydrant_frames_pending 0",
+        "hydrant_channel_frames_matched_total{channel=\"a\"} 4",
+        "hydrant_channel_frames_delivered_total{channel=\"b\"} 1",
+        "hydrant_channel_frames_dropped_total{channel=\"a\"} 0",
+        "hydrant_says_total 1",
+        "hydrant_closed_total{reason=\"left\"} 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
 }

@@ -93,6 +93,31 @@ fn an_idle_http_connection_does_not_hold_up_a_drain() {
 }
 
 #[test]
+fn a_ledger_asked_for_during_a_drain_does_not_hold_it_up() {
+    use std::io::Write;
+
+    let mut binary = Binary::start(&["--drain-timeout", "1h", "--shards", "2"]);
+    // Each shard has a request whose head is not yet complete when the drain begins.
+    let mut asking: Vec<_> = (0..4)
+        .map(|number| {
+            let path = if number < 2 { "/debug/mem" } else { "/metrics" };
+            let mut stream = TcpStream::connect(binary.address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n").unwrap();
+            stream
+        })
+        .collect();
+    request(binary.address, "GET", "/healthz", &[], b"");
+    binary.signal(libc::SIGTERM);
+    binary.wait_for_line("draining");
+    for stream in &mut asking {
+        // It may be refused, and its connection may be gone; what counts is that the server ends.
+        let _ = stream.write_all(b"\r\n");
+    }
+    assert_eq!(binary.wait().code(), Some(0));
+}
+
+#[test]
 fn a_second_server_on_the_port_is_refused() {
     let first = Binary::start(&[]);
     let address = first.address.to_string();
@@ -118,6 +143,7 @@ fn a_bad_value_exits_64_with_a_line_that_names_it() {
         assert_eq!(output.status.code(), Some(64), "{flags:?}");
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(said.starts_with("error: ") && said.contains(named), "{flags:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{flags:?}: {said}");
     }
     let by_environment = Command::new(env!("CARGO_BIN_EXE_hydrant")).env("HYDRANT_TICK", "soon").output().unwrap();
     assert_eq!(by_environment.status.code(), Some(64));

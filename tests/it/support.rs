@@ -69,7 +69,8 @@ impl TestServer {
     }
 
     pub fn survey(&self) -> Report {
-        Builder::new_current_thread().enable_all().build().unwrap().block_on(self.engine.survey())
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.engine.survey()).expect("every shard answers")
     }
 
     /// The figures once they are as wanted; the conservation law holds then.
