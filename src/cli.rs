@@ -51,7 +51,7 @@ struct Serve {
     /// How a message reaches the subscribers
     #[arg(long, env = "HYDRANT_FANOUT", value_enum, default_value = "direct")]
     fanout: Strategy,
-    /// Interval of the server's message to the channel `all`; 0 sends none
+    /// Interval of the server's message to the channel `all`, at least 1ms; 0 sends none
     #[arg(long, env = "HYDRANT_TICK", value_parser = duration, default_value = "3s")]
     tick: Duration,
     /// Bytes that may wait for one connection, each counted as if it had a copy of its own; at the bound --slow decides
@@ -61,7 +61,8 @@ struct Serve {
     /// dropped and counted
     #[arg(long, env = "HYDRANT_SLOW", value_enum, default_value = "disconnect")]
     slow: SlowPolicy,
-    /// Longest message in bytes; a client's longer one ends it with 1009, a publisher gets 413
+    /// Longest message that a client or a publisher may send, in bytes; a client's longer one ends it with 1009, a
+    /// publisher gets 413
     #[arg(long, env = "HYDRANT_MESSAGE_BYTES", value_parser = bytes, default_value = "64KiB")]
     message_bytes: usize,
     /// Most fragments of one message; one more ends the client with 1008

@@ -29,7 +29,8 @@ pub struct Config {
     pub outbox_bytes_max: usize,
     /// What happens to a client whose backlog is full.
     pub slow: SlowPolicy,
-    /// Longest message in bytes, in either direction; a client's longer one ends it with 1009, a publisher gets 413.
+    /// Longest message that a client or a publisher may send, in bytes; a client's longer one ends it with 1009, a
+    /// publisher gets 413.
     pub message_bytes_max: usize,
     /// Most fragments of one message; one more ends the client with 1008.
     pub message_fragments_max: u32,
@@ -138,6 +139,8 @@ pub const PACE_SAMPLE: usize = 64;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
+/// The shortest tick.
+pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
 /// bookkeeping of a backlog.
 pub const FRAME_EXTRA_BYTES: usize = 1024;
@@ -173,6 +176,8 @@ impl Config {
             )
         } else if !(4 * KIB..=64 * MIB).contains(&self.kernel_bytes_max) {
             format!("--kernel-bytes {} is outside 4KiB to 64MiB", self.kernel_bytes_max)
+        } else if self.tick.is_some_and(|tick| tick < TICK_MIN) {
+            "--tick is shorter than 1ms: set it to at least that, or to 0 for none".to_owned()
         } else if self.token.as_deref().is_some_and(str::is_empty) {
             "--token is empty: leave it out, or set one".to_owned()
         } else {
@@ -203,6 +208,7 @@ mod tests {
         assert!(refused(|c| c.message_bytes_max = 0).contains("--message-bytes"));
         assert!(refused(|c| c.outbox_bytes_max = 1 << 40).contains("4GiB"));
         assert!(refused(|c| c.kernel_bytes_max = 1).contains("--kernel-bytes"));
+        assert!(refused(|c| c.tick = Some(Duration::from_nanos(1))).contains("--tick"));
         assert!(refused(|c| c.token = Some(String::new())).contains("--token"));
         assert!(refused(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
     }

@@ -24,7 +24,8 @@ use crate::wire::Batch;
 #[derive(Debug)]
 pub struct Channels<S> {
     by_name: HashMap<ChannelName, u32>,
-    channels: Slab<Channel<S>>,
+    /// Boxed: the slab keeps the places of its largest size for as long as one channel is left.
+    channels: Slab<Box<Channel<S>>>,
     /// Channels with something to send; each at most once.
     turns: VecDeque<u32>,
     books: Rc<Books>,
@@ -107,7 +108,7 @@ impl<S: Socket> Channels<S> {
         let index = *self.by_name.entry(name.clone()).or_insert_with(|| {
             let entry = self.channels.vacant_entry();
             let index = entry.key() as u32;
-            entry.insert(Channel {
+            entry.insert(Box::new(Channel {
                 name: name.clone(),
                 subscribers: Subscribers::new(index),
                 waiting: VecDeque::new(),
@@ -116,7 +117,7 @@ impl<S: Socket> Channels<S> {
                 last: LastPass::default(),
                 begins_at: None,
                 books: Books::within(&self.books),
-            });
+            }));
             index
         });
         self.channels[index as usize].subscribers.join(connection)
@@ -197,7 +198,8 @@ impl<S: Socket> Channels<S> {
         if channel.subscribers.is_empty() && channel.pass.is_none() && channel.waiting.is_empty() {
             self.by_name.remove(&channel.name);
             self.channels.remove(index as usize);
-            if self.channels.is_empty() {
+            // Trailing empty places only, and the map when most of it is empty.
+            if self.by_name.len() < self.by_name.capacity() / 8 {
                 self.by_name.shrink_to_fit();
                 self.channels.shrink_to_fit();
             }

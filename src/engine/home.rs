@@ -150,7 +150,7 @@ impl Home {
             let forgotten = self.channels.remove(name).expect("it was just seen");
             self.first_offset = self.first_offset.max(forgotten.next_offset);
         }
-        if self.channels.is_empty() {
+        if self.channels.len() < self.channels.capacity() / 8 {
             self.channels.shrink_to_fit();
         }
     }

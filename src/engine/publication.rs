@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -32,6 +33,14 @@ impl ChannelName {
         } else {
             Err(InvalidChannel)
         }
+    }
+
+    /// A valid name, as it stands in a URL: percent-encoded or not.
+    ///
+    /// # Errors
+    /// As [`ChannelName::new`].
+    pub fn from_url(name: &str) -> Result<Self, InvalidChannel> {
+        Self::new(&percent_decode_str(name).decode_utf8().map_err(|_| InvalidChannel)?)
     }
 
     /// `all`.
@@ -227,6 +236,9 @@ mod tests {
         for bad in ["", "a/b", "a b", "é", "a%20b", "a\n", &"x".repeat(CHANNEL_NAME_BYTES_MAX + 1)] {
             assert_eq!(ChannelName::new(bad), Err(InvalidChannel), "{bad:?}");
         }
+        assert_eq!(ChannelName::from_url("room%3A1%40x").unwrap().as_str(), "room:1@x");
+        assert_eq!(ChannelName::from_url("%ff"), Err(InvalidChannel));
+        assert_eq!(ChannelName::from_url("a%2Fb"), Err(InvalidChannel));
     }
 
     #[test]

@@ -46,7 +46,7 @@ async fn try_publish(
     request: Request<Incoming>,
 ) -> Result<Answer, Box<Answer>> {
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
-    let channel = ChannelName::new(channel.unwrap_or(ChannelName::ALL))
+    let channel = ChannelName::from_url(channel.unwrap_or(ChannelName::ALL))
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);

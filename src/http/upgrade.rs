@@ -81,8 +81,12 @@ fn check(request: &Request<Incoming>) -> Result<(), Box<Answer>> {
         let sentence = "Sec-WebSocket-Key has to be 16 bytes in base64 (RFC 6455, section 4.1)";
         return Err(Box::new(text(StatusCode::BAD_REQUEST, sentence)));
     }
-    if request.version() != Version::HTTP_11 || headers.get_all(HOST).iter().count() != 1 {
-        return Err(Box::new(text(StatusCode::BAD_REQUEST, "a handshake needs HTTP/1.1 and one Host header")));
+    let once = [HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION]
+        .into_iter()
+        .all(|name| headers.get_all(name).iter().count() == 1);
+    if request.version() != Version::HTTP_11 || !once {
+        let sentence = "a handshake needs HTTP/1.1, and Host, Sec-WebSocket-Key and Sec-WebSocket-Version once each";
+        return Err(Box::new(text(StatusCode::BAD_REQUEST, sentence)));
     }
     if !request.body().is_end_stream() {
         return Err(Box::new(text(StatusCode::BAD_REQUEST, "a handshake has no body")));
@@ -101,7 +105,7 @@ fn channels(path: Option<&str>, query: Option<&str>) -> Result<Vec<ChannelName>,
     let named = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("channel="));
     let mut channels = Vec::new();
     for name in path.into_iter().chain(named) {
-        let name = ChannelName::new(name).map_err(|invalid| invalid.to_string())?;
+        let name = ChannelName::from_url(name).map_err(|invalid| invalid.to_string())?;
         if !channels.contains(&name) {
             channels.push(name);
         }
@@ -129,6 +133,7 @@ mod tests {
         assert_eq!(names(None, Some("channel=a&x=1&channel=b&channel=a")).unwrap(), ["a", "b"]);
         assert!(names(Some(""), None).is_err());
         assert!(names(None, Some("channel=a%20b")).is_err());
+        assert_eq!(names(Some("r%3A1"), Some("channel=r:2")).unwrap(), ["r:1", "r:2"]);
         let many = (0..=CHANNELS_PER_CONNECTION_MAX).map(|n| format!("channel={n}&")).collect::<String>();
         assert!(names(None, Some(&many)).unwrap_err().contains("at most"));
     }

@@ -47,6 +47,8 @@ fn every_route_answers_as_it_should() {
         ("GET", "/ws?channel=", HANDSHAKE.to_vec(), 400, None),
         ("GET", "/ws", [HANDSHAKE.to_vec(), vec!["Host: another"]].concat(), 400, None),
         ("GET", "/ws", [HANDSHAKE.to_vec(), vec!["Content-Length: 3"]].concat(), 400, None),
+        ("GET", "/ws", [HANDSHAKE.to_vec(), vec!["Sec-WebSocket-Version: 8"]].concat(), 400, None),
+        ("POST", "/publish/room%3A1", vec!["Content-Length: 0"], 202, None),
         ("POST", "/publish/a%20b", vec![], 400, None),
     ];
     for (method, path, headers, status, header) in cases {
@@ -55,7 +57,7 @@ fn every_route_answers_as_it_should() {
         if let Some((name, value)) = header {
             assert_eq!(answer.header(name), Some(value), "{method} {path}");
         }
-        assert!(status == 200 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
+        assert!(status < 300 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
     }
     let mut old = TcpStream::connect(server.address).unwrap();
     old.write_all(format!("GET /ws HTTP/1.0\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n")).as_bytes()).unwrap();
@@ -165,7 +167,7 @@ fn publish_and_admin_need_the_token() {
             assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")), "{path}");
         }
         let status = request(server.address, method, path, &["Authorization: bearer secret"], b"").status;
-        assert!(status == 200 || status == 202, "{path}");
+        assert!(status < 300 || status == 202, "{path}");
     }
     assert_eq!(request(server.address, "GET", "/healthz", &[], b"").status, 200);
     server.client("/ws");

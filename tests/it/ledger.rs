@@ -106,3 +106,25 @@ fn an_idle_connection_costs_at_most_800_bytes_of_heap() {
     );
     drop(clients);
 }
+
+#[cfg(feature = "jemalloc")]
+#[test]
+fn rooms_that_are_left_give_their_memory_back_while_somebody_stays() {
+    let binary = Binary::start(&["--shards", "1"]);
+    let _staying = Client::connect(binary.address, "/ws");
+    let allocated = || ledger(binary.address)["allocated_bytes"].as_i64().unwrap();
+    let mut client = Client::connect(binary.address, "/ws/first");
+    let before = allocated();
+    for round in 0..200 {
+        for (event, number) in
+            (0..60).map(|number| ("SUBSCRIBE", number)).chain((0..60).map(|number| ("UNSUBSCRIBE", number)))
+        {
+            client.text(&format!(r#"{{"event":"{event}","channel":"room-{round}-{number}"}}"#));
+        }
+    }
+    let rooms: Vec<_> =
+        (0..2000).map(|room| Client::connect(binary.address, &format!("/ws/of-its-own-{room}"))).collect();
+    assert!(allocated() - before > 500_000, "rooms and connections take something");
+    drop(rooms);
+    until(|| (allocated() - before < 200_000).then_some(()), || format!("{} more than before", allocated() - before));
+}

@@ -3,6 +3,9 @@
 //! Plain `cargo test` needs no other program. Nothing here waits by sleeping for a fixed time: what has to happen is
 //! looked for until it has, or until [`support::PATIENCE`] is over.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::type_complexity, reason = "tables of cases are read as tables")]
+
 mod events;
 mod frames;
 mod http;
