@@ -132,8 +132,9 @@ pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a channel waits for more frames before a pass; see `engine::channel`.
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that is
-/// larger than a backlog then waits where publishers feel it, and closes nobody who reads.
-pub const PACE_MAX: Duration = Duration::from_millis(10);
+/// larger than a backlog then waits where publishers feel it, and closes nobody who reads. A batch in that time is
+/// 40 Mbit/s for each subscriber. When it was in vain, the channel does not wait again until most have caught up.
+pub const PACE_MAX: Duration = Duration::from_millis(50);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
 /// Connections that the kernel completes and queues for the accept thread.

@@ -42,6 +42,8 @@ struct Channel<S> {
     last: LastPass,
     /// When the next pass may begin, once something waits for it.
     begins_at: Option<Instant>,
+    /// It has waited in vain for most subscribers to catch up: they do not read, and the bound of their backlog decides.
+    gave_up: bool,
     books: Rc<Books>,
 }
 
@@ -116,6 +118,7 @@ impl<S: Socket> Channels<S> {
                 start: 0,
                 last: LastPass::default(),
                 begins_at: None,
+                gave_up: false,
                 books: Books::within(&self.books),
             }));
             index
@@ -217,7 +220,9 @@ impl<S: Socket> Channel<S> {
             self.last.left_behind = false;
             self.begins_at = None;
         }
-        now < *self.begins_at.get_or_insert(now + self.last.linger())
+        let lingers = now < *self.begins_at.get_or_insert(now + self.last.linger());
+        self.gave_up |= self.last.left_behind && !lingers;
+        lingers
     }
 
     /// Whether it waits for its subscribers, not for more frames.
@@ -268,7 +273,9 @@ impl<S: Socket> Channel<S> {
         ended.append(&mut running.pass.ended);
         if running.pass.is_done() {
             self.last.took = running.took;
-            self.last.left_behind = running.pass.left_most_behind();
+            let left_behind = running.pass.left_most_behind();
+            self.gave_up &= left_behind;
+            self.last.left_behind = left_behind && !self.gave_up;
             running.finish();
             self.subscribers.end_pass();
         } else {
