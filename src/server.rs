@@ -332,3 +332,26 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[test]
+    fn sockets_inherit_what_they_need_from_the_listener() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config { listen: address, kernel_bytes_max: 64 * 1024, ..Config::default() };
+        let listener = listen(&config).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.send_buffer_size().unwrap(), 2 * 64 * 1024);
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 64 * 1024);
+    }
+}

@@ -37,4 +37,5 @@ step 'cargo test with mimalloc'
 cargo test --quiet --no-default-features --features mimalloc
 
 step 'cargo test'
-cargo test
+cargo test --quiet --doc
+cargo test --lib --test it
