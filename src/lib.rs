@@ -53,7 +53,9 @@
 //! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
 //!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A chunk of
 //!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn. What arrives meanwhile becomes the
-//!    next batch: the busier it gets, the cheaper a delivery is.
+//!    next batch: the busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a
+//!    hundredth of its time, so that a burst is not split; after a pass that left most subscribers behind it waits for
+//!    them, once and at most [`config::PACE_MAX`], so that a burst does not close those who read.
 //! 4. A socket that is full leaves the rest in its connection's outbox, which the shard's readiness loop flushes when the
 //!    socket can be written, and which is freed when it is empty. At its bound the policy decides.
 //! 5. When the last shard has finished, the receipt goes to whoever asked for one, and the channel's bytes no longer
@@ -77,7 +79,7 @@
 //! - No unbounded queue. The inbox has none of its own, but every kind of item is bounded where it comes from.
 //! - No lock and no allocation per subscriber on the way of a delivery (`mailbox`, the baseline, is exempt).
 //! - No guard of the `DashMap` held across a send or an await.
-//! - No slow client that delays a publisher or another client.
+//! - No slow client that delays a publisher or another client (most of a channel's subscribers together can, once).
 //! - No drop that is not counted, no close without a reason.
 //! - No frame that is cut: one whose first byte has left is finished, or its connection is closed.
 //!
