@@ -112,57 +112,83 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: 
     Conversation { done, stream: io.into_inner(), leftover: read_buf, upgrade: upgrade.take() }
 }
 
+/// What a path names.
+enum Route<'a> {
+    Events(Option<&'a str>),
+    Echo,
+    Publish(Option<&'a str>),
+    Mem,
+    Purge,
+    Metrics,
+    Healthz,
+    Readyz,
+    /// A fault to test with.
+    #[cfg(debug_assertions)]
+    Panic,
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        let mut parts = path.split('/').skip(1);
+        Some(match (parts.next()?, parts.next(), parts.next(), parts.next()) {
+            ("ws", channel, None, None) => Self::Events(channel),
+            ("echo", None, None, None) => Self::Echo,
+            ("publish", channel, None, None) => Self::Publish(channel),
+            ("debug", Some("mem"), None, None) => Self::Mem,
+            ("debug", Some("mem"), Some("purge"), None) => Self::Purge,
+            #[cfg(debug_assertions)]
+            ("debug", Some("panic"), None, None) => Self::Panic,
+            ("metrics", None, None, None) => Self::Metrics,
+            ("healthz", None, None, None) => Self::Healthz,
+            ("readyz", None, None, None) => Self::Readyz,
+            _ => return None,
+        })
+    }
+
+    fn methods(&self) -> &'static [Method] {
+        match self {
+            Self::Events(_) | Self::Echo => &[Method::GET],
+            Self::Mem | Self::Metrics | Self::Healthz | Self::Readyz => &[Method::GET, Method::HEAD],
+            Self::Publish(_) | Self::Purge => &[Method::POST],
+            #[cfg(debug_assertions)]
+            Self::Panic => &[Method::POST],
+        }
+    }
+
+    /// Whether it publishes or administers, and so is not for everybody.
+    fn is_guarded(&self) -> bool {
+        !matches!(self, Self::Events(_) | Self::Echo | Self::Healthz | Self::Readyz)
+    }
+}
+
 async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
-    let mut parts = path.split('/').skip(1);
-    let route = (parts.next().unwrap_or_default(), parts.next(), parts.next(), parts.next());
-    let config = &shard.engine.config;
-    match route {
-        ("ws", channel, None, None) => {
-            only(&request, &[Method::GET]).unwrap_or_else(|| upgrade::events(shard, upgrade, &mut request, channel))
-        }
-        ("echo", None, None, None) => {
-            only(&request, &[Method::GET]).unwrap_or_else(|| upgrade::echo(shard, upgrade, &mut request))
-        }
-        ("publish", channel, None, None) => {
-            match only(&request, &[Method::POST]).or_else(|| forbidden(config, &request)) {
-                Some(refusal) => refusal,
-                None => publish::publish(shard, channel, request).await,
-            }
-        }
-        ("debug", Some("mem"), None, None) => {
-            match only(&request, &[Method::GET, Method::HEAD]).or_else(|| forbidden(config, &request)) {
-                Some(refusal) => refusal,
-                None => debug::mem(&shard.engine, false).await,
-            }
-        }
-        ("debug", Some("mem"), Some("purge"), None) => {
-            match only(&request, &[Method::POST]).or_else(|| forbidden(config, &request)) {
-                Some(refusal) => refusal,
-                None => debug::mem(&shard.engine, true).await,
-            }
-        }
-        #[cfg(debug_assertions)]
-        ("debug", Some("panic"), None, None) => {
-            shard.engine.inboxes[0].push(crate::engine::Item::Panic);
-            text(StatusCode::ACCEPTED, "shard 0 will panic")
-        }
-        ("metrics", None, None, None) => {
-            match only(&request, &[Method::GET, Method::HEAD]).or_else(|| forbidden(config, &request)) {
-                Some(refusal) => refusal,
-                None => debug::metrics(&shard.engine).await,
-            }
-        }
-        ("healthz", None, None, None) => {
-            only(&request, &[Method::GET, Method::HEAD]).unwrap_or_else(|| text(StatusCode::OK, "ok"))
-        }
-        ("readyz", None, None, None) => only(&request, &[Method::GET, Method::HEAD]).unwrap_or_else(|| {
-            if shard.engine.is_draining() { answer::draining() } else { text(StatusCode::OK, "ready") }
-        }),
-        _ => text(
+    let Some(route) = Route::of(&path) else {
+        return text(
             StatusCode::NOT_FOUND,
             "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /metrics, /healthz, /readyz",
-        ),
+        );
+    };
+    let engine = &shard.engine;
+    let guard = || if route.is_guarded() { forbidden(&engine.config, &request) } else { None };
+    if let Some(refusal) = only(&request, route.methods()).or_else(guard) {
+        return refusal;
+    }
+    match route {
+        Route::Events(channel) => upgrade::events(shard, upgrade, &mut request, channel),
+        Route::Echo => upgrade::echo(shard, upgrade, &mut request),
+        Route::Publish(channel) => publish::publish(shard, channel, request).await,
+        Route::Mem => debug::mem(engine, false).await,
+        Route::Purge => debug::mem(engine, true).await,
+        Route::Metrics => debug::metrics(engine).await,
+        Route::Healthz => text(StatusCode::OK, "ok"),
+        Route::Readyz if engine.is_draining() => answer::draining(),
+        Route::Readyz => text(StatusCode::OK, "ready"),
+        #[cfg(debug_assertions)]
+        Route::Panic => {
+            engine.inboxes[0].push(crate::engine::Item::Panic);
+            text(StatusCode::ACCEPTED, "shard 0 will panic")
+        }
     }
 }
 
