@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
 
-use crate::config::SlowPolicy;
+use crate::config::{BATCH_BYTES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
 use crate::wire::{Batch, Frame};
 
@@ -77,6 +77,15 @@ pub struct Bound {
     pub bytes_max: usize,
     /// What happens to the next frame.
     pub policy: SlowPolicy,
+}
+
+impl Bound {
+    /// Most bytes that one write may bring: never more than an empty backlog holds, so that a burst closes nobody who
+    /// reads.
+    #[must_use]
+    pub fn batch_bytes_max(self) -> usize {
+        BATCH_BYTES_MAX.min(self.bytes_max)
+    }
 }
 
 /// What waits for one connection.

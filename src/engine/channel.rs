@@ -12,7 +12,7 @@ use slab::Slab;
 
 use super::publication::{ChannelName, Dispatch};
 use crate::close::CloseReason;
-use crate::config::{BATCH_BYTES_MAX, LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_MAX, PACE_SAMPLE};
+use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_MAX, PACE_SAMPLE};
 use crate::conn::{Connection, Socket};
 use crate::fanout::{Fanout, Pass, Scope, Subscribers};
 use crate::metrics::Books;
@@ -257,8 +257,7 @@ impl<S: Socket> Channel<S> {
             bound: surroundings.bound,
         };
         let mut running = begun.unwrap_or_else(|| {
-            let bytes_max = BATCH_BYTES_MAX.min(surroundings.bound.bytes_max);
-            let dispatches = take_batch(&mut self.waiting, bytes_max);
+            let dispatches = take_batch(&mut self.waiting, surroundings.bound.batch_bytes_max());
             let frames: Vec<_> = dispatches.iter().flat_map(|dispatch| &dispatch.frames).cloned().collect();
             let batch = Batch::new(&frames, self.books.clone());
             let pass = surroundings.fanout.begin(&scope, batch, self.start);

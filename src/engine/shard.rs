@@ -24,7 +24,7 @@ use super::publication::{Origin, Publication};
 use super::{Engine, Inbox, Item, Report, readiness};
 use crate::admission::Permit;
 use crate::close::CloseReason;
-use crate::config::{BATCH_BYTES_MAX, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
+use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::Connection;
 use crate::fanout::Fanout;
 use crate::mem::{self, Queues};
@@ -76,14 +76,20 @@ impl Shard {
     /// When the kernel gives no epoll set.
     pub fn new(engine: Arc<Engine>, index: u16) -> io::Result<(Rc<Self>, mio::Poll)> {
         let set = mio::Poll::new()?;
+        let config = &engine.config;
+        let bounds = Bounds {
+            pending_bytes_max: config.pending_bytes_max,
+            dispatch_bytes_max: bound(config).batch_bytes_max(),
+            dispatch_frames_max: MAILBOX_FRAMES_MAX,
+        };
         let books = Rc::new(Books::default());
         let shard = Self {
             index,
-            fanout: engine.config.fanout.build(),
+            fanout: config.fanout.build(),
             set: set.registry().try_clone()?,
             connections: RefCell::default(),
             channels: RefCell::new(Channels::new(&books)),
-            home: RefCell::new(Home::new(engine.config.shards.get(), bounds(&engine.config))),
+            home: RefCell::new(Home::new(config.shards.get(), bounds)),
             answers: Books::within(&books),
             books,
             closed: std::array::from_fn(|_| Cell::default()),
@@ -223,7 +229,7 @@ impl Shard {
 
     /// The bound of every backlog.
     pub(super) fn bound(&self) -> Bound {
-        Bound { bytes_max: self.engine.config.outbox_bytes_max, policy: self.engine.config.slow }
+        bound(&self.engine.config)
     }
 
     /// Lets everything else on the thread have its turn if enough has been done since it last had.
@@ -271,11 +277,7 @@ impl Shard {
     }
 }
 
-/// A dispatch is never more than one write may bring to a subscriber that reads, so that a burst closes nobody.
-fn bounds(config: &Config) -> Bounds {
-    Bounds {
-        pending_bytes_max: config.pending_bytes_max,
-        dispatch_bytes_max: BATCH_BYTES_MAX.min(config.outbox_bytes_max),
-        dispatch_frames_max: MAILBOX_FRAMES_MAX,
-    }
+/// The bound of every backlog.
+fn bound(config: &Config) -> Bound {
+    Bound { bytes_max: config.outbox_bytes_max, policy: config.slow }
 }
