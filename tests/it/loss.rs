@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use hydrant::close::CloseReason;
-use hydrant::config::{Config, SlowPolicy};
+use hydrant::config::{Config, SlowPolicy, Strategy};
 use socket2::SockRef;
 
 use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config};
@@ -25,21 +25,22 @@ fn number(text: &str) -> usize {
     text[..4].parse().unwrap()
 }
 
-/// Publishes all messages to a slow client and a quick one, which reads each before the next.
-fn publish_all(server: &TestServer, quick: &mut Client) {
+/// A server that has published all messages to a client that reads nothing and to one that reads each before the next.
+fn after_all_messages(fanout: Strategy, slow: SlowPolicy) -> (TestServer, Client, Client) {
+    let server = TestServer::start(Config { fanout, slow, ..narrow() });
+    let stalled = Client::connect_narrow(server.address, "/ws/room");
+    let mut quick = server.client("/ws/room");
     for number in 0..MESSAGES {
         server.publish("room", message(number).as_bytes());
         assert_eq!(quick.receive_text(), message(number));
     }
+    (server, stalled, quick)
 }
 
 #[test]
 fn disconnect_closes_the_slow_one_and_nobody_else() {
     for fanout in STRATEGIES {
-        let server = TestServer::start(Config { fanout, slow: SlowPolicy::Disconnect, ..narrow() });
-        let mut slow = Client::connect_narrow(server.address, "/ws/room");
-        let mut quick = server.client("/ws/room");
-        publish_all(&server, &mut quick);
+        let (server, mut slow, _quick) = after_all_messages(fanout, SlowPolicy::Disconnect);
         server.wait_for_connections(1);
         let (seen, code) = slow.receive_to_close();
         assert_eq!(code, Some(1013));
@@ -56,10 +57,7 @@ fn disconnect_closes_the_slow_one_and_nobody_else() {
 #[test]
 fn drop_newest_keeps_the_first_and_goes_on_later() {
     for fanout in STRATEGIES {
-        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropNewest, ..narrow() });
-        let mut slow = Client::connect_narrow(server.address, "/ws/room");
-        let mut quick = server.client("/ws/room");
-        publish_all(&server, &mut quick);
+        let (server, mut slow, _quick) = after_all_messages(fanout, SlowPolicy::DropNewest);
         let stalled = server.survey();
         assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
         let kept = MESSAGES - stalled.totals.dropped_slow as usize;
@@ -78,10 +76,7 @@ fn drop_newest_keeps_the_first_and_goes_on_later() {
 #[test]
 fn drop_oldest_keeps_the_last() {
     for fanout in STRATEGIES {
-        let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropOldest, ..narrow() });
-        let mut slow = Client::connect_narrow(server.address, "/ws/room");
-        let mut quick = server.client("/ws/room");
-        publish_all(&server, &mut quick);
+        let (server, mut slow, _quick) = after_all_messages(fanout, SlowPolicy::DropOldest);
         let stalled = server.survey();
         assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
         let kept = MESSAGES - stalled.totals.dropped_slow as usize;
