@@ -74,6 +74,10 @@ struct Serve {
     /// Bytes that the kernel may hold unsent for one client before what follows waits in its backlog
     #[arg(long, env = "HYDRANT_KERNEL_BYTES", value_parser = bytes, default_value = "256KiB")]
     kernel_bytes: usize,
+    /// Batches of at least so many bytes are sent from pages that all sockets share, with `--fanout direct`; shorter ones
+    /// are copied to each socket
+    #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = bytes, default_value = "16KiB")]
+    pages_bytes: usize,
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = duration, default_value = "10s")]
     drain_timeout: Duration,
@@ -117,6 +121,7 @@ impl Serve {
             message_fragments_max: self.message_fragments,
             pending_bytes_max: self.pending_bytes,
             kernel_bytes_max: self.kernel_bytes,
+            pages_bytes_min: self.pages_bytes,
             drain_timeout: self.drain_timeout,
             say: self.say,
             token: self.token,

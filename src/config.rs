@@ -39,6 +39,8 @@ pub struct Config {
     /// Most bytes that the kernel may hold for one client before it counts as slow, for each of: sent and not
     /// acknowledged (`SO_SNDBUF`), not yet sent (`TCP_NOTSENT_LOWAT`).
     pub kernel_bytes_max: usize,
+    /// Batches of at least so many bytes are sent from shared pages (`direct`); shorter ones are copied to each socket.
+    pub pages_bytes_min: usize,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
     /// Whom a client's `SAY` reaches.
@@ -60,6 +62,7 @@ impl Default for Config {
             message_fragments_max: 1024,
             pending_bytes_max: 16 * MIB,
             kernel_bytes_max: 256 * KIB,
+            pages_bytes_min: 16 * KIB,
             drain_timeout: Duration::from_secs(10),
             say: SayPolicy::Rooms,
             token: None,
@@ -114,6 +117,12 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// hold. Larger joins win nothing per byte (the copy dominates) and let a
 /// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
 pub const BATCH_BYTES_MAX: usize = 256 * KIB;
+/// Fewest subscribers on a shard for whom a batch is put into shared pages: to make and to free them costs as much as
+/// sparing a few copies saves.
+pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
+/// Most files of shared pages that a shard has open at once, one for each batch that has not left; a further batch is
+/// copied. They count against the limit of open files.
+pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
 pub const PASS_CHUNK: usize = 256;
 /// Inbox items that a shard takes before it goes on with its passes.

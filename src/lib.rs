@@ -38,7 +38,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`config`], [`close`], [`metrics`], [`mem`], [`registry`], [`admission`] → [`wire`] → [`outbox`] → [`conn`] → [`fanout`] →
+//! [`config`], [`close`], [`metrics`], [`mem`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] → [`conn`] → [`fanout`] →
 //! [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
 //! knows an allocator.
 //!
@@ -98,6 +98,7 @@ pub mod http;
 pub mod mem;
 pub mod metrics;
 pub mod outbox;
+pub mod pages;
 pub mod registry;
 pub mod server;
 pub mod wire;

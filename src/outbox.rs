@@ -22,7 +22,8 @@ use bytes::{Buf, Bytes};
 
 use crate::config::{BATCH_BYTES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
-use crate::wire::{Batch, Frame};
+use crate::pages::Pages;
+use crate::wire::{Batch, Frame, Piece};
 
 /// Part of a batch that still has to be sent; `start` may lie inside a frame, `end` never does.
 #[derive(Debug)]
@@ -86,6 +87,15 @@ impl Bound {
     pub fn batch_bytes_max(self) -> usize {
         BATCH_BYTES_MAX.min(self.bytes_max)
     }
+}
+
+/// What [`Outbox::fill`] wants written next, in one call.
+#[derive(Debug)]
+pub enum Write<'a> {
+    /// The first so many slices.
+    Slices(usize),
+    /// This part of these pages.
+    Pages(&'a Pages, Range<usize>),
 }
 
 /// What waits for one connection.
@@ -239,28 +249,34 @@ impl Outbox {
         self.started_control = control.into_wire().slice(sent..);
     }
 
-    /// What to write next, in order, as many pieces as `slices` has room for; the number of pieces.
-    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    /// What to write next, in order: pages, or as many pieces as come before any and `slices` has room for.
+    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> Write<'a> {
         let mut data = self.data.iter();
         let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|cut| (entry, cut)));
         let control = [&self.pong, &self.close].into_iter().flatten().map(|frame| &frame.wire()[..]);
         let mut split_rest = None;
         if let Some((entry, cut)) = started {
-            split_rest = Some(&entry.batch.bytes()[cut..entry.end]);
+            split_rest = (cut < entry.end).then(|| entry.batch.piece(cut..entry.end));
             data.next();
         }
-        let pieces = std::iter::once(&self.started_control[..])
-            .chain(started.map(|(entry, cut)| &entry.batch.bytes()[entry.start..cut]))
-            .chain(control)
+        let started_control = (!self.started_control.is_empty()).then_some(&self.started_control[..]);
+        let pieces = started_control
+            .map(Piece::Bytes)
+            .into_iter()
+            .chain(started.map(|(entry, cut)| entry.batch.piece(entry.start..cut)))
+            .chain(control.map(Piece::Bytes))
             .chain(split_rest)
-            .chain(data.map(|entry| &entry.batch.bytes()[entry.start..entry.end]))
-            .filter(|piece| !piece.is_empty());
+            .chain(data.map(|entry| entry.batch.piece(entry.start..entry.end)));
         let mut filled = 0;
         for (slot, piece) in slices.iter_mut().zip(pieces) {
-            *slot = IoSlice::new(piece);
+            match piece {
+                Piece::Bytes(bytes) => *slot = IoSlice::new(bytes),
+                Piece::Pages(pages, range) if filled == 0 => return Write::Pages(pages, range),
+                Piece::Pages(..) => break,
+            }
             filled += 1;
         }
-        filled
+        Write::Slices(filled)
     }
 
     /// The first `sent` bytes of what [`Outbox::fill`] named have left.
@@ -319,7 +335,7 @@ mod tests {
         let mut sent = Vec::new();
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); 3];
-            let filled = outbox.fill(&mut slices);
+            let Write::Slices(filled) = outbox.fill(&mut slices) else { panic!("no pages were given") };
             let mut now: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
             now.truncate(step);
             assert!(!now.is_empty(), "an outbox that is not empty names bytes");

@@ -36,7 +36,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 100)]
     pub(crate) payload: usize,
 
-    /// Strategies of hydrant to put beside the floor
+    /// Strategies of hydrant to put beside the floor, each with flags of hydrant's after colons if wanted:
+    /// direct,direct:--pages-bytes=1GiB
     #[arg(long, value_delimiter = ',', default_value = "direct,mailbox")]
     fanout: Vec<String>,
 

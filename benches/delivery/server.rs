@@ -65,7 +65,9 @@ impl Candidate {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
                 // One shard, because the floor is one thread; no tick, because it is not part of the load.
                 command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);
-                command.args(["--fanout", fanout]);
+                // `direct:--pages-bytes=1GiB`: the strategy, and flags to compare it with and without.
+                let mut words = fanout.split(':');
+                command.arg("--fanout").args(words.next()).args(words);
                 Ok(command)
             }
         }

@@ -18,10 +18,10 @@ use smallvec::SmallVec;
 pub use self::socket::Socket;
 use crate::admission::Permit;
 use crate::metrics::DropReason;
-use crate::outbox::{Bound, Offered, Outbox};
+use crate::outbox::{Bound, Offered, Outbox, Write};
 use crate::registry::ConnId;
 use crate::wire::inbound::Decoder;
-use crate::wire::{Batch, Frame};
+use crate::wire::{Batch, Frame, Piece};
 use mailbox::Mailbox;
 
 /// What the messages of a client mean.
@@ -165,8 +165,9 @@ impl<S: Socket> Connection<S> {
             self.outbox.set(Some(outbox));
             return Sent::Part(offered);
         }
-        let written = match self.write(batch.bytes()) {
-            Ok(written) if written == batch.bytes().len() => return Sent::All,
+        let whole = batch.bytes().len();
+        let written = match self.write(batch.piece(0..whole)) {
+            Ok(written) if written == whole => return Sent::All,
             Ok(written) => written,
             Err(_) => return Sent::Gone,
         };
@@ -202,7 +203,7 @@ impl<S: Socket> Connection<S> {
             self.outbox.set(Some(outbox));
             return true;
         }
-        let written = match self.write(frame.wire()) {
+        let written = match self.write(Piece::Bytes(frame.wire())) {
             Ok(written) if written == frame.wire().len() => return true,
             Ok(written) => written,
             Err(_) => return false,
@@ -217,11 +218,15 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Writes what the socket takes now: 0 when it is full, or when a writer task is inside a frame.
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&self, piece: Piece<'_>) -> io::Result<usize> {
         if self.writing.get() {
             return Ok(0);
         }
-        match retry(|| self.socket.send(bytes)) {
+        let written = match piece {
+            Piece::Bytes(bytes) => retry(|| self.socket.send(bytes)),
+            Piece::Pages(pages, range) => retry(|| self.socket.send_pages(pages, range.clone())),
+        };
+        match written {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             written => written,
         }
@@ -236,8 +241,11 @@ impl<S: Socket> Connection<S> {
             }
             while !outbox.is_empty() {
                 let mut slices = [IoSlice::new(&[]); FLUSH_SLICES];
-                let filled = outbox.fill(&mut slices);
-                match retry(|| self.socket.send_vectored(&slices[..filled])) {
+                let written = match outbox.fill(&mut slices) {
+                    Write::Slices(filled) => retry(|| self.socket.send_vectored(&slices[..filled])),
+                    Write::Pages(pages, range) => retry(|| self.socket.send_pages(pages, range.clone())),
+                };
+                match written {
                     Ok(sent) => outbox.advance(sent),
                     Err(error) => {
                         self.outbox.set(Some(outbox));

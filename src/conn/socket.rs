@@ -2,6 +2,10 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use crate::pages::Pages;
 
 /// A byte stream that never blocks: where it would, it fails with `WouldBlock`.
 pub trait Socket {
@@ -16,6 +20,14 @@ pub trait Socket {
     /// # Errors
     /// As [`Socket::send`].
     fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Hands over as much of `range` of `pages` as fits; without a copy, if it can.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
+        self.send(&pages.read(range)?)
+    }
 
     /// Reads what is there; 0 is the end of the stream.
     ///
@@ -34,6 +46,13 @@ impl Socket for mio::net::TcpStream {
 
     fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         (&mut &*self).write_vectored(pieces)
+    }
+
+    fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
+        let mut offset = range.start as libc::off_t;
+        // SAFETY: both descriptors are open for as long as the call lasts, and `offset` is valid for reads and writes.
+        let sent = unsafe { libc::sendfile(self.as_raw_fd(), pages.file().as_raw_fd(), &raw mut offset, range.len()) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -17,6 +17,7 @@ use crate::conn::{Connection, Socket};
 use crate::fanout::{Fanout, Pass, Scope, Subscribers};
 use crate::metrics::Books;
 use crate::outbox::Bound;
+use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
 
@@ -96,6 +97,8 @@ pub struct Surroundings<'a, S> {
     pub shard: u16,
     /// The bound of a backlog.
     pub bound: Bound,
+    /// Pages for large batches.
+    pub pages: &'a PagePool,
 }
 
 impl<S: Socket> Channels<S> {
@@ -255,6 +258,7 @@ impl<S: Socket> Channel<S> {
             registry: surroundings.registry,
             shard: surroundings.shard,
             bound: surroundings.bound,
+            pages: surroundings.pages,
         };
         let mut running = begun.unwrap_or_else(|| {
             let dispatches = take_batch(&mut self.waiting, surroundings.bound.batch_bytes_max());

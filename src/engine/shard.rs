@@ -30,6 +30,7 @@ use crate::fanout::Fanout;
 use crate::mem::{self, Queues};
 use crate::metrics::Books;
 use crate::outbox::Bound;
+use crate::pages::PagePool;
 use crate::registry::ConnId;
 use crate::wire::event::EventError;
 
@@ -52,6 +53,7 @@ pub struct Shard {
     pub(super) connections: RefCell<Slab<Rc<Conn>>>,
     pub(super) channels: RefCell<Channels<mio::net::TcpStream>>,
     home: RefCell<Home>,
+    pages: PagePool,
     books: Rc<Books>,
     /// Books of what the server answers to single clients; part of `books`.
     pub(super) answers: Rc<Books>,
@@ -90,6 +92,7 @@ impl Shard {
             connections: RefCell::default(),
             channels: RefCell::new(Channels::new(&books)),
             home: RefCell::new(Home::new(config.shards.get(), bounds)),
+            pages: PagePool::new(config.pages_bytes_min),
             answers: Books::within(&books),
             books,
             closed: std::array::from_fn(|_| Cell::default()),
@@ -219,6 +222,7 @@ impl Shard {
                 registry: &self.engine.registry,
                 shard: self.index,
                 bound: self.bound(),
+                pages: &self.pages,
             },
             PASS_CHUNK,
         );

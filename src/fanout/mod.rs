@@ -24,6 +24,7 @@ use crate::config::Strategy;
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
+use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
 
@@ -64,6 +65,8 @@ pub struct Scope<'a, S> {
     pub shard: u16,
     /// The bound of a backlog.
     pub bound: Bound,
+    /// Pages for large batches.
+    pub pages: &'a PagePool,
 }
 
 /// A batch on its way to the subscribers of one shard.

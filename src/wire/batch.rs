@@ -12,11 +12,14 @@ use fastwebsockets::OpCode;
 
 use super::frame::{self, Frame};
 use crate::metrics::Books;
+use crate::pages::Pages;
 
 /// One or more whole frames, in the order in which they are to be sent.
 #[derive(Debug)]
 pub struct Batch {
     bytes: Bytes,
+    /// The same bytes where sockets can share them.
+    pages: Option<Pages>,
     /// Where each frame ends in `bytes`; the last one is its length.
     ends: Box<[u32]>,
     books: Rc<Books>,
@@ -46,7 +49,21 @@ impl Batch {
             frames.iter().for_each(|frame| joined.extend_from_slice(frame.wire()));
             joined.freeze()
         };
-        Self { bytes, ends, books }
+        Self { bytes, pages: None, ends, books }
+    }
+
+    /// From here on sockets are referred to `pages`, which hold the same bytes.
+    pub fn move_to(&mut self, pages: Pages) {
+        self.pages = Some(pages);
+    }
+
+    /// Part of the wire bytes, in the form in which a socket takes it at the least cost.
+    #[must_use]
+    pub fn piece(&self, range: Range<usize>) -> Piece<'_> {
+        match &self.pages {
+            Some(pages) => Piece::Pages(pages, range),
+            None => Piece::Bytes(&self.bytes[range]),
+        }
     }
 
     /// All frames as wire bytes.
@@ -112,6 +129,15 @@ impl Batch {
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
         start..self.ends[index] as usize
     }
+}
+
+/// Part of a batch, or a control frame, on its way to a socket.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// To be copied.
+    Bytes(&'a [u8]),
+    /// To be referred to: this part of these pages.
+    Pages(&'a Pages, Range<usize>),
 }
 
 #[cfg(test)]

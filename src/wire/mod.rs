@@ -5,5 +5,5 @@ pub mod event;
 pub mod frame;
 pub mod inbound;
 
-pub use batch::Batch;
+pub use batch::{Batch, Piece};
 pub use frame::Frame;

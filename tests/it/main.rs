@@ -13,5 +13,6 @@ mod ledger;
 mod life;
 mod loss;
 mod order;
+mod pages;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;

@@ -1,0 +1,129 @@
+//! Bytes in pages of the kernel's, for sockets to refer to in place of a copy each.
+//!
+//! [`Pages`] are a file in memory (memfd_create(2)) that is written once. `sendfile` hands the same pages to any number of
+//! sockets: the kernel copies nothing per subscriber, and what waits in ten thousand socket buffers is in memory once. A
+//! socket may refer to a page long after the call has returned, so a page is never written again: every [`Pages`] is a
+//! file of its own, and closing the file leaves the kernel to free each page when the last socket has let go of it.
+//!
+//! A [`PagePool`] belongs to one shard. It bounds the number of its files, so that enough are left for connections.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use crate::config::{PAGES_FILES_MAX, PAGES_SUBSCRIBERS_MIN};
+
+/// Gives out pages, and decides who is worth them.
+#[derive(Debug)]
+pub struct PagePool {
+    /// Fewer bytes are cheaper to copy.
+    bytes_min: usize,
+    files: Rc<Cell<usize>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pages {
+    file: File,
+    _place: Place,
+}
+
+/// One of the files that the pool may have open, given back on drop.
+#[derive(Debug)]
+struct Place(Rc<Cell<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl PagePool {
+    /// A pool for batches of at least `bytes_min` bytes.
+    #[must_use]
+    pub fn new(bytes_min: usize) -> Self {
+        Self { bytes_min, files: Rc::default() }
+    }
+
+    /// Pages that hold `bytes`, if that is cheaper than as many copies as there are `subscribers`. `None` also at the
+    /// bound of files, or when the kernel has no file or no memory to give: the bytes can be copied all the same.
+    #[must_use]
+    pub fn hold(&self, bytes: &[u8], subscribers: usize) -> Option<Pages> {
+        let is_worth_it = bytes.len() >= self.bytes_min && subscribers >= PAGES_SUBSCRIBERS_MIN;
+        if !is_worth_it || self.files.get() == PAGES_FILES_MAX {
+            return None;
+        }
+        let file = memory_file(bytes);
+        let file = file.inspect_err(|error| tracing::debug!("no pages for a batch: {error}")).ok()?;
+        self.files.set(self.files.get() + 1);
+        Some(Pages { file, _place: Place(self.files.clone()) })
+    }
+}
+
+impl Pages {
+    /// The file; the bytes lie in it from byte 0 on.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A copy of some of the bytes, for a socket that cannot refer to pages.
+    ///
+    /// # Errors
+    /// When the range lies beyond the bytes.
+    pub fn read(&self, range: Range<usize>) -> io::Result<Vec<u8>> {
+        let mut copy = vec![0; range.len()];
+        self.file.read_exact_at(&mut copy, range.start as u64)?;
+        Ok(copy)
+    }
+}
+
+/// A file in memory that holds `bytes`.
+fn memory_file(bytes: &[u8]) -> io::Result<File> {
+    // SAFETY: the name is a C string; the call returns a new descriptor or -1.
+    let file = unsafe { libc::memfd_create(c"hydrant".as_ptr(), libc::MFD_CLOEXEC) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and nobody else has it.
+    let mut file = unsafe { File::from_raw_fd(file) };
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_hold_what_was_written() {
+        let pool = PagePool::new(0);
+        let bytes: Vec<u8> = (0..10_000_u32).map(|number| number as u8).collect();
+        let pages = pool.hold(&bytes, PAGES_SUBSCRIBERS_MIN).unwrap();
+        assert_eq!(pages.read(0..10_000).unwrap(), bytes);
+        assert_eq!(pages.read(300..4500).unwrap(), bytes[300..4500]);
+        assert!(pages.read(9_999..10_001).is_err());
+    }
+
+    #[test]
+    fn the_files_of_a_pool_are_bounded() {
+        let pool = PagePool::new(0);
+        let hold = || pool.hold(b"x", PAGES_SUBSCRIBERS_MIN);
+        let mut all: Vec<_> = (0..PAGES_FILES_MAX).map(|_| hold().unwrap()).collect();
+        assert!(hold().is_none());
+        all.pop();
+        assert!(hold().is_some());
+    }
+
+    #[test]
+    fn few_bytes_and_few_subscribers_are_copied() {
+        let pool = PagePool::new(100);
+        assert!(pool.hold(&[0; 99], PAGES_SUBSCRIBERS_MIN).is_none());
+        assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN - 1).is_none());
+        assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN).is_some());
+    }
+}

@@ -1,0 +1,100 @@
+//! Large batches from shared pages: every byte arrives, whatever the clients do.
+
+use std::net::Shutdown;
+
+use hydrant::config::{Config, SlowPolicy};
+
+use crate::support::{Client, POLICIES, Received, TestServer, config, request, until};
+
+/// Enough for one shard to share pages with.
+const READERS: usize = 20;
+const MESSAGES: usize = 12;
+const MESSAGE_BYTES: usize = 150_001;
+
+fn paged(slow: SlowPolicy) -> Config {
+    Config {
+        shards: 1.try_into().unwrap(),
+        slow,
+        message_bytes_max: MESSAGE_BYTES,
+        outbox_bytes_max: 2 * 1024 * 1024,
+        kernel_bytes_max: 16 * 1024,
+        pages_bytes_min: 1,
+        ..config()
+    }
+}
+
+/// Different at every place and for every number, and no multiple of a page long.
+fn message(number: usize) -> Vec<u8> {
+    (0..MESSAGE_BYTES - number).map(|place| (place * 31 + place / 4096 + number * 7) as u8).collect()
+}
+
+fn publish(server: &TestServer, number: usize) -> u64 {
+    let headers = ["Content-Type: application/octet-stream"];
+    let answer = request(server.address, "POST", "/publish/room?receipt=1", &headers, &message(number));
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    serde_json::from_str::<serde_json::Value>(&answer.body).unwrap()["matched"].as_u64().unwrap()
+}
+
+/// Files of shared pages that this process has open.
+fn open_pages() -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let is_pages = |to: std::path::PathBuf| to.to_string_lossy().starts_with("/memfd:hydrant");
+    files.filter(|file| std::fs::read_link(file.path()).is_ok_and(is_pages)).count()
+}
+
+#[test]
+fn every_byte_arrives_from_shared_pages() {
+    for slow in POLICIES {
+        let server = TestServer::start(paged(slow));
+        let mut readers: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
+        let vanishing = Client::connect_narrow(server.address, "/ws/room");
+        // Nobody reads: what is published waits in pages, long after the batch was sent.
+        for number in 0..MESSAGES {
+            assert_eq!(publish(&server, number), READERS as u64 + 1);
+        }
+        assert!(open_pages() > 0, "pages are used");
+        drop(vanishing);
+        for client in &mut readers {
+            client.send(0x89, b"in between");
+            let mut pong = false;
+            for number in 0..MESSAGES {
+                loop {
+                    match client.receive() {
+                        Received::Binary(bytes) => {
+                            assert!(bytes == message(number), "message {number} with {slow:?}");
+                            break;
+                        }
+                        Received::Pong(payload) => pong |= payload == b"in between",
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            assert!(pong || client.receive() == Received::Pong(b"in between".to_vec()));
+        }
+        let report = server.survey_until(|report| report.pending == 0 && report.queues.outbox_bytes == 0);
+        assert_eq!(report.totals.matched, ((READERS + 1) * MESSAGES) as u64);
+        assert!(report.totals.delivered >= (READERS * MESSAGES) as u64);
+        // Another test may have some open for a moment.
+        until(|| (open_pages() == 0).then_some(()), || "pages are not given back".to_owned());
+    }
+}
+
+#[test]
+fn a_close_comes_between_frames_of_pages() {
+    let server = TestServer::start(paged(SlowPolicy::Disconnect));
+    let mut clients: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
+    publish(&server, 0);
+    publish(&server, 1);
+    for client in &mut clients {
+        client.text(r#"{"event":"LEAVE"}"#);
+    }
+    server.wait_for_connections(0);
+    for client in &mut clients {
+        // The message whose first byte had left is finished; the other is dropped.
+        assert!(client.receive() == Received::Binary(message(0)));
+        assert_eq!(client.receive(), Received::Close(Some(1000), "left".to_owned()));
+        client.stream.shutdown(Shutdown::Write).unwrap();
+    }
+    let report = server.survey_until(|report| report.pending == 0);
+    assert_eq!((report.totals.delivered, report.totals.dropped_closed), (READERS as u64, READERS as u64));
+}
