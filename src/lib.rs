@@ -65,9 +65,10 @@
 //!
 //! 1. The accept thread takes a `Permit` of the least-loaded shard and pushes the socket into its inbox. Socket options
 //!    are inherited from the listener: none is set per connection.
-//! 2. hyper reads the request in a task. The subscription is announced to the home of each channel **before** the 101
-//!    can leave: who has seen the 101 misses nothing that is published afterwards.
-//! 3. The socket is taken back from hyper and from tokio, and registered in the shard's own epoll set. From here on the
+//! 2. A handshake that has arrived whole, as nearly all have (the kernel hands over a socket with its first bytes), is
+//!    answered at once; any other request is read by hyper in a task. The subscription is announced to the home of each
+//!    channel **before** the 101 can leave: who has seen the 101 misses nothing that is published afterwards.
+//! 3. The socket is registered in the shard's own epoll set (and before, taken back from hyper and tokio). From here on the
 //!    connection has no task, no buffer and no registration with tokio: about 200 bytes of heap (tokio's readiness record
 //!    alone would be 256, a task 128).
 //! 4. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only what arrived in part.

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -194,10 +195,28 @@ fn listen(config: &Config) -> io::Result<TcpListener> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
     socket.set_tcp_notsent_lowat(config.kernel_bytes_max as u32)?;
+    defer_accept(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&config.listen.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Has the kernel hand over a socket with the first bytes of its request, not before: most handshakes are then answered at
+/// once. A client that says nothing is handed over when the kernel has asked it again, after about a second.
+fn defer_accept(listener: &Socket) -> io::Result<()> {
+    let seconds: libc::c_int = 1;
+    // SAFETY: the value is a readable `c_int` of the length given, and the descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of_val(&seconds) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 type ShardEnd = Result<Report, ServerError>;

@@ -4,6 +4,7 @@
 //! costs none of the ~17 KiB that its HTTP phase did.
 
 mod answer;
+mod at_once;
 mod debug;
 mod publish;
 mod upgrade;
@@ -29,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use self::answer::{text, with};
+use self::at_once::Attempt;
 use self::upgrade::Upgrade;
 use crate::admission::Permit;
 use crate::config::{Config, HTTP_TIMEOUT};
@@ -44,8 +46,14 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// reset.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Takes a socket through its HTTP phase, in a task of its own that ends with it.
+/// Takes a socket through its HTTP phase: at once if it begins with a WebSocket handshake that has arrived, else in a task
+/// of its own that ends with it.
 pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
+    let (stream, permit) = match at_once::upgrade(shard, stream, permit) {
+        Attempt::Left { stream, permit } => (stream, permit),
+        Attempt::Done => return,
+        Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
+    };
     let shard = shard.clone();
     // The runtime ends with the shard, and every task with it; none outlives its socket.
     tokio::task::spawn_local(async move {

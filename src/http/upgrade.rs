@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use fastwebsockets::upgrade::is_upgrade_request;
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use hyper::{Request, Response, StatusCode, Version};
 
@@ -25,10 +25,10 @@ pub(super) struct Upgrade {
 }
 
 /// `GET /ws` and `GET /ws/{channel}`.
-pub(super) fn events(
+pub(super) fn events<B: Body>(
     shard: &Rc<Shard>,
     slot: &RefCell<Option<Upgrade>>,
-    request: &mut Request<Incoming>,
+    request: &mut Request<B>,
     channel: Option<&str>,
 ) -> Answer {
     match channels(channel, request.uri().query()) {
@@ -38,14 +38,14 @@ pub(super) fn events(
 }
 
 /// `GET /echo`.
-pub(super) fn echo(shard: &Rc<Shard>, slot: &RefCell<Option<Upgrade>>, request: &mut Request<Incoming>) -> Answer {
+pub(super) fn echo<B: Body>(shard: &Rc<Shard>, slot: &RefCell<Option<Upgrade>>, request: &mut Request<B>) -> Answer {
     upgrade(shard, slot, request, Role::Echo, Vec::new())
 }
 
-fn upgrade(
+fn upgrade<B: Body>(
     shard: &Rc<Shard>,
     slot: &RefCell<Option<Upgrade>>,
-    request: &mut Request<Incoming>,
+    request: &mut Request<B>,
     role: Role,
     channels: Vec<ChannelName>,
 ) -> Answer {
@@ -65,7 +65,7 @@ fn upgrade(
 }
 
 /// What RFC 6455, section 4.2.1 asks of a client's handshake.
-fn check(request: &Request<Incoming>) -> Result<(), Box<Answer>> {
+fn check<B: Body>(request: &Request<B>) -> Result<(), Box<Answer>> {
     let headers = request.headers();
     if !is_upgrade_request(request) {
         let refusal =

@@ -1,6 +1,6 @@
 //! The routes: what each answers, and what it refuses.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use hydrant::config::Config;
@@ -113,6 +113,28 @@ fn one_connection_takes_many_requests() {
     for offset in 1..=20 {
         let answer = read_answer(&mut stream);
         assert_eq!(answer.body, format!("{{\"channel\":\"room\",\"offset\":{offset},\"matched\":0}}\n"));
+    }
+}
+
+#[test]
+fn a_handshake_may_come_in_pieces_or_behind_another_request() {
+    let server = TestServer::start(config());
+    let handshake = format!("GET /ws/room HTTP/1.1\r\nHost: hydrant\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+    let mut in_pieces = TcpStream::connect(server.address).unwrap();
+    in_pieces.set_nodelay(true).unwrap();
+    in_pieces.write_all(&handshake.as_bytes()[..20]).unwrap();
+    let mut behind = TcpStream::connect(server.address).unwrap();
+    let both = format!("GET /healthz HTTP/1.1\r\nHost: hydrant\r\n\r\n{handshake}");
+    behind.write_all(both.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut behind).status, 200);
+    assert_eq!(read_answer(&mut behind).status, 101);
+    in_pieces.write_all(&handshake.as_bytes()[20..]).unwrap();
+    assert_eq!(read_answer(&mut in_pieces).status, 101);
+    assert_eq!(server.publish("room", b"x").matched, 2);
+    for mut stream in [in_pieces, behind] {
+        let mut message = [0; 3];
+        stream.read_exact(&mut message).unwrap();
+        assert_eq!(message, *b"\x81\x01x");
     }
 }
 

@@ -96,12 +96,12 @@ fn figures_are_there_or_null() {
 
 #[cfg(feature = "jemalloc")]
 #[test]
-fn an_idle_connection_costs_at_most_800_bytes_of_heap() {
+fn an_idle_connection_costs_at_most_560_bytes_of_heap() {
     let binary = Binary::start(&[]);
     let clients: Vec<_> = (0..3000).map(|_| Client::connect(binary.address, "/ws")).collect();
     // A handshake's buffers are freed with its task, just after the 101.
     until(
-        || ledger(binary.address)["per_connection"]["heap_bytes"].as_i64().filter(|bytes| (1..=800).contains(bytes)),
+        || ledger(binary.address)["per_connection"]["heap_bytes"].as_i64().filter(|bytes| (1..=560).contains(bytes)),
         || ledger(binary.address).to_string(),
     );
     drop(clients);
