@@ -29,7 +29,7 @@ pub struct Figures {
     pub retained_bytes: Option<u64>,
 }
 
-pub use self::allocator::{NAME, figures, purge};
+pub use self::allocator::{NAME, figures, flush, purge};
 
 #[cfg(feature = "jemalloc")]
 mod allocator {
@@ -83,6 +83,16 @@ mod allocator {
         }
     }
 
+    /// Gives back what the calling thread has freed and keeps for later; the figures would count it as allocated.
+    pub fn flush() {
+        let name = c"thread.tcache.flush";
+        // SAFETY: as in `purge`.
+        let error = unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+        if error != 0 {
+            tracing::warn!(error, "jemalloc did not flush the cache of a thread");
+        }
+    }
+
     #[cfg(test)]
     mod tests {
         use jemalloc_ctl::raw;
@@ -133,6 +143,12 @@ mod allocator {
     pub fn purge() {
         // SAFETY: no arguments to get wrong; it may be called from any thread.
         unsafe { libmimalloc_sys::mi_collect(true) };
+    }
+
+    /// Gives back what the calling thread has freed and keeps for later.
+    pub fn flush() {
+        // SAFETY: as in `purge`.
+        unsafe { libmimalloc_sys::mi_collect(false) };
     }
 }
 

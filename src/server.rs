@@ -105,6 +105,7 @@ impl Server {
             () = engine.barrier() => {}
             failed = shard_failure(&mut ended) => return Err(failed),
         }
+        mem::flush();
         let watch = Rc::new(RefCell::new(Watch::new(Sample::take())));
         let acceptor = Acceptor::start(listener, &engine, ended_sender)?;
         let Config { shards, fanout, .. } = engine.config;
@@ -261,6 +262,7 @@ fn run_shard(engine: Arc<Engine>, index: u16) -> ShardEnd {
     let failed = |error| ServerError::Thread("a shard has failed", error);
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(failed)?;
     let (shard, set) = Shard::new(engine, index).map_err(failed)?;
+    mem::flush();
     runtime.block_on(shard.run(set, http::serve)).map_err(failed)
 }
 

@@ -20,6 +20,7 @@ use crate::admission::Permit;
 use crate::close::CloseReason;
 use crate::config::{CLOSE_TIMEOUT, PASS_CHUNK, TURN_BYTES};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
+use crate::mem;
 use crate::metrics::DropReason;
 use crate::registry::{ConnHandle, ConnId};
 use crate::wire::Frame;
@@ -286,6 +287,7 @@ impl Shard {
         if connections.is_empty() {
             connections.shrink_to_fit();
             self.engine.registry.shrink();
+            mem::flush();
         }
     }
 
