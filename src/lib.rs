@@ -9,6 +9,7 @@
 //! | [`engine::publication::Publication`] | a frame on its way to the home of its channel |
 //! | [`engine::publication::Dispatch`] | frames of one channel, in order, on their way from the home to the shards |
 //! | [`wire::Batch`] | frames joined into one piece of memory, for one pass |
+//! | [`pages::Pages`] | the same bytes where the kernel's sockets can refer to them, in place of a copy each |
 //! | [`engine::shard::Shard`] | one thread: a single-threaded tokio runtime that owns its connections, subscriber lists and counters |
 //! | [`engine::inbox::Inbox`] | the shard's lock-free queue; the only way into a shard |
 //! | [`conn::Connection`] | one client, owned by one shard for life |
@@ -51,7 +52,8 @@
 //!    publication the next offset and forwards what it drained, one `Dispatch` for each shard that has subscribers.
 //!    One writer per channel: every subscriber sees one order.
 //! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
-//!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A chunk of
+//!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A large batch lies in pages of
+//!    the kernel's, and each socket refers to them: then the kernel copies nothing either. A chunk of
 //!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn. What arrives meanwhile becomes the
 //!    next batch: the busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a
 //!    hundredth of its time, so that a burst is not split; after a pass that left most subscribers behind it waits for
@@ -69,7 +71,7 @@
 //!    answered at once; any other request is read by hyper in a task. The subscription is announced to the home of each
 //!    channel **before** the 101 can leave: who has seen the 101 misses nothing that is published afterwards.
 //! 3. The socket is registered in the shard's own epoll set (and before, taken back from hyper and tokio). From here on the
-//!    connection has no task, no buffer and no registration with tokio: about 200 bytes of heap (tokio's readiness record
+//!    connection has no task, no buffer and no registration with tokio: under 250 bytes of heap (tokio's readiness record
 //!    alone would be 256, a task 128).
 //! 4. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only what arrived in part.
 //! 5. The end has a `CloseReason`. The connection leaves its channels and the registry at once, and the socket when both
