@@ -31,7 +31,7 @@ step 'k6: 200 clients'
 bash tests/k6.sh target/release/hydrant
 
 step 'benches, as tests'
-cargo bench --quiet --bench delivery -- --test
+cargo bench --quiet -- --test
 
 step 'cargo test with mimalloc'
 cargo test --quiet --no-default-features --features mimalloc
