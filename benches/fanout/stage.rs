@@ -27,6 +27,7 @@ use hydrant::engine::publication::{ChannelName, Charge, Dispatch};
 use hydrant::fanout::Fanout;
 use hydrant::metrics::Books;
 use hydrant::outbox::Bound;
+use hydrant::pages::PagePool;
 use hydrant::registry::{ConnHandle, Registry};
 use hydrant::wire::Frame;
 use slab::Slab;
@@ -54,6 +55,7 @@ struct Shard {
     channels: Channels<Sink>,
     channel: ChannelName,
     books: Rc<Books>,
+    pages: PagePool,
     total: Total,
 }
 
@@ -70,6 +72,8 @@ impl Stage {
             channels: Channels::new(&books),
             channel: ChannelName::all(),
             books,
+            // A `Sink` cannot refer to pages: it would copy them out of the file.
+            pages: PagePool::new(usize::MAX),
             total: Rc::new(Cell::default()),
         };
         runtime.block_on(async { (0..subscribers).for_each(|_| shard.connect()) });
@@ -171,6 +175,7 @@ impl Shard {
             registry: &self.registry,
             shard: 0,
             bound: BOUND,
+            pages: &self.pages,
         };
         let ended = self.channels.step(&surroundings, PASS_CHUNK);
         assert!(ended.is_empty(), "nobody is slow here: {ended:?}");
