@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Hydrant beside servers that anyone can install, in one run, driven by the same client:
 #
-#     bash benches/peers.sh            10,000 connections, five rounds, about fifteen minutes
+#     bash benches/peers.sh            10,000 connections, five rounds, about ten minutes
 #     bash benches/peers.sh --test     50 connections, one round: does it still work; figures of no meaning
 #     bash benches/peers.sh --help     rounds, cells, candidates
 #
