@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench pages                        everything, about two minutes
-//! cargo bench --bench pages -- 'pages/size'        by the size of the batch, 500 subscribers
+//! cargo bench --bench pages -- 'pages/size'        by the size of the batch, 2,000 subscribers
 //! cargo bench --bench pages -- 'pages/subscribers' by the number of subscribers
 //! cargo bench --bench pages -- --test              each cell once: does every byte arrive
 //! ```
@@ -39,14 +39,14 @@ fn main() {
         .measurement_time(Duration::from_millis(1000))
         .nresamples(10_000)
         .configure_from_args();
-    let mut audience = Audience::new(500).expect("500 connections to this process");
+    let mut audience = Audience::new(2000).expect("2000 connections to this process");
     let mut group = criterion.benchmark_group("pages/size");
     for kib in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
         let bytes = vec![b'x'; kib * 1024];
-        group.throughput(Throughput::Elements(audience.len(500)));
+        group.throughput(Throughput::Elements(2000));
         for way in [Way::Copy, Way::Pages] {
             group.bench_with_input(BenchmarkId::new(way.name(), format!("{kib}KiB")), &bytes, |bencher, bytes| {
-                bencher.iter_custom(|times| audience.deliver(way, bytes, 500, times));
+                bencher.iter_custom(|times| audience.deliver(way, bytes, 2000, times));
             });
         }
     }
@@ -54,7 +54,7 @@ fn main() {
     let mut group = criterion.benchmark_group("pages/subscribers");
     let bytes = vec![b'x'; 32 * 1024];
     for subscribers in [4, 8, 16, 32, 64, 128] {
-        group.throughput(Throughput::Elements(audience.len(subscribers)));
+        group.throughput(Throughput::Elements(subscribers as u64));
         for way in [Way::Copy, Way::Pages] {
             group.bench_with_input(BenchmarkId::new(way.name(), subscribers), &bytes, |bencher, bytes| {
                 bencher.iter_custom(|times| audience.deliver(way, bytes, subscribers, times));
@@ -110,11 +110,6 @@ impl Audience {
         // It ends with the process.
         thread::spawn(move || read_for_ever(readers, &counter).expect("reading from a socket of this process"));
         Ok(Self { sockets, sent: 0, read })
-    }
-
-    /// Number of deliveries in a round for `subscribers`.
-    fn len(&self, subscribers: usize) -> u64 {
-        subscribers as u64
     }
 
     /// Hands `bytes` to the first `subscribers`, `times` over; the CPU time that the calls took.
