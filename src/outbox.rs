@@ -85,7 +85,7 @@ impl Bound {
     /// reads.
     #[must_use]
     pub fn batch_bytes_max(self) -> usize {
-        BATCH_BYTES_MAX.min(self.bytes_max)
+        BATCH_BYTES_MAX.min(self.bytes_max.saturating_sub(ENTRY_BYTES))
     }
 }
 
@@ -112,7 +112,7 @@ pub struct Outbox {
 
 /// What an entry costs beside its bytes, counted against the bound: its place in the queue, which doubles as it grows,
 /// and a share of its batch. Without it a backlog of tiny frames would take many times its bound.
-const ENTRY_BYTES: usize = 64;
+pub const ENTRY_BYTES: usize = 64;
 
 impl Outbox {
     /// Whether nothing waits.
