@@ -75,7 +75,12 @@ impl Default for Config {
 pub enum Strategy {
     /// Write straight to each socket, what is pending joined into one write.
     Direct,
-    /// A bounded queue and a writer task per connection: the baseline.
+    /// Add to the backlog of each connection and wake its writer task, which joins what waits into one write.
+    Wake,
+    /// One ring per shard, from which the writer task of each connection takes what it is subscribed to; for shards
+    /// with few channels.
+    Ring,
+    /// A bounded queue and a writer task per connection, one write for each message: the baseline.
     Mailbox,
 }
 
@@ -136,6 +141,9 @@ pub const TURN_BYTES: usize = 2 * KIB;
 pub const MESSAGES_PER_ROUND: u32 = 256;
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;
+/// Batches that the ring of a shard holds with `ring`, a power of two; who has not taken the oldest one when the next
+/// comes takes all of them into its backlog.
+pub const RING_BATCHES_MAX: usize = 1024;
 /// How long a shard may take to answer a survey before it is given up.
 pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a channel waits for more frames before a pass; see `engine::channel`.

@@ -80,7 +80,7 @@
 //! # What is never there
 //!
 //! - No unbounded queue. The inbox has none of its own, but every kind of item is bounded where it comes from.
-//! - No lock and no allocation per subscriber on the way of a delivery (`mailbox`, the baseline, is exempt).
+//! - No lock and no allocation per subscriber on the way of a delivery (strategies with writer tasks are exempt).
 //! - No guard of the `DashMap` held across a send or an await.
 //! - No slow client that delays a publisher or another client (most of a channel's subscribers together can, once).
 //! - No drop that is not counted, no close without a reason.

@@ -66,7 +66,7 @@ impl Stage {
         let runtime = runtime.expect("a runtime needs a few descriptors");
         let books = Rc::new(Books::default());
         let mut shard = Shard {
-            fanout: strategy.build(),
+            fanout: strategy.build(BOUND),
             connections: Slab::with_capacity(subscribers),
             registry: Registry::default(),
             channels: Channels::new(&books),

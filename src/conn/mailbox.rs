@@ -17,7 +17,8 @@ use fastwebsockets::{Payload, Role};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
-use super::{Connection, Flushed, Phase, Socket, retry};
+use super::feed::Feed;
+use super::{Connection, Phase, Socket, retry};
 use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -106,6 +107,11 @@ impl Mailbox {
         (self.bytes.get(), self.frames())
     }
 
+    /// Whether the task has something to take and no frame that the socket refuses.
+    pub(super) fn is_due(&self) -> bool {
+        !self.in_flight.get() && !self.receiver.borrow().is_empty()
+    }
+
     /// The socket may take more.
     pub fn wake(&self) {
         if let Some(waker) = self.waker.take() {
@@ -137,23 +143,24 @@ impl Mailbox {
 /// Gives `connection` a mailbox; the future writes its messages until the connection is abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX);
-    let mailbox = Rc::new(Mailbox {
+    connection.set_feed(Feed::Mailbox(Mailbox {
         sender,
         receiver: RefCell::new(receiver),
         bytes: Cell::default(),
         in_flight: Cell::default(),
         ended: Cell::default(),
         waker: Cell::default(),
-    });
-    let first = connection.mailbox.set(mailbox.clone()).is_ok();
-    debug_assert!(first, "a connection has one mailbox");
-    write_messages(connection.clone(), mailbox)
+    }));
+    write_messages(connection.clone())
 }
 
-impl<S: Socket> Connection<S> {
+impl<S> Connection<S> {
     /// Its mailbox, if it was given one.
     pub fn mailbox(&self) -> Option<&Mailbox> {
-        self.mailbox.get().map(Rc::as_ref)
+        match self.feed() {
+            Some(Feed::Mailbox(mailbox)) => Some(mailbox),
+            _ => None,
+        }
     }
 }
 
@@ -174,24 +181,20 @@ impl Drop for InFlight<'_> {
     }
 }
 
-async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>, mailbox: Rc<Mailbox>) {
-    let stream = Stream { connection: connection.clone(), mailbox: mailbox.clone() };
+async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>) {
+    let Some(mailbox) = connection.mailbox() else { return };
+    let stream = Stream { connection: connection.clone() };
     let (_, mut websocket) = fastwebsockets::after_handshake_split(tokio::io::empty(), stream, Role::Server);
     while let Some(mail) = mailbox.receive().await {
         mailbox.in_flight.set(true);
-        let mut in_flight = InFlight { mail, mailbox: &mailbox, written: false };
+        let mut in_flight = InFlight { mail, mailbox, written: false };
         let (opcode, payload) = in_flight.mail.batch.message(in_flight.mail.index);
         let frame = fastwebsockets::Frame::new(true, opcode, None, Payload::Borrowed(payload));
         let result = websocket.write_frame(frame).await;
         in_flight.written = result.is_ok();
         drop(in_flight);
         connection.writing.set(false);
-        let idle = connection.flush() == Flushed::Idle;
-        if idle && matches!(connection.phase(), Phase::Closed | Phase::Broken) {
-            // The close frame had waited for this one, and it was the last. The end of the stream tells the client, and
-            // the client's own end will tell the shard.
-            connection.shutdown_write();
-        }
+        connection.flush_in_task();
         if result.is_err() {
             // The connection is closing or gone, or the socket has failed: of that, its owner hears from the socket.
             return;
@@ -202,14 +205,14 @@ async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>, mail
 /// The socket as fastwebsockets wants it.
 struct Stream<S> {
     connection: Rc<Connection<S>>,
-    mailbox: Rc<Mailbox>,
 }
 
 impl<S: Socket> Stream<S> {
     fn poll(&self, context: &Context<'_>, mut send: impl FnMut(&S) -> io::Result<usize>) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
+        let mailbox = connection.mailbox().expect("this is its task");
         let closing = !connection.writing.get() && connection.phase() != Phase::Open;
-        if self.mailbox.ended.get() || closing {
+        if mailbox.ended.get() || closing {
             // Nothing follows a close frame, and nothing can be written to a connection that is gone.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -224,7 +227,7 @@ impl<S: Socket> Stream<S> {
                 }
             }
         }
-        self.mailbox.waker.set(Some(context.waker().clone()));
+        mailbox.waker.set(Some(context.waker().clone()));
         Poll::Pending
     }
 }

@@ -1,11 +1,14 @@
 //! One client: its socket, what it owes and what it is owed. The only place that touches a WebSocket.
 //!
-//! A [`Connection`] is owned by one shard for life and never leaves its thread: plain cells, no lock. It has no task and
-//! no buffer of its own. Reads go through the shard's scratch buffer and leave nothing behind but what arrived in part;
-//! writes go straight to the socket, and only what the socket refused waits, in an [`Outbox`] that exists as long as it
-//! has to. The shard's readiness loop (`engine::readiness`) says when to read and when to flush.
+//! A [`Connection`] is owned by one shard for life and never leaves its thread: plain cells, no lock. With `direct` it
+//! has no task (`feed` has those of the others) and no buffer of its own. Reads go through the shard's scratch buffer
+//! and leave nothing behind but what arrived in part; writes go straight to the socket, and only what the socket
+//! refused waits, in an [`Outbox`] that exists as long as it has to. The shard's readiness loop (`engine::readiness`)
+//! says when to read and when to flush.
 
+pub mod feed;
 pub mod mailbox;
+pub mod ring;
 mod socket;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -22,7 +25,7 @@ use crate::outbox::{Bound, Offered, Outbox, Write};
 use crate::registry::ConnId;
 use crate::wire::inbound::Decoder;
 use crate::wire::{Batch, Frame, Piece};
-use mailbox::Mailbox;
+use feed::Feed;
 
 /// What the messages of a client mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +98,8 @@ pub struct Connection<S> {
     /// It was not read to its end and waits for its next turn.
     pub unread: Cell<bool>,
     outbox: Cell<Option<Box<Outbox>>>,
-    mailbox: OnceCell<Rc<Mailbox>>,
+    /// What its writer task writes, if it has one: a pointer, so that those without pay for no more.
+    feed: OnceCell<Box<Feed>>,
     /// Used by the reader only.
     pub decoder: RefCell<Decoder>,
     /// The channels it is subscribed to.
@@ -124,7 +128,7 @@ impl<S: Socket> Connection<S> {
             writing: Cell::new(false),
             unread: Cell::new(false),
             outbox: Cell::default(),
-            mailbox: OnceCell::new(),
+            feed: OnceCell::new(),
             decoder: RefCell::default(),
             memberships: RefCell::default(),
             name: RefCell::default(),
@@ -140,11 +144,6 @@ impl<S: Socket> Connection<S> {
     /// How far the closing handshake is.
     pub fn phase(&self) -> Phase {
         self.phase.get()
-    }
-
-    /// Where it stands in the list of `channel`, if it is subscribed.
-    pub fn position(&self, channel: u32) -> Option<u32> {
-        self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)
     }
 
     /// Reads once; 0 is the end of the stream.
@@ -186,8 +185,8 @@ impl<S: Socket> Connection<S> {
     /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when the socket has failed.
     pub fn close(&self, close: Frame, reason: DropReason, phase: Phase) -> bool {
         self.phase.set(phase);
-        if let Some(mailbox) = self.mailbox.get() {
-            mailbox.clear(reason);
+        if let Some(feed) = self.feed.get() {
+            feed.clear(reason);
         }
         self.control(close, |outbox, close| outbox.put_close(close, reason))
     }
@@ -234,6 +233,24 @@ impl<S: Socket> Connection<S> {
 
     /// Writes what waits until it is gone or the socket is full.
     pub fn flush(&self) -> Flushed {
+        loop {
+            let flushed = self.flush_outbox();
+            if flushed != Flushed::Idle {
+                return flushed;
+            }
+            match self.feed() {
+                Some(Feed::Mailbox(mailbox)) if mailbox.frames() > 0 => return Flushed::Blocked,
+                Some(Feed::Ring(cursor)) => {
+                    if let Some(flushed) = self.write_next(cursor) {
+                        return flushed;
+                    }
+                }
+                _ => return Flushed::Idle,
+            }
+        }
+    }
+
+    fn flush_outbox(&self) -> Flushed {
         if let Some(mut outbox) = self.outbox.take() {
             if self.writing.get() {
                 self.outbox.set(Some(outbox));
@@ -255,10 +272,7 @@ impl<S: Socket> Connection<S> {
                 }
             }
         }
-        match self.mailbox.get() {
-            Some(mailbox) if mailbox.frames() > 0 => Flushed::Blocked,
-            _ => Flushed::Idle,
-        }
+        Flushed::Idle
     }
 
     /// Ends the sending side: the client reads to the end of what was sent, then sees the end of the stream.
@@ -268,25 +282,49 @@ impl<S: Socket> Connection<S> {
 
     /// The connection is gone: what waits is dropped, a writer task ends.
     pub fn abandon(&self, reason: DropReason) {
+        self.catch_up();
         if let Some(mut outbox) = self.outbox.take() {
             outbox.abandon(reason);
         }
-        if let Some(mailbox) = self.mailbox.get() {
-            mailbox.end(reason);
+        if let Some(feed) = self.feed.get() {
+            feed.end(reason);
         }
+    }
+}
+
+impl<S> Connection<S> {
+    /// Where it stands in the list of `channel`, if it is subscribed.
+    pub fn position(&self, channel: u32) -> Option<u32> {
+        self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)
     }
 
     /// Whether anything waits to be written.
     pub fn has_backlog(&self) -> bool {
-        self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false)
-            || self.mailbox.get().is_some_and(|mailbox| mailbox.frames() > 0)
+        self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false) || self.feed_backlog().1 > 0
     }
 
     /// Data bytes and frames that wait.
     pub fn backlog(&self) -> (usize, u64) {
         let (bytes, frames) = self.with_outbox(|outbox| (outbox.bytes(), outbox.frames())).unwrap_or_default();
-        let (more_bytes, more_frames) = self.mailbox.get().map(|mailbox| mailbox.backlog()).unwrap_or_default();
+        let (more_bytes, more_frames) = self.feed_backlog();
         (bytes + more_bytes, frames + more_frames)
+    }
+
+    fn feed_backlog(&self) -> (usize, u64) {
+        match self.feed() {
+            None | Some(Feed::Outbox(_)) => (0, 0),
+            Some(Feed::Mailbox(mailbox)) => mailbox.backlog(),
+            Some(Feed::Ring(cursor)) => self.ring_backlog(cursor),
+        }
+    }
+
+    fn feed(&self) -> Option<&Feed> {
+        self.feed.get().map(Box::as_ref)
+    }
+
+    fn set_feed(&self, feed: Feed) {
+        let first = self.feed.set(Box::new(feed)).is_ok();
+        debug_assert!(first, "a connection has one task");
     }
 
     fn with_outbox<T>(&self, look: impl FnOnce(&Outbox) -> T) -> Option<T> {

@@ -98,6 +98,7 @@ impl Shard {
 
     /// Sends a frame to one client. With `mailbox` it may overtake publications that wait in the mailbox.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
+        connection.catch_up();
         let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
         let bound = match connection.role {
             Role::Events => self.bound(),

@@ -89,7 +89,7 @@ impl Shard {
         let books = Rc::new(Books::default());
         let shard = Self {
             index,
-            fanout: config.fanout.build(),
+            fanout: config.fanout.build(bound(config)),
             set: set.registry().try_clone()?,
             connections: RefCell::default(),
             channels: RefCell::new(Channels::new(&books)),

@@ -12,7 +12,9 @@
 
 mod direct;
 mod mailbox;
+mod ring;
 mod subscribers;
+mod wake;
 
 use std::rc::Rc;
 
@@ -20,7 +22,7 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::Strategy;
+use crate::config::{RING_BATCHES_MAX, Strategy};
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -29,11 +31,13 @@ use crate::registry::Registry;
 use crate::wire::Batch;
 
 impl Strategy {
-    /// The strategy of this name; the only place that knows them all.
+    /// The strategy of this name, for one shard whose backlogs obey `bound`; the only place that knows them all.
     #[must_use]
-    pub fn build<S: Socket + 'static>(self) -> Box<dyn Fanout<S>> {
+    pub fn build<S: Socket + 'static>(self, bound: Bound) -> Box<dyn Fanout<S>> {
         match self {
             Self::Direct => Box::new(direct::Direct),
+            Self::Wake => Box::new(wake::Wake),
+            Self::Ring => Box::new(ring::Ring::new(RING_BATCHES_MAX, bound)),
             Self::Mailbox => Box::new(mailbox::Mailbox),
         }
     }
@@ -83,6 +87,8 @@ pub struct Pass<S> {
     matched: u64,
     /// Subscribers that took the whole batch at once.
     whole: u64,
+    /// Subscribers for whom the whole batch waits.
+    queued: u64,
     /// What became of the batch for the others.
     parts: Vec<Offered>,
     /// Connections that the pass found to be at their end; the owner closes them after the step.
@@ -99,6 +105,7 @@ impl<S: Socket> Pass<S> {
             slots: Vec::new(),
             matched: 0,
             whole: 0,
+            queued: 0,
             parts: Vec::new(),
             ended: Vec::new(),
         }
@@ -125,6 +132,7 @@ impl<S: Socket> Pass<S> {
         let frames = self.batch.frames();
         match sent {
             Sent::All => self.whole += 1,
+            Sent::Part(offered) if offered.queued == (0..frames) && !offered.overflow => self.queued += 1,
             Sent::Part(offered) => {
                 if offered.overflow {
                     self.ended.push((connection.clone(), CloseReason::Slow));
@@ -150,7 +158,7 @@ impl<S: Socket> Pass<S> {
     /// Whether something waits for more than half of the subscribers.
     #[must_use]
     pub fn left_most_behind(&self) -> bool {
-        let behind = self.parts.iter().filter(|part| part.pending() > 0).count() as u64;
+        let behind = self.queued + self.parts.iter().filter(|part| part.pending() > 0).count() as u64;
         behind * 2 > self.matched
     }
 
@@ -159,7 +167,8 @@ impl<S: Socket> Pass<S> {
     pub fn outcome(&self, index: usize) -> Outcome {
         let count = |is: &dyn Fn(&Offered) -> bool| self.parts.iter().filter(|part| is(part)).count() as u64;
         let delivered = self.whole + count(&|part| index < part.delivered);
-        let pending = count(&|part| part.queued.contains(&index) || (part.started && index == part.delivered));
+        let pending =
+            self.queued + count(&|part| part.queued.contains(&index) || (part.started && index == part.delivered));
         Outcome { matched: self.matched, delivered, pending, dropped: self.matched - delivered - pending }
     }
 }

@@ -56,6 +56,7 @@ impl<S> Subscribers<S> {
 
     /// Adds a subscriber; false if it is one already.
     pub fn join(&mut self, connection: &Rc<Connection<S>>) -> bool {
+        connection.catch_up();
         let mut memberships = connection.memberships.borrow_mut();
         if memberships.iter().any(|member| member.channel == self.channel) {
             return false;
@@ -67,6 +68,7 @@ impl<S> Subscribers<S> {
 
     /// Removes a subscriber; false if it is none.
     pub fn leave(&mut self, connection: &Connection<S>) -> bool {
+        connection.catch_up();
         let mut memberships = connection.memberships.borrow_mut();
         let Some(index) = memberships.iter().position(|member| member.channel == self.channel) else { return false };
         let position = memberships.swap_remove(index).position as usize;

@@ -17,7 +17,7 @@ fn is_going_away(received: Received) -> bool {
 #[test]
 fn sigterm_and_sigint_close_everybody_with_1001() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
-        for fanout in ["direct", "mailbox"] {
+        for fanout in ["direct", "wake", "ring", "mailbox"] {
             let mut binary = Binary::start(&["--fanout", fanout]);
             let mut clients: Vec<_> = (0..20).map(|_| Client::connect(binary.address, "/ws")).collect();
             assert_eq!(publish(binary.address, "all", b"the last").matched, 20);

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 /// How long something that has to happen is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-pub const STRATEGIES: [Strategy; 2] = [Strategy::Direct, Strategy::Mailbox];
+pub const STRATEGIES: [Strategy; 4] = [Strategy::Direct, Strategy::Wake, Strategy::Ring, Strategy::Mailbox];
 pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
 
 /// No tick, a free port, two shards.
