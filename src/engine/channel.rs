@@ -43,6 +43,8 @@ struct Channel<S> {
     last: LastPass,
     /// When the next pass may begin, once something waits for it.
     begins_at: Option<Instant>,
+    /// The next pass waits for subscribers whose sockets are full.
+    paced: bool,
     /// It has waited in vain for most subscribers to catch up: they do not read, and the bound of their backlog decides.
     gave_up: bool,
     books: Rc<Books>,
@@ -64,14 +66,19 @@ impl LastPass {
     /// pass to itself, the others share the next. Who has one message in flight does not wait, but for the first
     /// message after a burst. `benches/delivery`, 16 in flight: 8 → 16 frames a write.
     ///
-    /// A pass that has left most subscribers behind is another matter: the next one gives them time to catch up. A few
-    /// slow ones delay nobody.
     fn linger(self) -> Duration {
-        if self.left_behind {
-            return PACE_MAX;
-        }
         if self.frames > 1 { (self.took / 100).min(LINGER_MAX) } else { Duration::ZERO }
     }
+}
+
+/// Why the next pass of a channel may wait for its subscribers. A few that are behind delay nobody.
+enum Behind {
+    /// At most half of them have a backlog.
+    Few,
+    /// Most have, mostly because their writer tasks have not had their turn: they get it, which takes no time but theirs.
+    Tasks,
+    /// Most have, because their sockets are full: they get time to read.
+    Sockets,
 }
 
 /// A pass, and the dispatches whose frames it carries.
@@ -121,6 +128,7 @@ impl<S: Socket> Channels<S> {
                 start: 0,
                 last: LastPass::default(),
                 begins_at: None,
+                paced: false,
                 gave_up: false,
                 books: Books::within(&self.books),
             }));
@@ -168,7 +176,7 @@ impl<S: Socket> Channels<S> {
     /// Whether every channel with something to send waits for subscribers that are behind.
     #[must_use]
     pub fn is_paced(&self) -> bool {
-        let paced = |&index: &u32| self.channels[index as usize].is_paced();
+        let paced = |&index: &u32| self.channels[index as usize].paced;
         !self.turns.is_empty() && self.turns.iter().all(paced)
     }
 
@@ -219,30 +227,46 @@ impl<S: Socket> Channel<S> {
         if self.pass.is_some() {
             return false;
         }
-        if self.last.left_behind && !self.is_behind() {
-            self.last.left_behind = false;
-            self.begins_at = None;
+        self.paced = false;
+        if self.last.left_behind {
+            match self.behind() {
+                Behind::Few => {
+                    self.last.left_behind = false;
+                    self.gave_up = false;
+                    self.begins_at = None;
+                }
+                Behind::Tasks => {
+                    self.begins_at = None;
+                    return true;
+                }
+                Behind::Sockets if !self.gave_up => {
+                    self.paced = now < *self.begins_at.get_or_insert(now + PACE_MAX);
+                    self.gave_up = !self.paced;
+                    return self.paced;
+                }
+                Behind::Sockets => {}
+            }
         }
-        let lingers = now < *self.begins_at.get_or_insert(now + self.last.linger());
-        self.gave_up |= self.last.left_behind && !lingers;
-        lingers
+        now < *self.begins_at.get_or_insert(now + self.last.linger())
     }
 
-    /// Whether it waits for its subscribers, not for more frames.
-    fn is_paced(&self) -> bool {
-        self.pass.is_none() && self.last.left_behind && self.begins_at.is_some()
-    }
-
-    /// Whether more than half of the subscribers, as far as a sample tells, still have a backlog.
-    fn is_behind(&self) -> bool {
+    /// What more than half of the subscribers wait for, as far as a sample tells.
+    fn behind(&self) -> Behind {
         let stride = self.subscribers.places() / PACE_SAMPLE + 1;
         let sample = (0..self.subscribers.places()).step_by(stride);
-        let (mut all, mut behind) = (0, 0);
+        let (mut all, mut behind, mut due) = (0, 0, 0);
         for subscriber in sample.filter_map(|place| self.subscribers.at(place)) {
             all += 1;
-            behind += usize::from(subscriber.has_backlog());
+            if subscriber.has_backlog() {
+                behind += 1;
+                due += usize::from(subscriber.awaits_its_task());
+            }
         }
-        behind * 2 > all
+        match behind * 2 > all {
+            false => Behind::Few,
+            true if due * 2 > behind => Behind::Tasks,
+            true => Behind::Sockets,
+        }
     }
 
     /// Goes on with the pass, or begins the next one; how many subscribers it visited.
@@ -278,7 +302,7 @@ impl<S: Socket> Channel<S> {
             self.last.took = running.took;
             let left_behind = running.pass.left_most_behind();
             self.gave_up &= left_behind;
-            self.last.left_behind = left_behind && !self.gave_up;
+            self.last.left_behind = left_behind;
             running.finish();
             self.subscribers.end_pass();
         } else {
