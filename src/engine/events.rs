@@ -50,7 +50,7 @@ impl Shard {
                 if !(1..=USER_NAME_BYTES_MAX).contains(&new_name.len()) {
                     return Err(EventError::InvalidName(USER_NAME_BYTES_MAX));
                 }
-                *connection.name.borrow_mut() = Some(new_name.into());
+                connection.name.set(Some(new_name.into()));
             }
             ClientEvent::Say { message } => return self.say(connection, &message),
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
@@ -85,7 +85,9 @@ impl Shard {
         if channels.is_empty() {
             return Ok(());
         }
-        let frame = event::chat_msg(connection.name.borrow().as_deref().unwrap_or(NAMELESS), message);
+        let name = connection.name.take();
+        let frame = event::chat_msg(name.as_deref().unwrap_or(NAMELESS), message);
+        connection.name.set(name);
         let mut result = Ok(());
         for channel in channels {
             let origin = Origin::Connection { id: connection.id };
