@@ -1,22 +1,25 @@
 //! The command line: flags and their environment twins, the log, and exit codes.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, SayPolicy, SlowPolicy, Strategy};
+use crate::config::{Config, SayPolicy, SlowPolicy, Strategy, parse_bytes, parse_duration};
+pub use crate::load::process::raise_open_files;
+use crate::load::{self, LoadError, Report};
 use crate::server::{Server, ServerError};
 
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
-/// Exit code for a server that could not start (`EX_UNAVAILABLE`).
+/// Exit code for a load that has lost something.
+const LOST: u8 = 1;
+/// Exit code for a server that could not start, or a load that could not be run (`EX_UNAVAILABLE`).
 const UNAVAILABLE: u8 = 69;
 /// Exit code for a server that did not end well (`EX_SOFTWARE`).
 const SOFTWARE: u8 = 70;
@@ -35,6 +38,7 @@ struct Cli {
 enum Command {
     /// Run the server; the same as no command.
     Serve(Serve),
+    Load(Box<load::Arguments>),
 }
 
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms.
@@ -52,10 +56,10 @@ struct Serve {
     #[arg(long, env = "HYDRANT_FANOUT", value_enum, default_value = "direct")]
     fanout: Strategy,
     /// Interval of the server's message to the channel `all`, at least 1ms; 0 sends none
-    #[arg(long, env = "HYDRANT_TICK", value_parser = duration, default_value = "3s")]
+    #[arg(long, env = "HYDRANT_TICK", value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
     /// Bytes that may wait for one connection, each counted as if it had a copy of its own; at the bound --slow decides
-    #[arg(long, env = "HYDRANT_OUTBOX_BYTES", value_parser = bytes, default_value = "1MiB")]
+    #[arg(long, env = "HYDRANT_OUTBOX_BYTES", value_parser = parse_bytes, default_value = "1MiB")]
     outbox_bytes: usize,
     /// What happens to a client whose backlog is full: it is closed with 1013, or the newest or the oldest messages are
     /// dropped and counted
@@ -63,23 +67,23 @@ struct Serve {
     slow: SlowPolicy,
     /// Longest message that a client or a publisher may send, in bytes; a client's longer one ends it with 1009, a
     /// publisher gets 413
-    #[arg(long, env = "HYDRANT_MESSAGE_BYTES", value_parser = bytes, default_value = "64KiB")]
+    #[arg(long, env = "HYDRANT_MESSAGE_BYTES", value_parser = parse_bytes, default_value = "64KiB")]
     message_bytes: usize,
     /// Most fragments of one message; one more ends the client with 1008
     #[arg(long, env = "HYDRANT_MESSAGE_FRAGMENTS", default_value_t = 1024)]
     message_fragments: u32,
     /// Bytes accepted for one channel and not yet fanned out; at the bound publishers get 503 and speakers an ERROR
-    #[arg(long, env = "HYDRANT_PENDING_BYTES", value_parser = bytes, default_value = "16MiB")]
+    #[arg(long, env = "HYDRANT_PENDING_BYTES", value_parser = parse_bytes, default_value = "16MiB")]
     pending_bytes: usize,
     /// Bytes that the kernel may hold unsent for one client before what follows waits in its backlog
-    #[arg(long, env = "HYDRANT_KERNEL_BYTES", value_parser = bytes, default_value = "256KiB")]
+    #[arg(long, env = "HYDRANT_KERNEL_BYTES", value_parser = parse_bytes, default_value = "256KiB")]
     kernel_bytes: usize,
     /// Batches of at least so many bytes are sent from pages that all sockets share, with `--fanout direct`; shorter ones
     /// are copied to each socket
     #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = bytes, default_value = "16KiB")]
     pages_bytes: usize,
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
-    #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = duration, default_value = "10s")]
+    #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
     /// Whom a client's SAY reaches: nobody, the rooms that it joined by name, or these and the channel `all`
     #[arg(long, env = "HYDRANT_SAY", value_enum, default_value = "rooms")]
@@ -90,21 +94,6 @@ struct Serve {
     /// Least level that is logged to standard error: error, warn, info, debug or trace
     #[arg(long, env = "HYDRANT_LOG", default_value = "info")]
     log: tracing::Level,
-}
-
-fn bytes(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write for example 65536 or 64KiB"))?;
-    usize::try_from(size.as_u64()).map_err(|error| error.to_string())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 3s or 500ms"))?;
-    // Beyond any use, and before clocks overflow.
-    if duration > Duration::from_hours(24 * 365) { Err("more than a year".to_owned()) } else { Ok(duration) }
 }
 
 impl Serve {
@@ -148,6 +137,7 @@ pub fn run() -> ExitCode {
     };
     let serve = match cli.command {
         Some(Command::Serve(serve)) => serve,
+        Some(Command::Load(arguments)) => return run_load(*arguments),
         None => cli.serve,
     };
     let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(io::stderr).with_ansi(false);
@@ -169,6 +159,39 @@ pub fn run() -> ExitCode {
             ExitCode::from(if matches!(error, ServerError::Listen { .. }) { UNAVAILABLE } else { SOFTWARE })
         }
     }
+}
+
+fn run_load(arguments: load::Arguments) -> ExitCode {
+    let options = match arguments.options() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let printed = load::run(&options, &format!("hydrant {command}")).and_then(|report| {
+        print_report(&report, options.json)?;
+        Ok(report.passed)
+    });
+    match printed {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(LOST),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(UNAVAILABLE)
+        }
+    }
+}
+
+fn print_report(report: &Report, as_json: bool) -> Result<(), LoadError> {
+    let mut stdout = io::stdout().lock();
+    if as_json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(report).map_err(io::Error::from)?)?;
+    } else {
+        write!(stdout, "{report}")?;
+    }
+    Ok(())
 }
 
 fn serve_until_signal(config: Config) -> Result<(), ServerError> {
@@ -208,22 +231,6 @@ fn abort_on_panic() {
     }));
 }
 
-/// Raises the soft limit of open files to the hard one: each connection is a file. The new limit.
-///
-/// # Errors
-/// What the kernel said.
-pub fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a valid rlimit that outlives the call.
-    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    let wanted = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-    // SAFETY: as above.
-    if read != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(limit.rlim_max)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -248,13 +255,5 @@ mod tests {
             assert_eq!(argument.get_env(), Some(twin.as_ref()), "{argument}");
             assert!(argument.get_help().is_some(), "{argument}");
         }
-    }
-
-    #[test]
-    fn values_have_units() {
-        assert_eq!((bytes("64KiB"), bytes("65536"), bytes("1MiB")), (Ok(65_536), Ok(65_536), Ok(1 << 20)));
-        assert_eq!((duration("3s"), duration("0")), (Ok(Duration::from_secs(3)), Ok(Duration::ZERO)));
-        assert!(bytes("a lot").unwrap_err().contains("64KiB"));
-        assert!(duration("3").unwrap_err().contains("3s"));
     }
 }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::ValueEnum;
 
 /// One kibibyte, in bytes.
@@ -163,6 +164,29 @@ pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// bookkeeping of a backlog.
 pub const FRAME_EXTRA_BYTES: usize = 1024;
 
+/// Reads a size with a unit, such as 64KiB, in bytes.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_bytes(text: &str) -> Result<usize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write for example 65536 or 64KiB"))?;
+    usize::try_from(size.as_u64()).map_err(|error| error.to_string())
+}
+
+/// Reads a duration with a unit, such as 3s or 500ms; 0 needs none.
+///
+/// # Errors
+/// What to write instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 3s or 500ms"))?;
+    // Beyond any use, and before clocks overflow.
+    if duration > Duration::from_hours(24 * 365) { Err("more than a year".to_owned()) } else { Ok(duration) }
+}
+
 /// Why a configuration cannot work: one line that says what to set.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -229,5 +253,14 @@ mod tests {
         assert!(refused(|c| c.tick = Some(Duration::from_nanos(1))).contains("--tick"));
         assert!(refused(|c| c.token = Some(String::new())).contains("--token"));
         assert!(refused(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
+    }
+
+    #[test]
+    fn values_have_units() {
+        let (bytes, duration) = (parse_bytes, parse_duration);
+        assert_eq!((bytes("64KiB"), bytes("65536"), bytes("1MiB")), (Ok(65_536), Ok(65_536), Ok(1 << 20)));
+        assert_eq!((duration("3s"), duration("0")), (Ok(Duration::from_secs(3)), Ok(Duration::ZERO)));
+        assert!(bytes("a lot").unwrap_err().contains("64KiB"));
+        assert!(duration("3").unwrap_err().contains("3s"));
     }
 }

@@ -43,6 +43,8 @@
 //! [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
 //! knows an allocator.
 //!
+//! [`load`], the load generator, stands beside them: it uses [`config`] only, and nothing but [`cli`] uses it.
+//!
 //! # The walk of one message
 //!
 //! 1. `http::publish` (or an event, or the tick) encodes it **once** into a `Frame` and pushes a `Publication` into the
@@ -98,6 +100,7 @@ pub mod conn;
 pub mod engine;
 pub mod fanout;
 pub mod http;
+pub mod load;
 pub mod mem;
 pub mod metrics;
 pub mod outbox;

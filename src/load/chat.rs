@@ -1,0 +1,367 @@
+//! The article's test: clients connect over a ramp, take a name, speak now and then, receive the server's tick, send LEAVE when
+//! their session is over, and expect the server to close with 1000. Then they come back, until the time is over.
+//!
+//! Every session has its checks: connected, no ERROR, closed with 1000 after LEAVE, and as many ticks as the server owes to a
+//! session of that length, give or take one.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::process;
+
+use serde::Serialize;
+
+use super::connect::HANDSHAKES_IN_FLIGHT;
+use super::crowd::{Audience, Crowd, NORMAL};
+use super::event_loop::{Clock, EventLoop};
+use super::options::Options;
+use super::pace::{Random, Schedule};
+use super::progress::Progress;
+use super::{LoadError, fanout, frames, process as facts};
+
+/// How long a client waits for the close after LEAVE before it ends the session itself, in nanoseconds.
+const FORCED_CLOSE_NS: u64 = 3_000_000_000;
+/// The longest sleep, in nanoseconds.
+const HOUSEKEEPING_NS: u64 = 100_000_000;
+/// Bytes of a message that are looked at.
+const HEAD_BYTES: usize = 256;
+
+/// What the clients counted.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct ChatCounts {
+    /// Sessions begun.
+    pub(crate) sessions: u64,
+    /// SAY events sent.
+    pub(crate) said: u64,
+    /// `CHAT_MSG` events received, ticks included.
+    pub(crate) messages_received: u64,
+    /// Those of them that the server sent on its own.
+    pub(crate) ticks_received: u64,
+    /// Ticks that the server owed to all sessions.
+    pub(crate) ticks_promised: u64,
+    /// `ERROR` events received.
+    pub(crate) errors_received: u64,
+    /// Other messages.
+    pub(crate) unknown_received: u64,
+    /// Sessions that the server closed with 1000 after LEAVE.
+    pub(crate) closed_after_leave: u64,
+    /// Checks that held.
+    pub(crate) checks_passed: u64,
+    /// Checks that did not.
+    pub(crate) checks_failed: u64,
+    /// What failed first.
+    pub(crate) complaint: Option<String>,
+}
+
+/// What a message is.
+#[derive(Clone, Copy)]
+enum Heard {
+    Tick,
+    Message,
+    Error,
+    Unknown,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Client {
+    /// Number of its session: timers of an earlier one mean nothing.
+    session: u32,
+    joined_ns: Option<u64>,
+    left: bool,
+    ticks: u64,
+    first_tick_ns: Option<u64>,
+    errors: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Action {
+    Begin,
+    Say,
+    Leave,
+    ForceClose,
+}
+
+struct Clients {
+    clients: Vec<Client>,
+    counts: ChatCounts,
+    tick_ns: u64,
+    session_ns: u64,
+    /// Clients that have joined since the last look.
+    joined: Vec<usize>,
+}
+
+impl Audience for Clients {
+    fn head_bytes(&self) -> usize {
+        HEAD_BYTES
+    }
+
+    fn joined(&mut self, member: usize, now_ns: u64) {
+        self.clients[member].joined_ns = Some(now_ns);
+        self.joined.push(member);
+    }
+
+    fn head(&mut self, _: usize, head: &[u8]) -> u32 {
+        let text = String::from_utf8_lossy(head);
+        let has = |field: &str, value: &str| {
+            text.contains(&format!("\"{field}\":\"{value}\"")) || text.contains(&format!("\"{field}\": \"{value}\""))
+        };
+        let heard = match (has("event", "CHAT_MSG"), has("event", "ERROR"), has("user", "server")) {
+            (true, _, true) => Heard::Tick,
+            (true, _, false) => Heard::Message,
+            (false, true, _) => Heard::Error,
+            (false, false, _) => Heard::Unknown,
+        };
+        heard as u32
+    }
+
+    fn message(&mut self, member: usize, mark: u32, now_ns: u64) {
+        let (client, counts) = (&mut self.clients[member], &mut self.counts);
+        match mark {
+            mark if mark == Heard::Tick as u32 => {
+                counts.messages_received += 1;
+                counts.ticks_received += 1;
+                client.ticks += 1;
+                client.first_tick_ns.get_or_insert(now_ns);
+            }
+            mark if mark == Heard::Message as u32 => counts.messages_received += 1,
+            mark if mark == Heard::Error as u32 => {
+                counts.errors_received += 1;
+                client.errors += 1;
+            }
+            _ => counts.unknown_received += 1,
+        }
+    }
+
+    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
+        let client = self.clients[member];
+        let clean = client.left && code == NORMAL;
+        self.counts.closed_after_leave += u64::from(clean);
+        self.check(clean, || {
+            format!("a session ended with {code} {} LEAVE", if client.left { "after" } else { "before" })
+        });
+        self.check(client.errors == 0, || format!("a session had {} ERROR events", client.errors));
+        if let (Some(joined_ns), true) = (client.joined_ns, self.tick_ns > 0) {
+            // Cut short or not, a session is owed the ticks of its full length.
+            let until_ns = now_ns.max(joined_ns + self.session_ns);
+            let promised = promised_ticks(joined_ns, until_ns, client.first_tick_ns, self.tick_ns);
+            self.counts.ticks_promised += promised;
+            let ticks = client.ticks;
+            self.check(promised.abs_diff(ticks) <= 1, || format!("a session had {ticks} ticks of {promised}"));
+        }
+        clean
+    }
+}
+
+impl Clients {
+    fn check(&mut self, holds: bool, complaint: impl FnOnce() -> String) {
+        if holds {
+            self.counts.checks_passed += 1;
+        } else {
+            self.counts.checks_failed += 1;
+            self.counts.complaint.get_or_insert_with(complaint);
+        }
+    }
+}
+
+/// How many ticks the server owes a session. Ticks come at fixed times, so one of them gives all the others: those that lie in
+/// the session count. A session that saw none is owed the mean.
+fn promised_ticks(joined_ns: u64, until_ns: u64, first_tick_ns: Option<u64>, tick_ns: u64) -> u64 {
+    let Some(first_ns) = first_tick_ns else {
+        return (until_ns - joined_ns + tick_ns / 2) / tick_ns;
+    };
+    (first_ns - joined_ns).div_ceil(tick_ns).max(1) + until_ns.saturating_sub(first_ns) / tick_ns
+}
+
+/// What was measured.
+pub(crate) struct Chatted {
+    pub(crate) counts: ChatCounts,
+    pub(crate) crowd: Crowd,
+    pub(crate) elapsed_ns: u64,
+    pub(crate) client_cpu_ns: u64,
+    /// Most clients at once.
+    pub(crate) open_max: usize,
+    /// Memory of the server when so many were there.
+    pub(crate) rss_bytes_open_max: Option<u64>,
+}
+
+struct Chat<'a> {
+    options: &'a Options,
+    crowd: Crowd,
+    clients: Clients,
+    timers: BinaryHeap<Reverse<(u64, usize, u32, Action)>>,
+    random: Random,
+    end_ns: u64,
+}
+
+/// Runs the test.
+pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
+    facts::raise_open_files()?;
+    let clock = Clock::start();
+    let server = fanout::resolve(&options.url)?;
+    let mut event_loop = EventLoop::new(clock, false)?;
+    let mut progress = Progress::new(options.quiet);
+    let duration_ns = options.duration.as_nanos() as u64;
+    let clients = Clients {
+        clients: vec![Client::default(); options.connections],
+        counts: ChatCounts::default(),
+        tick_ns: options.tick.as_nanos() as u64,
+        session_ns: options.session.as_nanos() as u64,
+        joined: Vec::new(),
+    };
+    let mut chat = Chat {
+        crowd: Crowd::new(options, server, options.connections, 0, clock),
+        clients,
+        timers: BinaryHeap::new(),
+        random: Random(options.seed),
+        end_ns: clock.now_ns() + duration_ns,
+        options,
+    };
+    let start_ns = clock.now_ns();
+    let ramp = Schedule::new(start_ns, if options.ramp == 0 { f64::INFINITY } else { options.ramp.into() });
+    (0..options.connections).for_each(|client| chat.at(ramp.due_ns(client as u64), client, Action::Begin));
+    let (cpu, idle_ns) = (facts::cpu_time(process::id())?, event_loop.idle_ns());
+    let (mut open_max, mut rss_bytes_open_max, mut look_ns) = (0, None, 0);
+    let mut events = EventLoop::events();
+    while !chat.timers.is_empty() || chat.crowd.busy() > 0 || chat.crowd.open > 0 {
+        let now_ns = clock.now_ns();
+        let due_ns = chat.timers.peek().map_or(u64::MAX, |Reverse((due_ns, ..))| *due_ns);
+        // A client that has to wait for the handshakes of others is due, and an event will make room for it.
+        let until_ns = if due_ns <= now_ns { u64::MAX } else { due_ns };
+        event_loop.wait(&mut events, until_ns.min(now_ns + HOUSEKEEPING_NS))?;
+        for event in &events {
+            if let Some(member) = chat.crowd.member(event.token()) {
+                chat.crowd.event(member, event, &mut chat.clients);
+            }
+        }
+        let now_ns = clock.now_ns();
+        chat.greet(now_ns);
+        chat.act(now_ns, event_loop.registry())?;
+        chat.count_failures();
+        if chat.clients.counts.sessions == chat.crowd.failed && chat.crowd.failed > 0 && chat.crowd.busy() == 0 {
+            let complaint = chat.crowd.complaint.unwrap_or_default();
+            return Err(LoadError::Handshake(complaint));
+        }
+        if now_ns >= look_ns {
+            chat.crowd.expire(&mut chat.clients);
+            look_ns = now_ns + HOUSEKEEPING_NS;
+            if chat.crowd.open > open_max {
+                open_max = chat.crowd.open;
+                rss_bytes_open_max = options.pid.map(facts::rss_bytes).transpose()?;
+            }
+            let (open, sessions) = (chat.crowd.open, chat.clients.counts.sessions);
+            let length_ns = duration_ns + chat.clients.session_ns;
+            let done = (now_ns - start_ns) as f64 / length_ns as f64;
+            progress.show(now_ns, done, || format!("{sessions} sessions begun, {open} clients are here"));
+        }
+    }
+    let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu).as_nanos() as u64;
+    Ok(Chatted {
+        counts: chat.clients.counts,
+        crowd: chat.crowd,
+        elapsed_ns: clock.now_ns() - start_ns,
+        client_cpu_ns: client_cpu.saturating_sub(event_loop.idle_ns() - idle_ns),
+        open_max,
+        rss_bytes_open_max,
+    })
+}
+
+impl Chat<'_> {
+    fn at(&mut self, due_ns: u64, client: usize, action: Action) {
+        self.timers.push(Reverse((due_ns, client, self.clients.clients[client].session, action)));
+    }
+
+    /// Half to one and a half of the mean time between two messages from now.
+    fn next_say_ns(&mut self, now_ns: u64) -> u64 {
+        let mean_ns = self.options.say_interval.as_nanos() as u64;
+        now_ns + mean_ns / 2 + self.random.below(mean_ns + 1)
+    }
+
+    fn send(&mut self, client: usize, event: &str) {
+        let mut frame = Vec::new();
+        frames::write_client_frame(&mut frame, frames::TEXT, event.as_bytes());
+        self.crowd.send(client, &frame);
+    }
+
+    /// What a client does when it is connected.
+    fn greet(&mut self, now_ns: u64) {
+        for client in std::mem::take(&mut self.clients.joined) {
+            self.clients.check(true, String::new);
+            self.send(client, &format!(r#"{{"event":"SET_NAME","new_name":"Croc {client}"}}"#));
+            let say_ns = self.next_say_ns(now_ns);
+            self.at(say_ns, client, Action::Say);
+            self.at(now_ns + self.clients.session_ns, client, Action::Leave);
+        }
+    }
+
+    /// Does what is due.
+    fn act(&mut self, now_ns: u64, registry: &mio::Registry) -> Result<(), LoadError> {
+        while let Some(Reverse((due_ns, client, session, action))) = self.timers.peek().copied() {
+            let full = self.options.ramp == 0 && self.crowd.busy() >= HANDSHAKES_IN_FLIGHT;
+            if due_ns > now_ns || action == Action::Begin && full {
+                break;
+            }
+            self.timers.pop();
+            if session != self.clients.clients[client].session {
+                continue;
+            }
+            match action {
+                Action::Begin if self.crowd.is_absent(client) => {
+                    self.clients.clients[client] = Client { session: session + 1, ..Client::default() };
+                    self.clients.counts.sessions += 1;
+                    // Everybody begins at once when there is no ramp; waiting for others is no latency of the server.
+                    let begun_ns = if self.options.ramp == 0 { now_ns } else { due_ns };
+                    self.crowd.dial(client, begun_ns, registry)?;
+                    let again_ns = begun_ns + self.clients.session_ns * 3 / 2;
+                    if again_ns < self.end_ns {
+                        self.at(again_ns, client, Action::Begin);
+                    }
+                }
+                // Its last session has not ended yet: it comes as soon as it has.
+                Action::Begin => self.at(now_ns + HOUSEKEEPING_NS, client, Action::Begin),
+                _ if !self.crowd.is_open(client) => {}
+                Action::Say if self.clients.clients[client].left => {}
+                Action::Say => {
+                    let words = self.random.next() & 0xf_ffff;
+                    self.send(client, &format!(r#"{{"event":"SAY","message":"I'm saying {words:05x}"}}"#));
+                    self.clients.counts.said += 1;
+                    let say_ns = self.next_say_ns(now_ns);
+                    self.at(say_ns, client, Action::Say);
+                }
+                Action::Leave => {
+                    self.clients.clients[client].left = true;
+                    self.send(client, r#"{"event":"LEAVE"}"#);
+                    self.at(now_ns + FORCED_CLOSE_NS, client, Action::ForceClose);
+                }
+                Action::ForceClose => {
+                    self.clients.check(false, || "a session was not closed within 3 s of LEAVE".to_owned());
+                    self.crowd.leave(client);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection that did not come about is a check that failed.
+    fn count_failures(&mut self) {
+        for client in self.crowd.take_gone() {
+            if self.clients.clients[client].joined_ns.is_none() {
+                let complaint = self.crowd.complaint.clone();
+                self.clients.check(false, || complaint.unwrap_or_default());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promised_ticks_lie_in_the_session() {
+        // Ticks at 2, 5, 8 and 11; the session is from 1 to 11.
+        assert_eq!(promised_ticks(1, 11, Some(2), 3), 4);
+        assert_eq!(promised_ticks(1, 10, Some(2), 3), 3);
+        // The first was missed.
+        assert_eq!(promised_ticks(1, 11, Some(5), 3), 4);
+        assert_eq!(promised_ticks(0, 10, None, 3), 3);
+    }
+}

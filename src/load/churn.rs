@@ -1,0 +1,94 @@
+//! Connections that leave and join again while messages are published. Owns the times and the choice; the crowd owns the
+//! connections, the tally what is owed to whom.
+
+use std::collections::HashSet;
+
+use mio::Registry;
+
+use super::LoadError;
+use super::crowd::Crowd;
+use super::fanout::Hearers;
+use super::options::Options;
+use super::pace::{Random, Schedule};
+
+/// See the head of this file.
+pub(crate) struct Churn {
+    random: Random,
+    /// The first so many connections leave and join.
+    churners: usize,
+    per_second: f64,
+    schedule: Option<Schedule>,
+    /// Times at which somebody was to leave.
+    steps: u64,
+    /// Who has left and not yet begun to join.
+    away: HashSet<usize>,
+    /// Connections that left.
+    pub(crate) leaves: u64,
+    /// Connections that began to join again.
+    pub(crate) joins: u64,
+    /// Times at which everybody who might have left was still leaving or joining.
+    pub(crate) skipped: u64,
+}
+
+impl Churn {
+    /// Nobody leaves yet.
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            random: Random(options.seed),
+            churners: options.churners,
+            per_second: options.churn_rate,
+            schedule: None,
+            steps: 0,
+            away: HashSet::new(),
+            leaves: 0,
+            joins: 0,
+            skipped: 0,
+        }
+    }
+
+    /// From now on.
+    pub(crate) fn start(&mut self, now_ns: u64) {
+        self.schedule = Some(Schedule::new(now_ns, self.per_second));
+    }
+
+    /// Nobody leaves any more; who has left joins again.
+    pub(crate) fn stop(&mut self) {
+        self.schedule = None;
+    }
+
+    /// When the next one leaves.
+    pub(crate) fn due_ns(&self) -> u64 {
+        self.schedule.map_or(u64::MAX, |schedule| schedule.due_ns(self.steps))
+    }
+
+    /// Lets everybody leave who is to, and everybody join who has left.
+    pub(crate) fn turn(
+        &mut self,
+        now_ns: u64,
+        crowd: &mut Crowd,
+        hearers: &mut Hearers,
+        registry: &Registry,
+    ) -> Result<(), LoadError> {
+        while self.due_ns() <= now_ns {
+            self.steps += 1;
+            let first = self.random.below(self.churners as u64) as usize;
+            let mut candidates = (0..self.churners).map(|step| (first + step) % self.churners);
+            match candidates.find(|churner| crowd.is_open(*churner)) {
+                Some(churner) => {
+                    hearers.tally.leave(churner, now_ns);
+                    crowd.leave(churner);
+                    self.away.insert(churner);
+                    self.leaves += 1;
+                }
+                None => self.skipped += 1,
+            }
+        }
+        for gone in crowd.take_gone() {
+            if self.away.remove(&gone) && crowd.is_absent(gone) {
+                crowd.dial(gone, now_ns, registry)?;
+                self.joins += 1;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,469 @@
+//! The load that publishes: connects everybody, warms up, publishes at a pace, and waits until everybody has everything.
+//!
+//! Serves the scenarios fanout, idle (nothing is published), churn and slow, and the benches, which take [`Fanout`] step by
+//! step. Owns the event loop; never sleeps while a load of fanout or slow runs, see [`EventLoop::wait`].
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::process;
+use std::time::Duration;
+
+use mio::Events;
+use serde::{Deserialize, Serialize};
+
+use super::churn::Churn;
+use super::connect::HANDSHAKES_IN_FLIGHT;
+use super::crowd::{ABNORMAL, Audience, Crowd};
+use super::event_loop::{Clock, EventLoop};
+use super::latency::Latencies;
+use super::message::{FOREIGN, TAG_BYTES, Tags};
+use super::options::{Options, Pace, PublishBy, Scenario};
+use super::pace::{Random, Schedule};
+use super::progress::Progress;
+use super::publish::Publisher;
+use super::slow::SlowReaders;
+use super::tally::{Counts, Tally};
+use super::target::Target;
+use super::{LoadError, process as facts};
+
+/// Messages, one at a time, that every connection gets before anything is measured. Linux answers the first 16 segments
+/// of a connection with an acknowledgement at once, later ones when the receiver reads or a timer expires. Over
+/// loopback the immediate ones are made and taken in by the sender's core within `send`, which makes a delivery a quarter
+/// to a half dearer; the later ones the client pays for, as it does on a real network. The 16 start anew after a silence
+/// of 200 ms, so a pass over all subscribers must not take that long in a load that is to be compared.
+const LEAD_IN: usize = 20;
+/// How long to listen for messages that should not be there, after the last that should, in nanoseconds.
+const AFTERMATH_NS: u64 = 100_000_000;
+/// Between two looks at what has timed out, in nanoseconds.
+const HOUSEKEEPING_NS: u64 = 100_000_000;
+/// Bytes of a message in which the tag is looked for when it comes inside an event.
+const EVENT_HEAD_BYTES: usize = 256;
+/// The close code of a server that cannot keep up with a client.
+const TRY_AGAIN_LATER: u16 = 1013;
+
+/// What was counted during one measured load.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Counted {
+    /// Messages and deliveries.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Publications that the server refused with 503 and that were sent again.
+    pub refused: u64,
+    /// Messages that were due and could not be sent before the time was over.
+    pub unsent: u64,
+    /// Reads that returned data; `received / reads` is the number of frames that arrive together.
+    pub reads: u64,
+    /// First publication until last delivery.
+    pub elapsed_ns: u64,
+    /// CPU time of this process over the same stretch, without what it spent in waiting.
+    pub client_cpu_ns: u64,
+    /// Due until received, for each delivery.
+    pub deliveries: Latencies,
+    /// Due until the last subscriber has it, for each message that everybody has.
+    pub last_subscriber: Latencies,
+}
+
+/// Listens for publications.
+pub(super) struct Hearers {
+    pub(super) tally: Tally,
+    tags: Tags,
+    /// Whether the tag stands inside an event.
+    inside: bool,
+    slow_from: usize,
+    rooms: usize,
+    drops: bool,
+}
+
+impl Audience for Hearers {
+    #[inline]
+    fn head_bytes(&self) -> usize {
+        if self.inside { EVENT_HEAD_BYTES } else { TAG_BYTES }
+    }
+
+    fn joined(&mut self, member: usize, _: u64) {
+        self.tally.join(member, member % self.rooms, member >= self.slow_from);
+    }
+
+    #[inline]
+    fn head(&mut self, _: usize, head: &[u8]) -> u32 {
+        if self.inside { self.tags.find(head) } else { self.tags.read(head) }
+    }
+
+    #[inline]
+    fn message(&mut self, member: usize, number: u32, now_ns: u64) {
+        if number == FOREIGN {
+            self.tally.foreign();
+        } else {
+            self.tally.receive(member, number, now_ns);
+        }
+    }
+
+    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
+        let slow = member >= self.slow_from;
+        // A client that does not read may not get the close frame before the server cuts the connection.
+        let explained = !self.drops && (code == TRY_AGAIN_LATER || slow && code == ABNORMAL);
+        self.tally.cut(member, explained, now_ns);
+        explained
+    }
+}
+
+/// What is to be published, and when.
+struct Sending {
+    left: u64,
+    until_ns: u64,
+    schedule: Option<Schedule>,
+    sent: u64,
+    in_flight: u64,
+}
+
+impl Sending {
+    fn new(pace: Pace, messages: u64, now_ns: u64, until_ns: u64) -> Self {
+        let (schedule, in_flight) = match pace {
+            Pace::Rate(per_second) => (Some(Schedule::new(now_ns, per_second)), u64::MAX),
+            Pace::InFlight(in_flight) => (None, in_flight as u64),
+            Pace::Flood => (None, u64::MAX),
+        };
+        Self { left: messages, until_ns, schedule, sent: 0, in_flight }
+    }
+
+    fn is_over(&self, now_ns: u64) -> bool {
+        self.left == 0 || now_ns >= self.until_ns
+    }
+
+    /// When the next message is due.
+    fn due_ns(&self, now_ns: u64) -> u64 {
+        self.schedule.map_or(now_ns, |schedule| schedule.due_ns(self.sent))
+    }
+
+    /// Messages that were due by the end of the time and have not been sent.
+    fn unsent(&self) -> u64 {
+        let Some(schedule) = self.schedule.filter(|_| self.until_ns < u64::MAX) else {
+            return 0;
+        };
+        (0..self.left).take_while(|more| schedule.due_ns(self.sent + more) < self.until_ns).count() as u64
+    }
+}
+
+/// See the head of this file.
+pub struct Fanout {
+    pub(super) options: Options,
+    pub(super) clock: Clock,
+    pub(super) event_loop: EventLoop,
+    events: Events,
+    pub(super) crowd: Crowd,
+    pub(super) hearers: Hearers,
+    publisher: Option<Publisher>,
+    pub(super) churn: Option<Churn>,
+    pub(super) slow: SlowReaders,
+    housekeeping_ns: u64,
+    /// How long connecting took.
+    pub(super) connecting: Duration,
+    progress: Progress,
+}
+
+/// The first address of a target.
+pub(super) fn resolve(target: &Target) -> Result<SocketAddr, LoadError> {
+    let failed = |source| LoadError::Connect { address: target.address.clone(), source };
+    let mut addresses = target.address.to_socket_addrs().map_err(failed)?;
+    addresses.next().ok_or_else(|| failed(std::io::Error::other("the name has no address")))
+}
+
+impl Fanout {
+    /// Connects everybody, and the publishing connections.
+    ///
+    /// # Errors
+    /// When there is no server, or what answers is none.
+    pub fn connect(options: &Options) -> Result<Self, LoadError> {
+        facts::raise_open_files()?;
+        let clock = Clock::start();
+        let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow);
+        let server = resolve(&options.url)?;
+        let mut random = Random(options.seed);
+        let tags = Tags::new(random.next());
+        let hearers = Hearers {
+            tally: Tally::new(options.connections, options.room_count()),
+            tags,
+            inside: options.publish_by == PublishBy::Say,
+            slow_from: options.connections - options.slow,
+            rooms: options.room_count(),
+            drops: options.drops,
+        };
+        let mut load = Self {
+            clock,
+            event_loop: EventLoop::new(clock, spins)?,
+            events: EventLoop::events(),
+            crowd: Crowd::new(options, server, options.connections, 0, clock),
+            hearers,
+            publisher: None,
+            churn: (options.scenario == Scenario::Churn).then(|| Churn::new(options)),
+            slow: SlowReaders::new(options),
+            housekeeping_ns: 0,
+            connecting: Duration::ZERO,
+            progress: Progress::new(options.quiet),
+            options: options.clone(),
+        };
+        load.connect_everybody()?;
+        load.slow.silence(&mut load.crowd, load.event_loop.registry())?;
+        if options.scenario != Scenario::Idle {
+            let servers = (server, resolve(&options.publish_url)?);
+            let first_token = options.connections;
+            let publisher = Publisher::connect(options, servers, tags, &mut load.event_loop, first_token, clock)?;
+            load.publisher = Some(publisher);
+        }
+        Ok(load)
+    }
+
+    fn connect_everybody(&mut self) -> Result<(), LoadError> {
+        let (all, start_ns) = (self.crowd.len(), self.clock.now_ns());
+        let ramp = (self.options.ramp > 0).then(|| Schedule::new(start_ns, self.options.ramp.into()));
+        let mut dialled = 0;
+        while dialled < all || self.crowd.busy() > 0 {
+            let now_ns = self.clock.now_ns();
+            let due_ns = |number: usize| ramp.map_or(now_ns, |ramp| ramp.due_ns(number as u64));
+            while dialled < all
+                && due_ns(dialled) <= now_ns
+                && (ramp.is_some() || self.crowd.busy() < HANDSHAKES_IN_FLIGHT)
+            {
+                self.crowd.dial(dialled, due_ns(dialled), self.event_loop.registry())?;
+                dialled += 1;
+            }
+            let until_ns = if dialled < all && ramp.is_some() { due_ns(dialled) } else { u64::MAX };
+            self.turn(&mut None, until_ns)?;
+            if self.crowd.open == 0
+                && self.crowd.failed > 0
+                && let Some(complaint) = self.crowd.complaint.take()
+            {
+                return Err(LoadError::Handshake(complaint));
+            }
+            let open = self.crowd.open;
+            self.progress.show(now_ns, open as f64 / all as f64, || format!("connecting: {open} of {all}"));
+        }
+        self.connecting = Duration::from_nanos(self.clock.now_ns() - start_ns);
+        Ok(())
+    }
+
+    /// Brings sockets, caches and batch sizes to where they stay; the time per message at the end of it, if there was enough
+    /// to tell.
+    ///
+    /// # Errors
+    /// When a message is missing, or the server fails.
+    pub fn warm_up(&mut self) -> Result<Option<Duration>, LoadError> {
+        let in_flight = match self.options.pace {
+            Pace::InFlight(in_flight) => in_flight,
+            Pace::Rate(_) | Pace::Flood => 1,
+        };
+        let messages = self.options.warm_up.unwrap_or(LEAD_IN + (2 * in_flight).max(5));
+        let lead_in = messages.min(LEAD_IN);
+        self.publish_all(Pace::InFlight(1), lead_in as u64)?;
+        if messages == lead_in {
+            return Ok(None);
+        }
+        let rest = (messages - lead_in) as u64;
+        let elapsed = self.publish_all(Pace::InFlight(in_flight), rest)?;
+        Ok(Some(elapsed.div_f64(rest as f64)))
+    }
+
+    /// Publishes unmeasured; an error if a message is missing.
+    fn publish_all(&mut self, pace: Pace, messages: u64) -> Result<Duration, LoadError> {
+        let now_ns = self.clock.now_ns();
+        let elapsed_ns = self.publish(&mut Sending::new(pace, messages, now_ns, u64::MAX))?;
+        let counts = self.hearers.tally.counts();
+        if self.hearers.tally.in_flight() > 0 {
+            let Counts { received, expected, foreign, .. } = counts;
+            return Err(LoadError::Stalled { received, expected, foreign });
+        }
+        Ok(Duration::from_nanos(elapsed_ns))
+    }
+
+    /// Publishes `messages` and counts until everybody has them all, or nothing has moved for the time of
+    /// [`Options::patience`].
+    ///
+    /// # Errors
+    /// When the server fails; a loss is none, it is counted.
+    pub fn run(&mut self, messages: u64) -> Result<Counted, LoadError> {
+        self.measure(messages, u64::MAX)
+    }
+
+    /// The measured load of the options.
+    pub(super) fn run_as_told(&mut self) -> Result<Counted, LoadError> {
+        let duration_ns = self.options.duration.as_nanos() as u64;
+        match (self.options.scenario, self.options.messages) {
+            (Scenario::Idle, _) => self.measure(0, self.clock.now_ns() + duration_ns),
+            (_, Some(messages)) => self.measure(messages, u64::MAX),
+            (_, None) => self.measure(u64::MAX, self.clock.now_ns() + duration_ns),
+        }
+    }
+
+    fn measure(&mut self, messages: u64, until_ns: u64) -> Result<Counted, LoadError> {
+        self.hearers.tally.deliveries.clear();
+        self.hearers.tally.last.clear();
+        let counts = self.hearers.tally.counts();
+        let (reads, idle_ns, refused) = (self.crowd.reads, self.event_loop.idle_ns(), self.refused());
+        let cpu = facts::cpu_time(process::id())?;
+        let mut sending = Sending::new(self.options.pace, messages, self.clock.now_ns(), until_ns);
+        if let Some(churn) = &mut self.churn {
+            churn.start(self.clock.now_ns());
+        }
+        let elapsed_ns =
+            if self.options.scenario == Scenario::Idle { self.stay(until_ns)? } else { self.publish(&mut sending)? };
+        let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu);
+        let client_cpu_ns = (client_cpu.as_nanos() as u64).saturating_sub(self.event_loop.idle_ns() - idle_ns);
+        let reads = self.crowd.reads - reads;
+        self.settle()?;
+        let tally = &self.hearers.tally;
+        Ok(Counted {
+            counts: tally.counts().since(&counts),
+            refused: self.refused() - refused,
+            unsent: sending.unsent(),
+            reads,
+            elapsed_ns,
+            client_cpu_ns,
+            deliveries: tally.deliveries.clone(),
+            last_subscriber: tally.last.clone(),
+        })
+    }
+
+    fn refused(&self) -> u64 {
+        self.publisher.as_ref().map_or(0, Publisher::refused)
+    }
+
+    /// Listens for what should not come; lets everybody finish joining, and slow readers learn what became of them.
+    fn settle(&mut self) -> Result<(), LoadError> {
+        if let Some(churn) = &mut self.churn {
+            churn.stop();
+        }
+        while self.churn.is_some() && self.crowd.busy() > 0 {
+            self.turn(&mut None, u64::MAX)?;
+        }
+        self.slow.drain();
+        self.stay(self.clock.now_ns() + AFTERMATH_NS)?;
+        let mut quiet_since_ns = self.clock.now_ns();
+        while self.slow.is_draining(quiet_since_ns, self.clock.now_ns()) {
+            let reads = self.crowd.reads;
+            self.turn(&mut None, self.clock.now_ns() + AFTERMATH_NS)?;
+            if self.crowd.reads > reads {
+                quiet_since_ns = self.clock.now_ns();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what arrives until then; how long that was, in nanoseconds.
+    fn stay(&mut self, until_ns: u64) -> Result<u64, LoadError> {
+        let start_ns = self.clock.now_ns();
+        let mut now_ns = start_ns;
+        while now_ns < until_ns {
+            self.turn(&mut None, until_ns)?;
+            now_ns = self.clock.now_ns();
+            let (done, open) = ((now_ns - start_ns) as f64 / (until_ns - start_ns) as f64, self.crowd.open);
+            if self.options.scenario == Scenario::Idle {
+                self.progress.show(now_ns, done, || format!("{open} connections are open"));
+            }
+        }
+        Ok(now_ns - start_ns)
+    }
+
+    /// Publishes everything and returns when everybody has it, or when nothing has moved for too long. The answer is the time
+    /// from the first publication to the last delivery, in nanoseconds.
+    fn publish(&mut self, sending: &mut Sending) -> Result<u64, LoadError> {
+        let start_ns = self.clock.now_ns();
+        let (mut end_ns, mut moved_ns, mut moved) = (start_ns, start_ns, self.marks());
+        let patience_ns = self.options.patience.as_nanos() as u64;
+        let total = sending.left;
+        let mut sending = Some(sending);
+        loop {
+            let now_ns = self.clock.now_ns();
+            self.refill(&mut sending, now_ns)?;
+            let Some(state) = &sending else { break };
+            let idle = self.publisher.as_ref().is_none_or(Publisher::is_idle);
+            let waits = self.hearers.tally.in_flight() > 0 || !idle;
+            if state.is_over(now_ns) && !waits {
+                break;
+            }
+            let marks = self.marks();
+            if marks != moved {
+                if marks.1 != moved.1 {
+                    end_ns = now_ns;
+                }
+                (moved, moved_ns) = (marks, now_ns);
+            }
+            if waits && now_ns - moved_ns > patience_ns {
+                break;
+            }
+            let done = match state.until_ns {
+                u64::MAX => state.sent as f64 / total as f64,
+                until_ns => (now_ns - start_ns) as f64 / (until_ns - start_ns).max(1) as f64,
+            };
+            let (sent, in_flight) = (state.sent, self.hearers.tally.in_flight());
+            self.progress.show(now_ns, done, || format!("{sent} messages published, {in_flight} on their way"));
+            let due_ns = if state.is_over(now_ns) { u64::MAX } else { state.due_ns(now_ns).min(state.until_ns) };
+            // What is due and could not be sent waits for an event.
+            let until_ns = if due_ns <= now_ns { u64::MAX } else { due_ns };
+            self.turn(&mut sending, until_ns)?;
+        }
+        if self.marks().1 != moved.1 {
+            end_ns = self.clock.now_ns();
+        }
+        Ok(end_ns - start_ns)
+    }
+
+    /// What changes when something moves; the second tells of deliveries.
+    fn marks(&self) -> (u64, u64) {
+        let counts = self.hearers.tally.counts();
+        (counts.published + self.refused(), counts.received)
+    }
+
+    /// One turn of the event loop, until something happens but not beyond `until_ns`. Publishes as soon as there is room for
+    /// the next message, not only at the end of the turn.
+    fn turn(&mut self, sending: &mut Option<&mut Sending>, until_ns: u64) -> Result<(), LoadError> {
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        let retry_ns = self.publisher.as_ref().map_or(u64::MAX, Publisher::retry_ns);
+        let churn_ns = self.churn.as_ref().map_or(u64::MAX, Churn::due_ns);
+        let until_ns = until_ns.min(self.housekeeping_ns).min(retry_ns).min(churn_ns).min(self.slow.due_ns());
+        let now_ns = self.event_loop.wait(&mut events, until_ns)?;
+        for event in &events {
+            match (self.crowd.member(event.token()), &mut self.publisher) {
+                (Some(member), _) => self.crowd.event(member, event, &mut self.hearers),
+                (None, Some(publisher)) => publisher.event(event)?,
+                (None, None) => {}
+            }
+            if sending.is_some() {
+                let now_ns = self.clock.now_ns();
+                self.refill(sending, now_ns)?;
+            }
+        }
+        self.events = events;
+        if let Some(churn) = &mut self.churn {
+            churn.turn(now_ns, &mut self.crowd, &mut self.hearers, self.event_loop.registry())?;
+        }
+        self.slow.turn(now_ns, &mut self.crowd, &mut self.hearers);
+        if now_ns >= self.housekeeping_ns {
+            self.crowd.expire(&mut self.hearers);
+            self.housekeeping_ns = now_ns + HOUSEKEEPING_NS;
+        }
+        Ok(())
+    }
+
+    /// Publishes what is due as far as there is room for it.
+    fn refill(&mut self, sending: &mut Option<&mut Sending>, now_ns: u64) -> Result<(), LoadError> {
+        let (Some(sending), Some(publisher)) = (sending, &mut self.publisher) else {
+            return Ok(());
+        };
+        publisher.retry(now_ns, self.event_loop.registry())?;
+        let tally = &mut self.hearers.tally;
+        loop {
+            let room = tally.counts().published as usize % self.hearers.rooms;
+            let due_ns = sending.due_ns(now_ns);
+            if sending.is_over(now_ns)
+                || due_ns > now_ns
+                || tally.in_flight() >= sending.in_flight
+                || !publisher.is_ready(room)
+            {
+                return Ok(());
+            }
+            let number = tally.publish(room, due_ns);
+            publisher.publish(number, room, self.event_loop.registry())?;
+            sending.sent += 1;
+            sending.left -= 1;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! When the next message is due. Pure: time comes in as an argument.
+
+/// Messages at a steady rate from a moment on. They are due when they are due, whether or not the one before could be
+/// sent in time: who counts latency from here omits nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schedule {
+    start_ns: u64,
+    per_second: f64,
+}
+
+impl Schedule {
+    /// The first is due at `start_ns`.
+    pub(crate) fn new(start_ns: u64, per_second: f64) -> Self {
+        Self { start_ns, per_second }
+    }
+
+    /// When the message with this number is due, counted from 0.
+    pub(crate) fn due_ns(&self, number: u64) -> u64 {
+        self.start_ns + (number as f64 * 1e9 / self.per_second) as u64
+    }
+}
+
+/// Random numbers that follow from a seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>): enough to spread timers and
+/// to pick connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// The next number, of all that there are.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_does_not_drift() {
+        let schedule = Schedule::new(500, 3.0);
+        assert_eq!([0, 1, 3].map(|number| schedule.due_ns(number)), [500, 333_333_833, 1_000_000_500]);
+        assert_eq!(schedule.due_ns(3_000_000), 1_000_000_000_000_500);
+        let slow = Schedule::new(0, 0.1);
+        assert_eq!(slow.due_ns(1), 10_000_000_000);
+    }
+
+    #[test]
+    fn random_numbers_are_those_of_the_reference() {
+        let mut random = Random(1_234_567);
+        assert_eq!([random.next(), random.next()], [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]);
+        assert!((0..100).all(|_| random.below(7) < 7));
+    }
+}

@@ -1,0 +1,142 @@
+//! What is asked of the kernel about processes: which cores there are, on which one a child runs, how much CPU time a
+//! process has used and how long it waited for more, what it holds in memory, how many files it may open. The only file of
+//! the load generator with `unsafe` in it.
+
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+/// The cores for the server and for the client: the first two that this process may use. They are asked for rather
+/// than assumed to be 0 and 1, since a container may own any two. With a single core both share it.
+///
+/// # Errors
+/// What the kernel said.
+pub fn two_cores() -> io::Result<(usize, usize)> {
+    // SAFETY: a `cpu_set_t` is an array of integers; all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes at most `size_of::<cpu_set_t>()` bytes into `set`, which is that large.
+    let status = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every index is below `CPU_SETSIZE`, the number of bits in the set.
+    let allowed = |core: &usize| unsafe { libc::CPU_ISSET(*core, &set) };
+    let mut cores = (0..libc::CPU_SETSIZE as usize).filter(allowed);
+    let first = cores.next().ok_or_else(|| io::Error::other("no core to run on"))?;
+    Ok((first, cores.next().unwrap_or(first)))
+}
+
+/// Makes `command` run on `core` alone, with all its future threads, and end when this process ends.
+pub fn pin(command: &mut Command, core: usize) {
+    let enter = move || {
+        // SAFETY: as in `two_cores`; `core` came from there, so it is a valid index. The calls are plain system calls.
+        let failed = unsafe {
+            let mut set: libc::cpu_set_t = mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+        };
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and touches only its own stack: no allocation,
+    // no lock, nothing that another thread of the parent could have left half done.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// CPU time of the whole process `pid`, user and system, threads that have already ended included. It is the
+/// scheduler's own nanosecond count (the sum of the first fields of `/proc/PID/task/*/schedstat`), without the rounding
+/// to clock ticks of `/proc/PID/stat`, and current even for a thread that is running.
+///
+/// # Errors
+/// When there is no such process, or it may not be looked at.
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: `clock` is a valid place for the one value the call writes.
+    let status = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
+    if status != 0 {
+        return Err(io::Error::from_raw_os_error(status));
+    }
+    read(clock)
+}
+
+/// CPU time of the calling thread, user and system.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    // Every Linux has this clock.
+    read(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
+}
+
+fn read(clock: libc::clockid_t) -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the one value the call writes.
+    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A CPU clock counts up from zero, so both fields are positive and the nanoseconds below 10^9.
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// How long the threads of process `pid` have been ready to run and waited for their core, in sum: the second field of
+/// `/proc/PID/task/*/schedstat`.
+///
+/// # Errors
+/// As for [`cpu_time`].
+pub fn time_waited(pid: u32) -> io::Result<Duration> {
+    let mut waited = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let counts = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let field = counts.split_ascii_whitespace().nth(1);
+        let field = field.ok_or_else(|| io::Error::other("schedstat without a second field"))?;
+        waited += field.parse::<u64>().map_err(io::Error::other)?;
+    }
+    Ok(Duration::from_nanos(waited))
+}
+
+/// Memory that process `pid` holds in RAM, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn rss_bytes(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map(|kib| 1024 * kib).ok_or_else(|| io::Error::other(format!("process {pid} has no memory")))
+}
+
+/// The hard limit of open files of a process.
+///
+/// # Errors
+/// What the kernel said.
+pub fn open_files_max() -> io::Result<u64> {
+    Ok(open_files()?.rlim_max)
+}
+
+/// Raises the soft limit of open files of this process to the hard one: each connection is a file. The new limit.
+///
+/// # Errors
+/// What the kernel said.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = open_files()?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the call only reads `limit`.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_max)
+}
+
+fn open_files() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the one value the call writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit)
+}

@@ -1,0 +1,374 @@
+//! What comes out of a load: one JSON document, or one screen of plain words with the same figures.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use serde::{Serialize, Serializer};
+
+use super::chat::ChatCounts;
+use super::latency::Summary;
+use super::options::Scenario;
+
+/// Share of its core from which on the client is in the way of the server, in percent.
+const SATURATED_PERCENT: f64 = 95.0;
+
+/// The figures of one load; the names are those of the JSON document.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What was done.
+    pub scenario: Scenario,
+    /// Where subscribers connected.
+    pub url: String,
+    /// The command line.
+    pub command: String,
+    /// Processor and kernel.
+    pub machine: String,
+    /// The commit of the working directory, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// What became of the connections.
+    pub connections: Connections,
+    /// How connecting went.
+    pub connect: Connect,
+    /// Messages published.
+    pub published: u64,
+    /// Publications refused with 503 and sent again.
+    pub refused: u64,
+    /// Messages that were due and could not be sent in time.
+    pub unsent: u64,
+    /// Deliveries that had to follow.
+    pub expected: u64,
+    /// Deliveries that did.
+    pub received: u64,
+    /// Exactly 1, or a number that cannot be taken for it; nothing if nothing was expected.
+    #[serde(serialize_with = "share")]
+    pub received_share: Option<f64>,
+    /// Messages that a subscriber lacks although it has a later one.
+    pub gaps: u64,
+    /// Messages received again.
+    pub repeats: u64,
+    /// Messages received after a later one.
+    pub reordered: u64,
+    /// Messages that are not of this run.
+    pub foreign: u64,
+    /// Lost deliveries of connections that the server closed with 1013.
+    pub lost_explained: u64,
+    /// Other lost deliveries.
+    pub lost_unexplained: u64,
+    /// First publication until last delivery, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Pace of the load.
+    pub deliveries_per_second: f64,
+    /// How many frames arrived together.
+    pub frames_per_read: f64,
+    /// Due until received, for each delivery.
+    pub latency_us: Option<Summary>,
+    /// Due until the last subscriber has it, for each message.
+    pub last_subscriber_us: Option<Summary>,
+    /// What it cost the server, if it is known which process that is.
+    pub server: Option<ServerFigures>,
+    /// What it cost the client.
+    pub client: ClientFigures,
+    /// The article's test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatFigures>,
+    /// Connections that left and joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn: Option<ChurnFigures>,
+    /// Subscribers that read slowly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow: Option<SlowFigures>,
+    /// What went wrong first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complaint: Option<String>,
+    /// Whether everything arrived that had to, and no connection was lost.
+    pub passed: bool,
+}
+
+/// What became of the connections.
+#[derive(Clone, Debug, Serialize)]
+pub struct Connections {
+    /// How many were asked for.
+    pub requested: u64,
+    /// Open at the end; in the chat, most at once.
+    pub open: u64,
+    /// Did not come about, or did not end.
+    pub failed: u64,
+    /// Ended by the server, by close code; 1006 is no close frame, 1005 one without a code.
+    pub closed: BTreeMap<u16, u64>,
+}
+
+/// How connecting went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Connect {
+    /// Handshakes per second.
+    pub per_second: f64,
+    /// Beginning of a connection until its handshake was answered.
+    pub latency_us: Option<Summary>,
+    /// CPU of the server for each.
+    pub server_cpu_ns_per_handshake: Option<f64>,
+}
+
+/// What it cost the server.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerFigures {
+    /// CPU of the process for each delivery.
+    pub cpu_ns_per_delivery: Option<f64>,
+    /// CPU of the process, in percent of one core.
+    pub cpu_percent: f64,
+    /// How long its threads were ready and waited for a core, in percent of the time.
+    pub waited_percent: f64,
+    /// Memory before anybody was connected.
+    pub rss_bytes_before: u64,
+    /// Memory with everybody connected; in the chat, with most at once.
+    pub rss_bytes_connected: u64,
+    /// Memory at the end.
+    pub rss_bytes_after: u64,
+}
+
+/// What it cost the client.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClientFigures {
+    /// CPU of this process without what it spent in waiting, in percent of a core.
+    pub cpu_percent: f64,
+    /// Whether it was the bottleneck.
+    pub saturated: bool,
+    /// Deliveries taken in per second of that CPU.
+    pub deliveries_per_cpu_second: f64,
+}
+
+impl ClientFigures {
+    pub(super) fn new(cpu_ns: u64, elapsed_ns: u64, received: u64) -> Self {
+        let cpu_percent = 100.0 * ratio(cpu_ns, elapsed_ns);
+        let deliveries_per_cpu_second = 1e9 * ratio(received, cpu_ns);
+        Self { cpu_percent, saturated: cpu_percent >= SATURATED_PERCENT, deliveries_per_cpu_second }
+    }
+}
+
+/// The article's test.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatFigures {
+    #[serde(flatten)]
+    pub(super) counts: ChatCounts,
+}
+
+/// Connections that left and joined.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChurnFigures {
+    /// How many connections take part.
+    pub connections: u64,
+    /// How often one began to join again.
+    pub joins: u64,
+    /// How often one left.
+    pub leaves: u64,
+    /// How often nobody was there to leave.
+    pub skipped: u64,
+}
+
+/// Subscribers that read slowly.
+#[derive(Clone, Debug, Serialize)]
+pub struct SlowFigures {
+    /// How many.
+    pub connections: u64,
+    /// How many of them are still open.
+    pub open: u64,
+    /// Messages that they received.
+    pub received: u64,
+    /// Messages that they lack although they have later ones.
+    pub dropped: u64,
+}
+
+/// The quotient, and 0 where there is none.
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// A whole 1 is written as such.
+fn share<S: Serializer>(share: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match share {
+        Some(1.0) => serializer.serialize_u64(1),
+        Some(share) => serializer.serialize_f64(*share),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
+    groups.collect::<Vec<_>>().join(",")
+}
+
+fn time(us: f64) -> String {
+    match us {
+        us if us < 1000.0 => format!("{us:.1} µs"),
+        us if us < 1e6 => format!("{:.2} ms", us / 1e3),
+        us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, text: String| writeln!(f, "{name:<22}{text}");
+        row("command", self.command.clone())?;
+        row("machine", self.machine.clone())?;
+        if let Some(commit) = &self.commit {
+            row("commit", commit.clone())?;
+        }
+        row("server", self.url.clone())?;
+        let connections = &self.connections;
+        let mut text = format!("{} of {} open", grouped(connections.open), grouped(connections.requested));
+        if connections.failed > 0 {
+            write!(text, ", {} failed", grouped(connections.failed))?;
+        }
+        for (code, count) in &connections.closed {
+            write!(text, ", {} closed with {code}", grouped(*count))?;
+        }
+        row("connections", text)?;
+        let mut text = format!("{} per second", grouped(self.connect.per_second as u64));
+        if let Some(cpu_ns) = self.connect.server_cpu_ns_per_handshake {
+            write!(text, ", {:.1} µs of the server's CPU each", cpu_ns / 1e3)?;
+        }
+        row("handshakes", text)?;
+        if self.published > 0 {
+            let mut text = grouped(self.published);
+            if self.refused > 0 {
+                write!(text, ", {} refused and sent again", grouped(self.refused))?;
+            }
+            if self.unsent > 0 {
+                write!(text, "; THE RATE WAS NOT HELD: {} more were due", grouped(self.unsent))?;
+            }
+            row("messages", text)?;
+            let share = match self.received_share {
+                Some(1.0) => "exactly 1".to_owned(),
+                Some(share) => format!("{share:.9}"),
+                None => "nothing was expected".to_owned(),
+            };
+            let text = format!("{} of {} expected: {share}", grouped(self.received), grouped(self.expected));
+            row("received", text)?;
+            let text = format!(
+                "{} lost without a reason, {} with one; {} gaps, {} repeats, {} reordered",
+                grouped(self.lost_unexplained),
+                grouped(self.lost_explained),
+                self.gaps,
+                self.repeats,
+                self.reordered
+            );
+            row("faults", text)?;
+        }
+        if self.foreign > 0 {
+            row("not ours", format!("{} messages", grouped(self.foreign)))?;
+        }
+        if self.received > 0 {
+            let pace = grouped(self.deliveries_per_second as u64);
+            let seconds = self.elapsed_ns as f64 / 1e9;
+            row(
+                "pace",
+                format!("{pace} deliveries/s over {seconds:.2} s, {:.2} frames per read", self.frames_per_read),
+            )?;
+        }
+        if let Some(chat) = &self.chat {
+            let counts = &chat.counts;
+            row(
+                "sessions",
+                format!("{}, {} closed after LEAVE", grouped(counts.sessions), grouped(counts.closed_after_leave)),
+            )?;
+            row(
+                "checks",
+                format!("{} passed, {} failed", grouped(counts.checks_passed), grouped(counts.checks_failed)),
+            )?;
+            let text = format!(
+                "{} received, {} of {} ticks, {} sent, {} errors, {} unknown",
+                grouped(counts.messages_received),
+                grouped(counts.ticks_received),
+                grouped(counts.ticks_promised),
+                grouped(counts.said),
+                counts.errors_received,
+                counts.unknown_received
+            );
+            row("chat", text)?;
+        }
+        if let Some(churn) = &self.churn {
+            let (joins, leaves) = (grouped(churn.joins), grouped(churn.leaves));
+            let among = grouped(churn.connections);
+            row(
+                "churn",
+                format!("{leaves} left and {joins} joined, of {among}; {} times nobody was there", churn.skipped),
+            )?;
+        }
+        if let Some(slow) = &self.slow {
+            let text = format!(
+                "{} of {} open; {} received, {} dropped on the way",
+                slow.open,
+                slow.connections,
+                grouped(slow.received),
+                grouped(slow.dropped)
+            );
+            row("slow readers", text)?;
+        }
+        if let Some(server) = &self.server {
+            let each = server.cpu_ns_per_delivery.map_or(String::new(), |ns| format!("{ns:.0} ns per delivery, "));
+            let text =
+                format!("{each}{:.0} % of a core, waited {:.0} % for one", server.cpu_percent, server.waited_percent);
+            row("server CPU", text)?;
+            let (before, with) = (mebibytes(server.rss_bytes_before), mebibytes(server.rss_bytes_connected));
+            row(
+                "server memory",
+                format!("{before} before, {with} with everybody, {} at the end", mebibytes(server.rss_bytes_after)),
+            )?;
+        }
+        let client = &self.client;
+        let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };
+        row("client CPU", format!("{:.0} % of a core{warning}", client.cpu_percent))?;
+        let columns = [
+            ("handshake", self.connect.latency_us),
+            ("delivery", self.latency_us),
+            ("last subscriber", self.last_subscriber_us),
+        ];
+        if columns.iter().any(|(_, summary)| summary.is_some()) {
+            let head = ["p50", "p90", "p99", "p99.9", "p99.99", "max"].map(|name| format!("{name:>11}"));
+            row("\nlatency", format!("{}{}", " ", head.concat()))?;
+        }
+        for (name, summary) in columns {
+            if let Some(Summary { p50, p90, p99, p99_9, p99_99, max }) = summary {
+                let cells = [p50, p90, p99, p99_9, p99_99, max].map(|us| format!("{:>11}", time(us)));
+                row(name, cells.concat())?;
+            }
+        }
+        if let Some(complaint) = &self.complaint {
+            row("\nfirst complaint", format!(" {complaint}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_exactly_one_or_visibly_not() {
+        let written = |number| serde_json::to_string(&Wrapped { share: number }).unwrap();
+        assert_eq!(written(Some(1.0)), r#"{"share":1}"#);
+        assert_eq!(written(Some(999_999_999.0 / 1e9)), r#"{"share":0.999999999}"#);
+        assert_eq!(written(None), r#"{"share":null}"#);
+    }
+
+    #[derive(Serialize)]
+    struct Wrapped {
+        #[serde(serialize_with = "share")]
+        share: Option<f64>,
+    }
+
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!((grouped(0), grouped(999), grouped(1_234_567)), ("0".into(), "999".into(), "1,234,567".into()));
+        assert_eq!((time(0.5), time(1500.0), time(2.5e6)), ("0.5 µs".into(), "1.50 ms".into(), "2.50 s".into()));
+    }
+}

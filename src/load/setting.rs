@@ -1,0 +1,40 @@
+//! What a figure has to be read with: which commit, built how, on which machine.
+//!
+//! Asks git and `/proc`, once; what cannot be found out is said to be unknown.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+
+/// What stands for a commit or a processor that cannot be found out.
+pub const UNKNOWN: &str = "unknown";
+
+/// The commit of the working directory, if git knows it, whether there is more than that in it, and a warning if the
+/// build is not the one to measure.
+pub fn commit() -> String {
+    let described =
+        Command::new("git").args(["describe", "--always", "--dirty", "--exclude", "*"]).stderr(Stdio::null()).output();
+    let commit = match described {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => return UNKNOWN.to_owned(),
+    };
+    if cfg!(debug_assertions) {
+        return commit + " (NOT OPTIMISED: the figures mean nothing)";
+    }
+    commit
+}
+
+/// Processor and kernel.
+pub fn machine() -> String {
+    let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{}, {cores} cores, Linux {}",
+        processor.as_deref().unwrap_or("unknown processor"),
+        kernel.as_deref().map_or(UNKNOWN, str::trim)
+    )
+}

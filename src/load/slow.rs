@@ -1,0 +1,73 @@
+//! Subscribers that read slowly, or not at all. They are not in the event loop: this module reads them, so many bytes at a
+//! time, and at the end everything, to learn what became of them.
+
+use std::io;
+
+use mio::Registry;
+
+use super::crowd::Crowd;
+use super::fanout::Hearers;
+use super::options::Options;
+
+/// Between two reads of everybody, in nanoseconds.
+const INTERVAL_NS: u64 = 50_000_000;
+/// Silence that ends the last look at them, in nanoseconds. A server gives up a close frame that nobody reads after some seconds.
+const DRAINED_NS: u64 = 500_000_000;
+
+/// See the head of this file.
+pub(crate) struct SlowReaders {
+    /// Members from this one on.
+    from: usize,
+    bytes_per_interval: f64,
+    /// Bytes that each may read and has not.
+    budget: f64,
+    next_ns: u64,
+    draining: bool,
+}
+
+impl SlowReaders {
+    /// The last members, if there are any.
+    pub(crate) fn new(options: &Options) -> Self {
+        let (any, from) = (options.slow > 0, options.connections - options.slow);
+        let bytes_per_interval = options.slow_rate as f64 * INTERVAL_NS as f64 / 1e9;
+        Self { from, bytes_per_interval, budget: 0.0, next_ns: if any { 0 } else { u64::MAX }, draining: false }
+    }
+
+    /// Takes them out of the event loop.
+    pub(crate) fn silence(&self, crowd: &mut Crowd, registry: &Registry) -> io::Result<()> {
+        (self.from..crowd.len())
+            .filter(|_| self.next_ns != u64::MAX)
+            .try_for_each(|member| crowd.silence(member, registry))
+    }
+
+    /// When they are to be read next.
+    pub(crate) fn due_ns(&self) -> u64 {
+        if self.bytes_per_interval > 0.0 || self.draining { self.next_ns } else { u64::MAX }
+    }
+
+    /// From now on they read everything.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether they may still learn something, when nothing has come since `quiet_since_ns`.
+    pub(crate) fn is_draining(&self, quiet_since_ns: u64, now_ns: u64) -> bool {
+        self.next_ns != u64::MAX && now_ns - quiet_since_ns < DRAINED_NS
+    }
+
+    /// Reads what they may, if it is time to.
+    pub(crate) fn turn(&mut self, now_ns: u64, crowd: &mut Crowd, hearers: &mut Hearers) {
+        if self.due_ns() > now_ns {
+            return;
+        }
+        self.next_ns = now_ns + INTERVAL_NS;
+        self.budget += self.bytes_per_interval;
+        let budget = if self.draining { usize::MAX } else { self.budget as usize };
+        self.budget = self.budget.fract();
+        for member in self.from..crowd.len() {
+            if budget > 0 {
+                crowd.receive(member, budget, self.draining, hearers);
+            }
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Who has received what. Pure bookkeeping: numbers and times come in as arguments, no I/O.
+//!
+//! Publications are numbered over the whole run. Each room has one order, and the first arrival at a position defines it;
+//! every other subscriber of the room has to receive the same publication there. A publication is *owed* to everybody who
+//! was in its room when it was published; who joined later gets what it gets, and from the first message on no gap. So
+//! `received == expected` holds exactly when nothing was lost, and every repeat, reordering or gap is counted by name.
+//!
+//! A slow subscriber is held to the same order, but nothing waits for it and its messages are counted apart.
+
+use std::collections::HashMap;
+
+use super::latency::Latencies;
+
+/// Where a publication stands that nobody has received yet.
+const UNPLACED: u32 = u32::MAX;
+
+/// A publication, by its number.
+struct Publication {
+    /// When it was due, in nanoseconds of the run's clock.
+    due_ns: u64,
+    /// Its place in the order of its room.
+    position: u32,
+    /// Subscribers to whom it is owed and who do not have it.
+    missing: u32,
+    room: u32,
+}
+
+#[derive(Default)]
+struct Room {
+    /// Numbers of publications.
+    order: Vec<u32>,
+    /// Numbers of its publications that nobody has received yet, or that somebody still lacks; from the oldest.
+    outstanding: Vec<u32>,
+    /// Subscribers to whom new publications are owed.
+    members: u32,
+}
+
+/// What a subscriber is to the books.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    /// Nothing is owed.
+    #[default]
+    Absent,
+    /// Has joined, and received nothing yet.
+    Joined,
+    Following,
+    /// Held to the order only.
+    Slow,
+}
+
+/// One subscriber; 16 bytes.
+#[derive(Clone, Copy, Default)]
+struct Follower {
+    /// The next position in the order of its room.
+    next: u32,
+    /// The first publication that is owed.
+    owed_from: u32,
+    room: u32,
+    standing: Standing,
+}
+
+/// What was counted, so far or between two moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+pub struct Counts {
+    /// Messages published.
+    pub published: u64,
+    /// Deliveries that have to follow from them.
+    pub expected: u64,
+    /// Deliveries that did.
+    pub received: u64,
+    /// Messages that a subscriber lacks although it has a later one.
+    pub gaps: u64,
+    /// Messages that a subscriber received again.
+    pub repeats: u64,
+    /// Messages that a subscriber received after a later one.
+    pub reordered: u64,
+    /// Messages that are not of this run.
+    pub foreign: u64,
+    /// Expected deliveries that are missing because the server closed the connection, and said why (1013).
+    pub lost_explained: u64,
+    /// Messages that slow subscribers received.
+    pub slow_received: u64,
+    /// Messages that slow subscribers lack although they have later ones.
+    pub slow_gaps: u64,
+}
+
+impl Counts {
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            published: self.published - earlier.published,
+            expected: self.expected - earlier.expected,
+            received: self.received - earlier.received,
+            gaps: self.gaps.saturating_sub(earlier.gaps),
+            repeats: self.repeats - earlier.repeats,
+            reordered: self.reordered - earlier.reordered,
+            foreign: self.foreign - earlier.foreign,
+            lost_explained: self.lost_explained - earlier.lost_explained,
+            slow_received: self.slow_received - earlier.slow_received,
+            slow_gaps: self.slow_gaps.saturating_sub(earlier.slow_gaps),
+        }
+    }
+
+    /// Expected deliveries that are missing without a reason.
+    #[must_use]
+    pub fn lost_unexplained(&self) -> u64 {
+        self.expected.saturating_sub(self.received + self.lost_explained)
+    }
+
+    /// Whether every subscriber received what was owed, once and in the one order.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.lost_unexplained() == 0
+            && self.expected == self.received + self.lost_explained
+            && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
+    }
+}
+
+/// See the head of this file.
+pub(crate) struct Tally {
+    publications: Vec<Publication>,
+    rooms: Vec<Room>,
+    followers: Vec<Follower>,
+    /// Positions that a follower has skipped, where there are any.
+    skipped: HashMap<u32, Vec<u32>>,
+    counts: Counts,
+    /// Messages that everybody has to whom they are owed.
+    complete: u64,
+    /// Due until received, for each delivery.
+    pub(crate) deliveries: Latencies,
+    /// Due until the last subscriber has it, for each message.
+    pub(crate) last: Latencies,
+}
+
+impl Tally {
+    /// Nobody has joined, nothing is published.
+    pub(crate) fn new(subscribers: usize, rooms: usize) -> Self {
+        Self {
+            publications: Vec::new(),
+            rooms: (0..rooms.max(1)).map(|_| Room::default()).collect(),
+            followers: vec![Follower::default(); subscribers],
+            skipped: HashMap::new(),
+            counts: Counts::default(),
+            complete: 0,
+            deliveries: Latencies::default(),
+            last: Latencies::default(),
+        }
+    }
+
+    /// Everything counted so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Messages published that somebody still lacks.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.counts.published - self.complete
+    }
+
+    /// A subscriber is in its room from now on. Nothing waits for a slow one.
+    pub(crate) fn join(&mut self, subscriber: usize, room: usize, slow: bool) {
+        let next = self.rooms[room].order.len() as u32;
+        let standing = if slow { Standing::Slow } else { Standing::Joined };
+        let owed_from = self.publications.len() as u32;
+        self.skipped.remove(&(subscriber as u32));
+        self.followers[subscriber] = Follower { next, owed_from, room: room as u32, standing };
+        self.rooms[room].members += u32::from(!slow);
+    }
+
+    /// A subscriber leaves by its own will: what it does not have yet is owed no more. Until the next [`Self::join`] its
+    /// messages do not count.
+    pub(crate) fn leave(&mut self, subscriber: usize, now_ns: u64) {
+        self.counts.expected -= self.release(subscriber, now_ns);
+    }
+
+    /// The server has closed a subscriber's connection; with a reason, what it does not have is explained.
+    pub(crate) fn cut(&mut self, subscriber: usize, explained: bool, now_ns: u64) {
+        let missing = self.release(subscriber, now_ns);
+        if explained {
+            self.counts.lost_explained += missing;
+        }
+    }
+
+    /// Nothing waits for this subscriber any more; how many deliveries it lacks, gaps aside.
+    fn release(&mut self, subscriber: usize, now_ns: u64) -> u64 {
+        let follower = std::mem::take(&mut self.followers[subscriber]);
+        if !matches!(follower.standing, Standing::Joined | Standing::Following) {
+            return 0;
+        }
+        let room = &mut self.rooms[follower.room as usize];
+        room.members -= 1;
+        let mut lacking = 0;
+        room.outstanding.retain(|number| {
+            let publication = &mut self.publications[*number as usize];
+            let lacks = *number >= follower.owed_from && publication.position >= follower.next;
+            if lacks && publication.missing > 0 {
+                lacking += 1;
+                publication.missing -= 1;
+                if publication.missing == 0 {
+                    self.complete += 1;
+                    self.last.record(now_ns.saturating_sub(publication.due_ns));
+                }
+            }
+            publication.missing > 0
+        });
+        lacking
+    }
+
+    /// Notes a publication that was due at this time; the answer is its number.
+    pub(crate) fn publish(&mut self, room: usize, due_ns: u64) -> u32 {
+        // A run of four billion messages would take memory that no machine has.
+        let number = self.publications.len() as u32;
+        let missing = self.rooms[room].members;
+        self.publications.push(Publication { due_ns, position: UNPLACED, missing, room: room as u32 });
+        self.counts.published += 1;
+        self.counts.expected += u64::from(missing);
+        if missing == 0 {
+            self.complete += 1;
+        } else {
+            let outstanding = &mut self.rooms[room].outstanding;
+            // Complete ones are thrown away when they are most of the list: a constant price for each publication.
+            if outstanding.len() == outstanding.capacity() {
+                outstanding.retain(|number| self.publications[*number as usize].missing > 0);
+                outstanding.reserve(outstanding.len().max(64));
+            }
+            outstanding.push(number);
+        }
+        number
+    }
+
+    /// A subscriber has received a message that is not of this run.
+    pub(crate) fn foreign(&mut self) {
+        self.counts.foreign += 1;
+    }
+
+    /// A subscriber has received publication `number`.
+    #[inline]
+    pub(crate) fn receive(&mut self, subscriber: usize, number: u32, now_ns: u64) {
+        let follower = &mut self.followers[subscriber];
+        let order = &self.rooms[follower.room as usize].order;
+        if follower.standing == Standing::Following && order.get(follower.next as usize) == Some(&number) {
+            follower.next += 1;
+            let owed = number >= follower.owed_from;
+            self.deliver(number, owed, now_ns);
+        } else {
+            self.receive_unusual(subscriber, number, now_ns);
+        }
+    }
+
+    /// The first arrival at a position, the first message of a subscriber, a slow one's message, or something wrong.
+    #[inline(never)]
+    fn receive_unusual(&mut self, subscriber: usize, number: u32, now_ns: u64) {
+        let follower = self.followers[subscriber];
+        let Some(publication) = self.publications.get_mut(number as usize) else {
+            self.counts.foreign += 1;
+            return;
+        };
+        if follower.standing == Standing::Absent {
+            return;
+        }
+        if publication.room != follower.room {
+            // A message of another room is nobody's here.
+            self.counts.foreign += 1;
+            return;
+        }
+        let order = &mut self.rooms[follower.room as usize].order;
+        if publication.position == UNPLACED {
+            publication.position = order.len() as u32;
+            order.push(number);
+        }
+        let position = publication.position;
+        let slow = follower.standing == Standing::Slow;
+        let joined = follower.standing == Standing::Joined;
+        if position < follower.next && !joined {
+            let skipped = self.skipped.get_mut(&(subscriber as u32));
+            let place = skipped.as_ref().and_then(|skipped| skipped.iter().position(|skip| *skip == position));
+            match (skipped, place) {
+                (Some(skipped), Some(place)) => {
+                    skipped.swap_remove(place);
+                    self.counts.reordered += 1;
+                    if !slow && number < follower.owed_from {
+                        // Expected since the gap was seen, and once more when it is delivered.
+                        self.counts.expected -= 1;
+                    }
+                    *(if slow { &mut self.counts.slow_gaps } else { &mut self.counts.gaps }) -= 1;
+                }
+                _ => {
+                    self.counts.repeats += 1;
+                    return;
+                }
+            }
+        } else {
+            // What a subscriber skips before its first message is missing only if it was published after it had joined.
+            let skipped = (follower.next..position)
+                .filter(|skip| !joined || order[*skip as usize] >= follower.owed_from)
+                .collect::<Vec<_>>();
+            let follower = &mut self.followers[subscriber];
+            follower.next = position + 1;
+            if joined {
+                follower.standing = Standing::Following;
+            }
+            if !skipped.is_empty() {
+                let count = skipped.len() as u64;
+                if slow {
+                    self.counts.slow_gaps += count;
+                } else {
+                    self.counts.gaps += count;
+                    let order = &self.rooms[follower.room as usize].order;
+                    let unowed = skipped.iter().filter(|skip| order[**skip as usize] < follower.owed_from).count();
+                    self.counts.expected += unowed as u64;
+                }
+                self.skipped.entry(subscriber as u32).or_default().extend(skipped);
+            }
+        }
+        if slow {
+            self.counts.slow_received += 1;
+        } else {
+            self.deliver(number, number >= follower.owed_from, now_ns);
+        }
+    }
+
+    /// Counts a delivery. One that was not owed is expected from the moment it is there.
+    #[inline]
+    fn deliver(&mut self, number: u32, owed: bool, now_ns: u64) {
+        let publication = &mut self.publications[number as usize];
+        let latency = now_ns.saturating_sub(publication.due_ns);
+        self.deliveries.record(latency);
+        self.counts.received += 1;
+        if owed {
+            publication.missing -= 1;
+            if publication.missing == 0 {
+                self.complete += 1;
+                self.last.record(latency);
+            }
+        } else {
+            self.counts.expected += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `subscribers` in one room, `messages` published.
+    fn tally(subscribers: usize, messages: usize) -> Tally {
+        let mut tally = Tally::new(subscribers + 1, 1);
+        (0..subscribers).for_each(|subscriber| tally.join(subscriber, 0, false));
+        (0..messages).for_each(|number| assert_eq!(tally.publish(0, 10), number as u32));
+        tally
+    }
+
+    fn receive(tally: &mut Tally, subscriber: usize, numbers: &[u32]) {
+        numbers.iter().for_each(|number| tally.receive(subscriber, *number, 1000));
+    }
+
+    #[test]
+    fn everything_received_in_one_order_is_exact() {
+        let mut tally = tally(2, 3);
+        receive(&mut tally, 0, &[1, 0, 2]);
+        assert_eq!((tally.complete, tally.in_flight()), (0, 3));
+        receive(&mut tally, 1, &[1, 0]);
+        assert!(!tally.counts().is_exact());
+        receive(&mut tally, 1, &[2]);
+        let counts = tally.counts();
+        assert!(counts.is_exact(), "{counts:?}");
+        assert_eq!((counts.expected, counts.received, tally.complete), (6, 6, 3));
+        assert_eq!((tally.deliveries.count(), tally.last.count()), (6, 3));
+    }
+
+    #[test]
+    fn a_loss_is_a_gap_and_is_missing() {
+        let mut tally = tally(2, 3);
+        receive(&mut tally, 0, &[0, 1, 2]);
+        receive(&mut tally, 1, &[0, 2]);
+        let counts = tally.counts();
+        assert_eq!((counts.gaps, counts.lost_unexplained(), tally.in_flight()), (1, 1, 1));
+        // The last one has no later one that would show a gap.
+        let mut tally = self::tally(1, 2);
+        receive(&mut tally, 0, &[0]);
+        assert_eq!((tally.counts().gaps, tally.counts().lost_unexplained()), (0, 1));
+    }
+
+    #[test]
+    fn a_repeat_does_not_make_up_for_a_loss() {
+        let mut tally = tally(2, 3);
+        receive(&mut tally, 0, &[0, 1, 2]);
+        receive(&mut tally, 1, &[0, 0, 2, 2]);
+        let counts = tally.counts();
+        assert_eq!((counts.received, counts.repeats, counts.gaps, counts.lost_unexplained()), (5, 2, 1, 1));
+    }
+
+    #[test]
+    fn another_order_than_the_first_subscribers_is_a_reordering() {
+        let mut tally = tally(2, 3);
+        receive(&mut tally, 0, &[0, 1, 2]);
+        receive(&mut tally, 1, &[0, 2, 1]);
+        let counts = tally.counts();
+        assert_eq!((counts.reordered, counts.gaps, counts.lost_unexplained()), (1, 0, 0));
+        assert_eq!(tally.in_flight(), 0);
+        assert!(!counts.is_exact());
+    }
+
+    #[test]
+    fn a_late_subscriber_is_owed_what_comes_after_it_and_no_gap() {
+        let mut tally = tally(1, 2);
+        receive(&mut tally, 0, &[0]);
+        tally.join(1, 0, false);
+        tally.publish(0, 10);
+        tally.publish(0, 10);
+        // Publication 1 was on its way when it joined: a gift, and from there on no gap.
+        receive(&mut tally, 0, &[1, 2, 3]);
+        receive(&mut tally, 1, &[1, 3]);
+        let counts = tally.counts();
+        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost_unexplained()), (7, 6, 1, 1));
+        receive(&mut tally, 1, &[2]);
+        assert_eq!(tally.counts().lost_unexplained(), 0);
+        assert_eq!(tally.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_late_subscriber_may_begin_before_or_behind_what_it_has_seen_placed() {
+        // 0 was placed before it joined; it still arrives.
+        let mut early = tally(1, 1);
+        receive(&mut early, 0, &[0]);
+        early.join(1, 0, false);
+        receive(&mut early, 1, &[0]);
+        assert!(early.counts().is_exact(), "{:?}", early.counts());
+        // 0 is not owed and never comes, 1 is owed and is skipped.
+        let mut late = tally(1, 1);
+        late.join(1, 0, false);
+        late.publish(0, 10);
+        late.publish(0, 10);
+        receive(&mut late, 0, &[0, 1, 2]);
+        receive(&mut late, 1, &[2]);
+        assert_eq!((late.counts().gaps, late.counts().lost_unexplained()), (1, 1));
+    }
+
+    #[test]
+    fn a_gap_in_what_was_a_gift_is_a_loss() {
+        let mut tally = tally(1, 3);
+        tally.join(1, 0, false);
+        receive(&mut tally, 0, &[0, 1, 2]);
+        receive(&mut tally, 1, &[0, 2]);
+        let counts = tally.counts();
+        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost_unexplained()), (6, 5, 1, 1));
+    }
+
+    #[test]
+    fn who_leaves_is_owed_nothing_and_who_is_cut_is() {
+        let mut tally = tally(3, 3);
+        receive(&mut tally, 0, &[0, 1, 2]);
+        receive(&mut tally, 1, &[0]);
+        tally.leave(1, 1000);
+        receive(&mut tally, 1, &[1]);
+        assert_eq!((tally.counts().expected, tally.counts().received), (7, 4));
+        receive(&mut tally, 2, &[0]);
+        tally.cut(2, true, 1000);
+        let counts = tally.counts();
+        assert_eq!((counts.lost_explained, counts.lost_unexplained(), tally.in_flight()), (2, 0, 0));
+        assert!(counts.is_exact());
+        tally.publish(0, 10);
+        tally.cut(0, false, 1000);
+        assert_eq!((tally.counts().lost_unexplained(), tally.in_flight()), (1, 0));
+    }
+
+    #[test]
+    fn a_message_of_somebody_else_is_foreign() {
+        let mut tally = tally(1, 1);
+        tally.foreign();
+        receive(&mut tally, 0, &[7, 0]);
+        assert_eq!((tally.counts().foreign, tally.counts().received), (2, 1));
+        assert!(tally.counts().is_exact());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_slow_subscriber() {
+        let mut tally = tally(1, 0);
+        tally.join(1, 0, true);
+        assert_eq!([0; 4].map(|_| tally.publish(0, 10)), [0, 1, 2, 3]);
+        receive(&mut tally, 0, &[0, 1, 2, 3]);
+        assert_eq!(tally.in_flight(), 0);
+        receive(&mut tally, 1, &[0, 3]);
+        let counts = tally.counts();
+        assert_eq!((counts.expected, counts.received, counts.slow_received, counts.slow_gaps), (4, 4, 2, 2));
+        receive(&mut tally, 1, &[3, 2]);
+        assert_eq!((tally.counts().repeats, tally.counts().reordered, tally.counts().slow_gaps), (1, 1, 1));
+    }
+
+    #[test]
+    fn rooms_have_orders_of_their_own() {
+        let mut tally = Tally::new(2, 2);
+        tally.join(0, 0, false);
+        tally.join(1, 1, false);
+        assert_eq!((tally.publish(1, 10), tally.publish(0, 10)), (0, 1));
+        receive(&mut tally, 0, &[1]);
+        receive(&mut tally, 1, &[0]);
+        assert!(tally.counts().is_exact());
+        receive(&mut tally, 1, &[1]);
+        assert_eq!(tally.counts().foreign, 1);
+    }
+}

@@ -1,0 +1,114 @@
+//! Where a load goes: `ws://host:port/path` and `http://host:port/path`, and the path of each room. Parses text; does not
+//! look names up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A URL without TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Target {
+    scheme: String,
+    /// Host and port as they stand in the URL: the `Host` header.
+    pub(crate) authority: String,
+    /// Host and port, with the default port if the URL has none.
+    pub(crate) address: String,
+    path: String,
+    query: String,
+}
+
+impl Target {
+    /// Reads a URL with this scheme, `ws` or `http`.
+    ///
+    /// # Errors
+    /// One sentence that says what to write.
+    pub fn parse(text: &str, scheme: &str) -> Result<Self, String> {
+        let (found, rest) =
+            text.split_once("://").ok_or_else(|| format!("no URL: write for example {scheme}://127.0.0.1:3000/"))?;
+        if found == format!("{scheme}s") {
+            return Err(format!("{found} needs TLS, which hydrant load does not speak: use {scheme}://"));
+        }
+        if found != scheme {
+            return Err(format!("the scheme has to be {scheme}, not {found}"));
+        }
+        let rest = rest.split('#').next().unwrap_or_default();
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (path, query) = path.find('?').map_or((path, ""), |at| path.split_at(at));
+        let port = authority.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.ends_with(':'));
+        let has_port = port.is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
+        if has_port && port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            return Err("the port is no number below 65536".to_owned());
+        }
+        if authority.is_empty()
+            || authority.contains('@')
+            || text.contains(|c: char| c.is_whitespace() || c.is_control())
+        {
+            return Err(format!("no host, a user name or a blank in it: write for example {scheme}://127.0.0.1:3000/"));
+        }
+        let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+        let path = if path.is_empty() { "/" } else { path };
+        Ok(Self {
+            scheme: scheme.to_owned(),
+            authority: authority.to_owned(),
+            address,
+            path: path.to_owned(),
+            query: query.to_owned(),
+        })
+    }
+
+    /// Where to publish for those who subscribe here: HTTP, and `/publish` in place of `/ws`.
+    #[must_use]
+    pub fn publish(&self) -> Self {
+        let path = match self.path.strip_prefix("/ws") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("/publish{rest}"),
+            _ => "/publish".to_owned(),
+        };
+        Self { scheme: "http".to_owned(), path, query: String::new(), ..self.clone() }
+    }
+
+    /// Path and query of a request, in this room if there are any.
+    pub(crate) fn request(&self, room: Option<usize>) -> String {
+        match room {
+            Some(room) => format!("{}/r{room}{}", self.path.trim_end_matches('/'), self.query),
+            None => format!("{}{}", self.path, self.query),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}{}", self.scheme, self.authority, self.path, self.query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        let target = Target::parse("ws://localhost:3000/ws/room?x=1", "ws").unwrap();
+        assert_eq!((target.authority.as_str(), target.address.as_str()), ("localhost:3000", "localhost:3000"));
+        assert_eq!((target.request(None), target.request(Some(7))), ("/ws/room?x=1".into(), "/ws/room/r7?x=1".into()));
+        assert_eq!(target.publish().to_string(), "http://localhost:3000/publish/room");
+        assert_eq!(target.to_string(), "ws://localhost:3000/ws/room?x=1");
+        let bare = Target::parse("ws://[::1]", "ws").unwrap();
+        assert_eq!((bare.address.as_str(), bare.request(None)), ("[::1]:80", "/".into()));
+        assert_eq!(bare.publish().request(Some(0)), "/publish/r0");
+        let six = Target::parse("ws://[::1]:80/wsx", "ws").unwrap();
+        assert_eq!((six.address.as_str(), six.publish().request(None)), ("[::1]:80", "/publish".into()));
+        assert_eq!(Target::parse("ws://a/ws", "ws").unwrap().publish().to_string(), "http://a/publish");
+    }
+
+    #[test]
+    fn what_cannot_be_a_target_is_refused() {
+        let refused = |text| Target::parse(text, "ws").unwrap_err();
+        assert!(refused("wss://a/ws").contains("TLS"));
+        assert!(refused("http://a/ws").contains("ws"));
+        for text in ["", "127.0.0.1:3000", "ws://", "ws:///ws", "ws://a:b/", "ws://a:99999/", "ws://a b/", "ws://u@a/"]
+        {
+            assert!(Target::parse(text, "ws").is_err(), "{text}");
+        }
+    }
+}
