@@ -11,6 +11,7 @@ mod frames;
 mod http;
 mod ledger;
 mod life;
+mod load;
 mod loss;
 mod order;
 mod pages;
