@@ -80,7 +80,7 @@ struct Serve {
     kernel_bytes: usize,
     /// Batches of at least so many bytes are sent from pages that all sockets share, with `--fanout direct`; shorter ones
     /// are copied to each socket
-    #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = bytes, default_value = "16KiB")]
+    #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = parse_bytes, default_value = "16KiB")]
     pages_bytes: usize,
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
