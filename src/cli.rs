@@ -179,7 +179,7 @@ fn run_load(arguments: load::Arguments) -> ExitCode {
         Ok(false) => ExitCode::from(LOST),
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::from(UNAVAILABLE)
+            ExitCode::from(if matches!(error, LoadError::WarmUp(_)) { LOST } else { UNAVAILABLE })
         }
     }
 }

@@ -4,11 +4,12 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use hydrant::load::http;
 use serde_json::Value;
 
+use crate::Cell;
 use crate::options::Options;
 use crate::report::print_aligned;
-use crate::{Cell, http};
 
 /// How long everybody has been gone when the second ledger is taken.
 const GONE: Duration = Duration::from_secs(10);

@@ -30,29 +30,18 @@
 //! | `driver.rs` | starting the client and the words spoken with it |
 //! | `sample.rs` | the figures of one cell in one round |
 //! | `report.rs` | medians, ratios, the table and the JSON document |
-//! | `setting.rs` | commit and machine, printed with every result |
-//! | `proc.rs` | everything asked of the kernel about processes: cores, CPU clocks, limits |
 //! | `floor.rs` | role `floor`: the reference server |
 //! | `idle.rs` | `--idle`: the memory of subscribers that wait |
-//! | `client.rs` | role `client`: the event loop with all subscribers and the publisher |
-//! | `subscribe.rs`, `publish.rs`, `tally.rs` | the client's connections, its two ways to publish, its bookkeeping |
-//! | `message.rs`, `http.rs` | the bytes of one message; as much of HTTP as the client needs |
+//! | `client.rs` | role `client`: all subscribers and the publisher, which is `hydrant::load` |
 
 mod client;
 mod driver;
 mod floor;
-mod http;
 mod idle;
-mod message;
 mod options;
-mod proc;
-mod publish;
 mod report;
 mod sample;
 mod server;
-mod setting;
-mod subscribe;
-mod tally;
 
 use std::io;
 use std::process::ExitCode;
@@ -61,6 +50,7 @@ use std::time::Duration;
 
 use client::Task;
 use driver::Driver;
+use hydrant::load::{http, process};
 use options::Options;
 use report::Report;
 use sample::Sample;
@@ -109,7 +99,7 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
                 eprintln!("round {}, {in_flight} in flight, {candidate}: {sample}", round + 1);
                 report.add(in_flight, candidate, sample);
                 if !report.is_complete() {
-                    eprintln!("delivery: deliveries are missing, so the run ends here");
+                    eprintln!("delivery: deliveries are missing, repeated, reordered or foreign, so the run ends here");
                     break 'run;
                 }
             }
@@ -123,27 +113,19 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
 struct Cell {
     name: String,
     stalled: usize,
-    // In this order: server first, client second. `subscribe::open` says what that leaves behind in the kernel (nothing).
+    // In this order: server first, client second. The client's sockets are set to reset on close, so that this leaves no
+    // 10,000 ports in TIME_WAIT to the next cell.
     server: Server,
     client: Driver,
 }
 
 impl Cell {
     fn start(candidate: &Candidate, in_flight: usize, options: &Options) -> io::Result<Self> {
-        let (server_core, client_core) = proc::two_cores()?;
+        let (server_core, client_core) = process::two_cores()?;
         let name = format!("{candidate}, {in_flight} in flight");
         let server = Server::start(candidate, options, server_core)
             .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
-        let task = Task {
-            server: server.address(),
-            floor: *candidate == Candidate::Floor,
-            subscribers: options.subscribers(),
-            in_flight,
-            payload: options.payload,
-            stalled: candidate.stalled(),
-            messages: options.messages(),
-            seconds: options.seconds,
-        };
+        let task = Task::new(server.address(), options, in_flight, candidate.stalled())?;
         let client = Driver::start(&task, client_core)?;
         let mut cell = Self { name, stalled: candidate.stalled(), server, client };
         let warm = cell.client.warm();
@@ -155,14 +137,14 @@ impl Cell {
     fn measure(&mut self) -> io::Result<Sample> {
         thread::sleep(SETTLE);
         let pid = self.server.pid();
-        let (cpu, waited) = (proc::cpu_time(pid)?, proc::time_waited(pid)?);
+        let (cpu, waited) = (process::cpu_time(pid)?, process::time_waited(pid)?);
         let counted = self.client.measure();
         let counted = counted.map_err(|error| self.explain(&error))?;
         thread::sleep(SETTLE);
         let sample = Sample {
             counted,
-            server_cpu: proc::cpu_time(pid)?.saturating_sub(cpu),
-            server_waited: proc::time_waited(pid)?.saturating_sub(waited),
+            server_cpu: process::cpu_time(pid)?.saturating_sub(cpu),
+            server_waited: process::time_waited(pid)?.saturating_sub(waited),
         };
         if self.stalled > 0 {
             let metrics = http::get(self.server.address(), "/metrics")?;

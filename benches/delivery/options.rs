@@ -4,8 +4,9 @@ use std::io;
 
 use clap::Parser;
 
-use crate::message;
-use crate::proc;
+use hydrant::load::{TAG_BYTES, process};
+
+use crate::floor::PAYLOAD_BYTES_MAX;
 use crate::server::Candidate;
 
 /// What one delivery costs the server in CPU, beside the bare system call, in one run.
@@ -78,16 +79,15 @@ impl Options {
         if counts.contains(&0) || self.in_flight.contains(&0) || self.messages == Some(0) {
             return Err(io::Error::other("--subscribers, --messages, --rounds and --in-flight count from 1"));
         }
-        if !(message::TAG_BYTES..=message::PAYLOAD_BYTES_MAX).contains(&self.payload) {
+        if !(TAG_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload) {
             return Err(io::Error::other(format!(
                 "--payload is between {} and {} bytes",
-                message::TAG_BYTES,
-                message::PAYLOAD_BYTES_MAX
+                TAG_BYTES, PAYLOAD_BYTES_MAX
             )));
         }
         // The subscribers, the publisher's connections, and what a process has open anyway.
         let files = self.subscribers() + self.stalled + self.in_flight.iter().max().copied().unwrap_or_default() + 64;
-        let files_max = proc::open_files_max()?;
+        let files_max = process::open_files_max()?;
         if files as u64 > files_max {
             return Err(io::Error::other(format!(
                 "{} subscribers need about {files} open files in each process, the hard limit here is {files_max}",

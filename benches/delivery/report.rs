@@ -4,13 +4,12 @@
 
 use std::io::{self, Write};
 
+use hydrant::load::{Latencies, process, setting};
 use serde_json::{Value, json};
 
 use crate::options::Options;
-use crate::proc;
 use crate::sample::Sample;
 use crate::server::Candidate;
-use crate::setting;
 
 /// Share of its core from which on the client was in the way of the server, in percent.
 const CLIENT_SATURATED_PERCENT: f64 = 95.0;
@@ -33,15 +32,16 @@ impl Row {
 
     /// Publication until the last subscriber has it, over the messages of all rounds, in milliseconds.
     fn latency_ms(&self, share: f64) -> f64 {
-        let latencies = self.samples.iter().flat_map(|s| &s.counted.latencies_ns);
-        quantile(latencies.map(|ns| *ns as f64 / 1e6).collect(), share)
+        let mut latencies = Latencies::default();
+        self.samples.iter().for_each(|s| latencies.add(&s.counted.last_subscriber));
+        latencies.quantile_ns(share) as f64 / 1e6
     }
 
     /// Received and expected deliveries of all rounds.
     fn deliveries(&self) -> (u64, u64) {
-        self.samples
-            .iter()
-            .fold((0, 0), |(received, expected), s| (received + s.counted.received, expected + s.counted.expected))
+        self.samples.iter().fold((0, 0), |(received, expected), s| {
+            (received + s.counted.counts.received, expected + s.counted.counts.expected)
+        })
     }
 
     /// Exactly `1`, or a number that cannot be taken for it.
@@ -79,7 +79,7 @@ pub(crate) struct Report {
 impl Report {
     /// No cells yet.
     pub(crate) fn new(options: &Options) -> io::Result<Self> {
-        let (server_core, client_core) = proc::two_cores()?;
+        let (server_core, client_core) = process::two_cores()?;
         let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
         let setting = vec![
             ("command", format!("cargo bench --bench delivery -- {}", arguments.join(" "))),
@@ -101,12 +101,9 @@ impl Report {
         }
     }
 
-    /// Whether every expected delivery of every cell arrived.
+    /// Whether every expected delivery of every cell arrived, once and in the one order, and nothing else.
     pub(crate) fn is_complete(&self) -> bool {
-        self.rows.iter().all(|row| {
-            let (received, expected) = row.deliveries();
-            received == expected
-        })
+        self.rows.iter().flat_map(|row| &row.samples).all(Sample::is_exact)
     }
 
     /// Writes the report to stdout.

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use hydrant::load::Counted;
 use serde_json::{Value, json};
-
-use crate::client::Counted;
 
 /// The result of one cell in one round.
 pub(crate) struct Sample {
@@ -20,17 +19,17 @@ pub(crate) struct Sample {
 impl Sample {
     /// CPU of the server per delivery that arrived, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> f64 {
-        self.server_cpu.as_nanos() as f64 / self.counted.received.max(1) as f64
+        self.server_cpu.as_nanos() as f64 / self.counted.counts.received.max(1) as f64
     }
 
     /// Pace of the cell.
     pub(crate) fn deliveries_per_second(&self) -> f64 {
-        self.counted.received as f64 * 1e9 / self.counted.elapsed_ns as f64
+        self.counted.counts.received as f64 * 1e9 / self.counted.elapsed_ns as f64
     }
 
     /// How many frames arrived together: the size of the batches that the server made.
     pub(crate) fn frames_per_read(&self) -> f64 {
-        self.counted.received as f64 / self.counted.reads.max(1) as f64
+        self.counted.counts.received as f64 / self.counted.reads.max(1) as f64
     }
 
     /// CPU of the client, in percent of a core.
@@ -48,6 +47,12 @@ impl Sample {
         100.0 * self.server_waited.as_nanos() as f64 / self.counted.elapsed_ns as f64
     }
 
+    /// Whether every expected delivery arrived, once and in the one order, and nothing else.
+    pub(crate) fn is_exact(&self) -> bool {
+        let counts = &self.counted.counts;
+        counts.is_exact() && counts.received == counts.expected && counts.foreign == 0
+    }
+
     /// Everything above, with the counts behind it.
     pub(crate) fn json(&self) -> Value {
         json!({
@@ -58,8 +63,8 @@ impl Sample {
             "client_cpu_percent": self.client_percent(),
             "deliveries_per_second": self.deliveries_per_second(),
             "frames_per_read": self.frames_per_read(),
-            "received": self.counted.received,
-            "expected": self.counted.expected,
+            "received": self.counted.counts.received,
+            "expected": self.counted.counts.expected,
             "elapsed_ns": self.counted.elapsed_ns,
         })
     }
@@ -67,6 +72,12 @@ impl Sample {
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.0} ns/delivery, {} of {} received", self.cpu_ns(), self.counted.received, self.counted.expected)
+        write!(
+            f,
+            "{:.0} ns/delivery, {} of {} received",
+            self.cpu_ns(),
+            self.counted.counts.received,
+            self.counted.counts.expected
+        )
     }
 }

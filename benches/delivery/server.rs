@@ -10,9 +10,10 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use hydrant::load::process;
+
 use crate::floor;
 use crate::options::Options;
-use crate::proc;
 
 /// Longest wait for a server to say where it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,7 +90,7 @@ impl Server {
         // One pipe for both, so that it does not matter which of them a server logs to.
         let (reader, writer) = io::pipe()?;
         command.stdout(writer.try_clone()?).stderr(writer);
-        proc::pin(&mut command, core);
+        process::pin(&mut command, core);
         let child = command.spawn()?;
         // The command owns this process's ends of the pipe; with them open the output would never end.
         drop(command);

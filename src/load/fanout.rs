@@ -267,9 +267,11 @@ impl Fanout {
         let now_ns = self.clock.now_ns();
         let elapsed_ns = self.publish(&mut Sending::new(pace, messages, now_ns, u64::MAX))?;
         let counts = self.hearers.tally.counts();
-        if self.hearers.tally.in_flight() > 0 {
-            let Counts { received, expected, foreign, .. } = counts;
-            return Err(LoadError::Stalled { received, expected, foreign });
+        if counts.received == 0 && counts.expected > 0 {
+            return Err(LoadError::Unheard(counts.foreign));
+        }
+        if !counts.is_exact() {
+            return Err(LoadError::WarmUp(counts));
         }
         Ok(Duration::from_nanos(elapsed_ns))
     }
@@ -334,7 +336,9 @@ impl Fanout {
         while self.churn.is_some() && self.crowd.busy() > 0 {
             self.turn(&mut None, u64::MAX)?;
         }
-        self.slow.drain();
+        if self.options.scenario == Scenario::Slow {
+            self.slow.drain();
+        }
         self.stay(self.clock.now_ns() + AFTERMATH_NS)?;
         let mut quiet_since_ns = self.clock.now_ns();
         while self.slow.is_draining(quiet_since_ns, self.clock.now_ns()) {

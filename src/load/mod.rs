@@ -71,18 +71,17 @@ pub enum LoadError {
     /// A publication was not accepted.
     #[error("{0}")]
     Publish(String),
-    /// Messages of the warm-up are missing.
+    /// The warm-up got nothing at all.
     #[error(
-        "the warm-up got {received} of {expected} messages and {foreign} of somebody else: does what is published come to --url?"
+        "nothing of what was published has come to --url, but {0} messages of somebody else: is --publish-url right?"
     )]
-    Stalled {
-        /// Deliveries that came.
-        received: u64,
-        /// Deliveries that had to.
-        expected: u64,
-        /// Messages that are not of this run.
-        foreign: u64,
-    },
+    Unheard(u64),
+    /// The warm-up was not exact, so nothing was measured.
+    #[error(
+        "the warm-up got {} of {} messages, with {} gaps, {} repeats, {} reordered",
+        .0.received, .0.expected, .0.gaps, .0.repeats, .0.reordered
+    )]
+    WarmUp(Counts),
     /// The process given with --pid cannot be looked at.
     #[error("--pid {0}: {1}")]
     Process(u32, io::Error),

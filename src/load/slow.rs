@@ -52,7 +52,7 @@ impl SlowReaders {
 
     /// Whether they may still learn something, when nothing has come since `quiet_since_ns`.
     pub(crate) fn is_draining(&self, quiet_since_ns: u64, now_ns: u64) -> bool {
-        self.next_ns != u64::MAX && now_ns - quiet_since_ns < DRAINED_NS
+        self.draining && now_ns - quiet_since_ns < DRAINED_NS
     }
 
     /// Reads what they may, if it is time to.
