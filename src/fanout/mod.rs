@@ -16,6 +16,9 @@ mod ring;
 mod subscribers;
 mod wake;
 
+#[cfg(test)]
+mod tests;
+
 use std::rc::Rc;
 
 use slab::Slab;

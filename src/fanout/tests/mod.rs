@@ -1,0 +1,210 @@
+//! A shard with nothing around it, for the tests of strategies: sockets in memory, no clock, no readiness loop.
+
+mod behind;
+mod model;
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+
+use slab::Slab;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::yield_now;
+
+use super::*;
+use crate::admission::Load;
+use crate::config::SlowPolicy;
+use crate::conn::{Flushed, Phase, Role};
+use crate::metrics::{Books, DropReason};
+use crate::registry::ConnHandle;
+use crate::wire::Frame;
+
+/// A socket that takes as much as it has room for.
+#[derive(Default)]
+struct Pipe {
+    room: Cell<usize>,
+    sent: RefCell<Vec<u8>>,
+}
+
+impl Socket for Pipe {
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut taken = 0;
+        for piece in pieces {
+            let now = piece.len().min(self.room.get());
+            self.sent.borrow_mut().extend(&piece[..now]);
+            self.room.set(self.room.get() - now);
+            taken += now;
+        }
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+    }
+
+    fn receive(&self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn shutdown_write(&self) {}
+}
+
+type Client = Rc<Connection<Pipe>>;
+
+const CHANNELS: usize = 3;
+
+/// A shard with nothing around it.
+struct World {
+    fanout: Box<dyn Fanout<Pipe>>,
+    bound: Bound,
+    load: Load,
+    registry: Registry,
+    connections: Slab<Client>,
+    channels: [Subscribers<Pipe>; CHANNELS],
+    books: Rc<Books>,
+    of_channels: [Rc<Books>; CHANNELS],
+    /// The number of the next message of each channel.
+    next: [usize; CHANNELS],
+}
+
+impl World {
+    fn new(fanout: Box<dyn Fanout<Pipe>>, bound: Bound) -> Self {
+        let books = Rc::new(Books::default());
+        Self {
+            fanout,
+            bound,
+            load: Load::default(),
+            registry: Registry::default(),
+            connections: Slab::new(),
+            channels: std::array::from_fn(|channel| Subscribers::new(channel as u32)),
+            of_channels: std::array::from_fn(|_| Books::within(&books)),
+            books,
+            next: [0; CHANNELS],
+        }
+    }
+
+    fn connect(&mut self, room: usize) -> Client {
+        let entry = self.connections.vacant_entry();
+        let slot = entry.key() as u32;
+        let id = self.registry.register(ConnHandle { shard: 0, slot });
+        let pipe = Pipe { room: Cell::new(room), ..Pipe::default() };
+        let client = Rc::new(Connection::new(id, slot, Role::Events, pipe, self.load.permit()));
+        entry.insert(client.clone());
+        self.fanout.attach(&client);
+        client
+    }
+
+    /// As `Shard::end` and the removal after it.
+    fn end(&mut self, client: &Client, reason: DropReason) {
+        if self.connections.try_remove(client.slot as usize).is_some() {
+            for channel in &mut self.channels {
+                channel.leave(client);
+            }
+            self.registry.deregister(client.id);
+            client.close(Frame::close_with(1000, ""), reason, Phase::Closing);
+            client.abandon(reason);
+        }
+    }
+
+    fn scope(&self, channel: usize) -> Scope<'_, Pipe> {
+        Scope {
+            subscribers: &self.channels[channel],
+            channel: channel as u32,
+            connections: &self.connections,
+            registry: &self.registry,
+            shard: 0,
+            bound: self.bound,
+        }
+    }
+
+    fn begin(&mut self, channel: usize, sizes: &[usize]) -> Pass<Pipe> {
+        let frames: Vec<_> = sizes.iter().map(|&size| Frame::text(&self.message(channel, size))).collect();
+        self.channels[channel].begin_pass();
+        self.fanout.begin(&self.scope(channel), Batch::new(&frames, self.of_channels[channel].clone()), 7)
+    }
+
+    /// The next message of a channel: its number, and letters to the size wanted.
+    fn message(&mut self, channel: usize, size: usize) -> String {
+        self.next[channel] += 1;
+        format!("{channel}:{:05}{}", self.next[channel] - 1, "x".repeat(size))
+    }
+
+    /// One step; who is at its end has left. Whether the pass goes on.
+    fn step(&mut self, channel: usize, pass: &mut Pass<Pipe>, budget: usize) -> bool {
+        self.fanout.step(&self.scope(channel), pass, budget);
+        for (client, reason) in std::mem::take(&mut pass.ended) {
+            assert_eq!((reason, self.bound.policy), (CloseReason::Slow, SlowPolicy::Disconnect));
+            self.end(&client, DropReason::Slow);
+        }
+        if pass.is_done() {
+            self.channels[channel].end_pass();
+        }
+        !pass.is_done()
+    }
+
+    fn publish(&mut self, channel: usize, sizes: &[usize]) -> Pass<Pipe> {
+        let mut pass = self.begin(channel, sizes);
+        while self.step(channel, &mut pass, 5) {}
+        pass
+    }
+
+    /// The conservation law, in total and for each channel together, and the bound.
+    fn check(&self, context: &str) {
+        let pending: u64 = self.connections.iter().map(|(_, client)| client.backlog().1).sum();
+        assert_eq!(self.books.totals().unsettled(), pending, "{context}: {:?}", self.books.totals());
+        let parts: u64 = self.of_channels.iter().map(|books| books.totals().unsettled()).sum();
+        assert_eq!(parts, pending, "{context}");
+        for (_, client) in &self.connections {
+            let (bytes, frames) = client.backlog();
+            // A started frame is owed, bound or not; here, the longest is below 400 bytes.
+            assert!(bytes <= self.bound.bytes_max + 400 + 64, "{context}: {bytes} wait");
+            assert_eq!(client.has_backlog(), frames > 0, "{context}");
+        }
+    }
+}
+
+/// The socket has room for `room` bytes more: as the readiness loop does.
+fn writable(client: &Client, room: usize) {
+    client.socket().room.set(room);
+    if let Some(mailbox) = client.mailbox() {
+        mailbox.wake();
+    }
+    assert_ne!(client.flush(), Flushed::Gone);
+}
+
+/// The numbers of the messages of `channel` that have come over a pipe, whose last frame may not be complete.
+fn received(pipe: &Pipe, channel: usize) -> Vec<usize> {
+    let bytes = pipe.sent.borrow();
+    let (mut rest, mut seen) = (&bytes[..], Vec::new());
+    while let [first, length, more @ ..] = rest {
+        assert!([0x81, 0x88].contains(first), "a frame begins where the last one ended");
+        let (length, more) = match (length, more) {
+            (126, [high, low, more @ ..]) => (usize::from(u16::from_be_bytes([*high, *low])), more),
+            (126, _) => break,
+            (length, more) => (usize::from(*length), more),
+        };
+        if more.len() < length {
+            break;
+        }
+        if *first == 0x81 {
+            let text = std::str::from_utf8(&more[..length]).unwrap();
+            assert!(text[7..].bytes().all(|letter| letter == b'x'), "{text}");
+            if text[..1].parse() == Ok(channel) {
+                seen.push(text[2..7].parse().unwrap());
+            }
+        }
+        rest = &more[length..];
+    }
+    seen
+}
+
+/// Lets every task have its turn.
+async fn quiet() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+fn run(test: impl AsyncFnOnce()) {
+    Builder::new_current_thread().build_local(LocalOptions::default()).unwrap().block_on(test());
+}
