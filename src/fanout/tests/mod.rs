@@ -61,6 +61,8 @@ struct World {
     registry: Registry,
     connections: Slab<Client>,
     channels: [Subscribers<Pipe>; CHANNELS],
+    /// Whatever the size, for who has enough subscribers.
+    pages: PagePool,
     books: Rc<Books>,
     of_channels: [Rc<Books>; CHANNELS],
     /// The number of the next message of each channel.
@@ -77,6 +79,7 @@ impl World {
             registry: Registry::default(),
             connections: Slab::new(),
             channels: std::array::from_fn(|channel| Subscribers::new(channel as u32)),
+            pages: PagePool::new(0),
             of_channels: std::array::from_fn(|_| Books::within(&books)),
             books,
             next: [0; CHANNELS],
@@ -114,6 +117,7 @@ impl World {
             registry: &self.registry,
             shard: 0,
             bound: self.bound,
+            pages: &self.pages,
         }
     }
 
