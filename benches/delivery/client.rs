@@ -1,7 +1,7 @@
 //! Role `client`: all subscribers and the publisher, as a [`Fanout`] of the load generator in a process of its own.
 //!
 //! Does what it is told on stdin, one word a line, with one line of answer each: `warm` brings the server to its pace,
-//! `measure` runs the load that counts, the end of stdin ends the client. So the orchestrator reads the server's CPU clock
+//! `measure` runs the load that counts (`measure 48` one of 48 messages), the end of stdin ends the client. So the orchestrator reads the server's CPU clock
 //! between the words, with nothing going on.
 
 use std::io::{self, BufRead};
@@ -46,7 +46,7 @@ impl Task {
             slow_rate: 0,
             slow_narrow: false,
             payload: options.payload,
-            pace: Pace::InFlight(in_flight),
+            pace: options.rate.map_or(Pace::InFlight(in_flight), Pace::Rate),
             publishers: in_flight,
             quiet: true,
             ..Options::new(&format!("ws://{server}/ws/{CHANNEL}")).map_err(io::Error::other)?
@@ -58,6 +58,10 @@ impl Task {
     /// How many messages to measure: as told, or as many as the time allows at this pace (per message). Never so few that
     /// ramp and tail of the load are a large part of it.
     fn messages(&self, pace: Duration) -> u64 {
+        let pace = match self.load.pace {
+            Pace::Rate(rate) => Duration::from_secs_f64(1.0 / rate),
+            Pace::InFlight(_) | Pace::Flood => pace,
+        };
         let fitting = (self.seconds / pace.as_secs_f64()) as u64;
         self.messages.map_or(fitting.max(4 * self.in_flight as u64), u64::from)
     }
@@ -69,13 +73,16 @@ pub(crate) fn run(task: &str) -> io::Result<()> {
     let mut load = Fanout::connect(&task.load).map_err(io::Error::other)?;
     let mut pace = Duration::from_secs(1);
     for word in io::stdin().lock().lines() {
-        match word?.as_str() {
+        let line = word?;
+        let (word, number) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
             WARM => {
                 pace = load.warm_up().map_err(io::Error::other)?.unwrap_or(pace);
                 println!("{WARM}");
             }
             MEASURE => {
-                let counted = load.run(task.messages(pace)).map_err(io::Error::other)?;
+                let messages = number.parse().unwrap_or_else(|_| task.messages(pace));
+                let counted = load.run(messages).map_err(io::Error::other)?;
                 println!("{}", serde_json::to_string(&counted)?);
             }
             other => return Err(io::Error::other(format!("no such word: {other:?}"))),

@@ -34,9 +34,10 @@ impl Driver {
         }
     }
 
-    /// Runs the measured load and answers what was counted.
-    pub(crate) fn measure(&mut self) -> io::Result<Counted> {
-        Ok(serde_json::from_str(&self.ask(client::MEASURE)?)?)
+    /// Runs the measured load, of so many messages or as long as the task says, and answers what was counted.
+    pub(crate) fn measure(&mut self, messages: Option<u64>) -> io::Result<Counted> {
+        let word = messages.map_or(client::MEASURE.to_owned(), |messages| format!("{} {messages}", client::MEASURE));
+        Ok(serde_json::from_str(&self.ask(&word)?)?)
     }
 
     fn ask(&mut self, word: &str) -> io::Result<String> {

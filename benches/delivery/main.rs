@@ -138,7 +138,7 @@ impl Cell {
         thread::sleep(SETTLE);
         let pid = self.server.pid();
         let (cpu, waited) = (process::cpu_time(pid)?, process::time_waited(pid)?);
-        let counted = self.client.measure();
+        let counted = self.client.measure(None);
         let counted = counted.map_err(|error| self.explain(&error))?;
         thread::sleep(SETTLE);
         let sample = Sample {

@@ -33,6 +33,11 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', default_value = "1,16")]
     pub(crate) in_flight: Vec<usize>,
 
+    /// Messages per second, on a schedule from which latency counts; --in-flight is then the number of connections that
+    /// publish
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+
     /// Payload of a message, in bytes
     #[arg(long, default_value_t = 100)]
     pub(crate) payload: usize,
@@ -71,6 +76,12 @@ impl Options {
     /// The options of this process; ends it with a usage message if they make no sense.
     pub(crate) fn read() -> Self {
         Self::parse()
+    }
+
+    /// The options with everything as it is by default, but for the number of subscribers.
+    #[allow(dead_code, reason = "used by the bench `socket`, which shares this file")]
+    pub(crate) fn with_subscribers(subscribers: usize) -> Self {
+        Self { subscribers: Some(subscribers), ..Self::parse_from(["delivery"]) }
     }
 
     /// Refuses what cannot work, before anything is started.

@@ -49,8 +49,7 @@ impl Sample {
 
     /// Whether every expected delivery arrived, once and in the one order, and nothing else.
     pub(crate) fn is_exact(&self) -> bool {
-        let counts = &self.counted.counts;
-        counts.is_exact() && counts.received == counts.expected && counts.foreign == 0
+        self.counted.counts.is_all()
     }
 
     /// Everything above, with the counts behind it.

@@ -115,6 +115,12 @@ impl Counts {
             && self.expected == self.received + self.lost_explained
             && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
     }
+
+    /// Whether every delivery that was expected came, once and in the one order, and nothing else.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.is_exact() && self.received == self.expected && self.foreign == 0
+    }
 }
 
 /// See the head of this file.
