@@ -39,8 +39,8 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`config`], [`close`], [`metrics`], [`mem`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] → [`conn`] → [`fanout`] →
-//! [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
+//! [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
 //! knows an allocator.
 //!
 //! [`load`], the load generator, stands beside them: it uses [`config`] only, and nothing but [`cli`] uses it.
@@ -105,6 +105,7 @@ pub mod mem;
 pub mod metrics;
 pub mod outbox;
 pub mod pages;
+pub mod profile;
 pub mod registry;
 pub mod server;
 pub mod wire;

@@ -23,17 +23,17 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use crate::config::{Config, LISTEN_BACKLOG};
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
-use crate::engine::{Engine, Item, LedgerRequest, Report};
-use crate::http;
+use crate::engine::{AdminRequest, Engine, Item, Report};
 use crate::mem::{self, Sample, Watch};
 use crate::wire::event;
+use crate::{http, profile};
 
 /// Between two samples of the peaks.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the accept thread waits when it may not open another file, before it tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// Ledger requests that may wait for the admin thread; more wait in their HTTP phase.
-const LEDGER_REQUESTS_MAX: usize = 16;
+/// Requests that may wait for the admin thread; more wait in their HTTP phase.
+const ADMIN_REQUESTS_MAX: usize = 16;
 /// How long after its deadline a drain may still take to close what it cuts.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
@@ -64,7 +64,7 @@ pub struct Server {
     engine: Arc<Engine>,
     listener: TcpListener,
     address: SocketAddr,
-    ledger_requests: mpsc::Receiver<LedgerRequest>,
+    admin_requests: mpsc::Receiver<AdminRequest>,
 }
 
 impl Server {
@@ -76,8 +76,8 @@ impl Server {
         let address = config.listen;
         let listener = listen(&config).map_err(|source| ServerError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| ServerError::Listen { address, source })?;
-        let (admin, ledger_requests) = mpsc::channel(LEDGER_REQUESTS_MAX);
-        Ok(Self { engine: Engine::new(config, admin), listener, address, ledger_requests })
+        let (admin, admin_requests) = mpsc::channel(ADMIN_REQUESTS_MAX);
+        Ok(Self { engine: Engine::new(config, admin), listener, address, admin_requests })
     }
 
     /// Where it listens.
@@ -97,7 +97,7 @@ impl Server {
     /// # Errors
     /// When a thread cannot be started, fails, panics, or does not end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, ServerError> {
-        let Self { engine, listener, address, mut ledger_requests } = self;
+        let Self { engine, listener, address, mut admin_requests } = self;
         // Room for every shard, and the accept thread.
         let (ended_sender, mut ended) = mpsc::channel(engine.config.shards.get() + 1);
         start_shards(&engine, &ended_sender)?;
@@ -119,7 +119,7 @@ impl Server {
                 () = &mut shutdown => break,
                 () = next(&mut ticks) => tick(&engine),
                 _ = samples.tick() => watch.borrow_mut().note(Sample::take(), engine.registry.peak()),
-                Some(request) = ledger_requests.recv() => answer(&engine, &watch, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
                 failed = shard_failure(&mut ended) => return Err(failed),
             }
         }
@@ -135,7 +135,7 @@ impl Server {
                     Some(shard) => report += shard?,
                     None => break,
                 },
-                Some(request) = ledger_requests.recv() => answer(&engine, &watch, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
                 () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
             }
         }
@@ -168,8 +168,13 @@ fn tick(engine: &Engine) {
     }
 }
 
-/// Answers in a task of its own: a survey waits for the shards, and the admin thread for nobody.
-fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: LedgerRequest) {
+/// Answers in a task of its own, or a thread: a survey waits for the shards, a profile takes its time, and the admin
+/// thread waits for nobody.
+fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: AdminRequest) {
+    let request = match request {
+        AdminRequest::Ledger(request) => request,
+        AdminRequest::Profile(request) => return profile::start(request),
+    };
     let (engine, watch) = (engine.clone(), watch.clone());
     // It ends by itself, at the survey's timeout at the latest.
     tokio::task::spawn_local(async move {

@@ -30,6 +30,7 @@ use crate::close::CloseReason;
 use crate::config::{Config, SURVEY_TIMEOUT};
 use crate::mem::{Ledger, Queues};
 use crate::metrics::Totals;
+use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::wire::Frame;
 
@@ -107,6 +108,15 @@ impl AddAssign for Report {
 
 /// A request to the admin thread.
 #[derive(Debug)]
+pub enum AdminRequest {
+    /// The memory ledger.
+    Ledger(LedgerRequest),
+    /// A profile of the process; the admin thread only starts it.
+    Profile(profile::Request),
+}
+
+/// What [`AdminRequest::Ledger`] asks for.
+#[derive(Debug)]
 pub struct LedgerRequest {
     /// Return free memory to the system first.
     pub purge: bool,
@@ -126,7 +136,7 @@ pub struct Engine {
     /// Every WebSocket connection.
     pub registry: Registry,
     /// The way to the admin thread.
-    pub admin: mpsc::Sender<LedgerRequest>,
+    pub admin: mpsc::Sender<AdminRequest>,
     /// Nothing new is taken.
     draining: AtomicBool,
     /// Keyed afresh in each process, so that nobody can aim at one shard.
@@ -136,7 +146,7 @@ pub struct Engine {
 impl Engine {
     /// An engine whose shards do not run yet.
     #[must_use]
-    pub fn new(config: Config, admin: mpsc::Sender<LedgerRequest>) -> Arc<Self> {
+    pub fn new(config: Config, admin: mpsc::Sender<AdminRequest>) -> Arc<Self> {
         let shards = config.shards.get();
         Arc::new(Self {
             config,

@@ -12,8 +12,8 @@ use super::Answer;
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 /// An answer of plain text; for a refusal, the sentence that says what to do instead.
-pub(super) fn text(status: StatusCode, body: &str) -> Answer {
-    answer(status, HeaderValue::from_static("text/plain; charset=utf-8"), format!("{body}\n").into())
+pub(super) fn text(status: StatusCode, sentence: &str) -> Answer {
+    body(status, HeaderValue::from_static("text/plain; charset=utf-8"), format!("{sentence}\n").into())
 }
 
 /// 503: try again later.
@@ -27,11 +27,11 @@ pub(super) fn draining() -> Answer {
 }
 
 /// An answer of JSON.
-pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     // Plain structs of numbers and strings into memory: neither the values nor the writer can fail.
-    let mut body = serde_json::to_vec(body).expect("numbers and strings serialise");
-    body.push(b'\n');
-    answer(status, HeaderValue::from_static("application/json"), body.into())
+    let mut json = serde_json::to_vec(value).expect("numbers and strings serialise");
+    json.push(b'\n');
+    body(status, HeaderValue::from_static("application/json"), json.into())
 }
 
 /// The same answer with one header more.
@@ -40,7 +40,8 @@ pub(super) fn with(mut answer: Answer, name: HeaderName, value: HeaderValue) -> 
     answer
 }
 
-fn answer(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
+/// An answer of any type.
+pub(super) fn body(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     with(answer, CONTENT_TYPE, content_type)

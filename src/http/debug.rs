@@ -9,7 +9,7 @@ use super::Answer;
 use super::answer::{draining, json, text, unavailable};
 use crate::close::CloseReason;
 use crate::engine::publication::ChannelName;
-use crate::engine::{Engine, LedgerRequest};
+use crate::engine::{AdminRequest, Engine, LedgerRequest};
 use crate::metrics::{DropReason, Totals};
 
 /// What is said when a shard does not answer a survey.
@@ -19,7 +19,7 @@ const SILENT: &str = "a shard does not answer: it is busy, or it has drained alr
 pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
     let (answer, ledger) = oneshot::channel();
     // The admin thread answers: a purge would hold up a shard.
-    let asked = engine.admin.send(LedgerRequest { purge, answer }).await;
+    let asked = engine.admin.send(AdminRequest::Ledger(LedgerRequest { purge, answer })).await;
     match (asked, ledger.await) {
         (Ok(()), Ok(Some(ledger))) => json(StatusCode::OK, &ledger),
         (Ok(()), Ok(None)) => unavailable(SILENT),

@@ -6,6 +6,7 @@
 mod answer;
 mod at_once;
 mod debug;
+mod profile;
 mod publish;
 mod upgrade;
 
@@ -127,6 +128,8 @@ enum Route<'a> {
     Publish(Option<&'a str>),
     Mem,
     Purge,
+    Profiles,
+    Profile(profile::Which),
     Metrics,
     Healthz,
     Readyz,
@@ -144,6 +147,8 @@ impl<'a> Route<'a> {
             ("publish", channel, None, None) => Self::Publish(channel),
             ("debug", Some("mem"), None, None) => Self::Mem,
             ("debug", Some("mem"), Some("purge"), None) => Self::Purge,
+            ("debug", Some("pprof"), None | Some(""), None) => Self::Profiles,
+            ("debug", Some("pprof"), Some(name), None) => Self::Profile(profile::Which::of(name)?),
             #[cfg(debug_assertions)]
             ("debug", Some("panic"), None, None) => Self::Panic,
             ("metrics", None, None, None) => Self::Metrics,
@@ -155,8 +160,9 @@ impl<'a> Route<'a> {
 
     fn methods(&self) -> &'static [Method] {
         match self {
-            Self::Events(_) | Self::Echo => &[Method::GET],
-            Self::Mem | Self::Metrics | Self::Healthz | Self::Readyz => &[Method::GET, Method::HEAD],
+            // An answer to HEAD would cost what the profile does.
+            Self::Events(_) | Self::Echo | Self::Profile(_) => &[Method::GET],
+            Self::Mem | Self::Profiles | Self::Metrics | Self::Healthz | Self::Readyz => &[Method::GET, Method::HEAD],
             Self::Publish(_) | Self::Purge => &[Method::POST],
             #[cfg(debug_assertions)]
             Self::Panic => &[Method::POST],
@@ -174,7 +180,7 @@ async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut reques
     let Some(route) = Route::of(&path) else {
         return text(
             StatusCode::NOT_FOUND,
-            "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /metrics, /healthz, /readyz",
+            "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof/, /metrics, /healthz, /readyz",
         );
     };
     let engine = &shard.engine;
@@ -188,6 +194,8 @@ async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut reques
         Route::Publish(channel) => publish::publish(shard, channel, request).await,
         Route::Mem => debug::mem(engine, false).await,
         Route::Purge => debug::mem(engine, true).await,
+        Route::Profiles => text(StatusCode::OK, profile::INDEX),
+        Route::Profile(which) => profile::profile(shard, which, request.uri().query()).await,
         Route::Metrics => debug::metrics(engine).await,
         Route::Healthz => text(StatusCode::OK, "ok"),
         Route::Readyz if engine.is_draining() => answer::draining(),

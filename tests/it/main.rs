@@ -15,5 +15,6 @@ mod load;
 mod loss;
 mod order;
 mod pages;
+mod profile;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;

@@ -377,8 +377,12 @@ impl Binary {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: i32) {
-        let pid = self.child.id() as libc::pid_t;
+        let pid = self.pid() as libc::pid_t;
         // SAFETY: a plain system call; the process is our child and not yet waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }

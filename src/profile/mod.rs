@@ -1,0 +1,107 @@
+//! Profiles of this process: where its CPU time goes, and which code holds its heap.
+//!
+//! Owns the way from a request to the bytes of the answer: samples, the names of their functions, and the two formats
+//! (pprof's protobuf and a flamegraph). [`start`] promises to return at once: every profile is made on a thread of its
+//! own, and the threads that are profiled never do more for it than a signal handler that copies their stack. At most
+//! one profile of each kind is made at a time. Never knows a route, nor who asks.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `cpu.rs` | the timers of a CPU profile, and its end |
+//! | `signal.rs` | the signal handler, and the slots it copies stacks to |
+//! | `modules.rs` | which files are loaded where, and how their stacks are walked |
+//! | `heap.rs` | jemalloc's dump, read and scaled |
+//! | `symbols.rs` | from addresses to the names of functions |
+//! | `pprof.rs`, `flamegraph.rs` | the two formats |
+
+#[cfg(feature = "profiling")]
+mod cpu;
+#[cfg(feature = "profiling")]
+mod flamegraph;
+#[cfg(feature = "profiling")]
+mod heap;
+#[cfg(feature = "profiling")]
+mod make;
+#[cfg(feature = "profiling")]
+mod modules;
+#[cfg(feature = "profiling")]
+mod pprof;
+#[cfg(feature = "profiling")]
+mod signal;
+#[cfg(feature = "profiling")]
+mod symbols;
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+/// What a profile is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The live heap of this moment, with what has been allocated since the start beside it.
+    Heap,
+    /// The CPU time of every thread.
+    Cpu {
+        /// How long samples are taken.
+        duration: Duration,
+        /// Samples per second of each thread's CPU time.
+        frequency_hz: NonZeroU32,
+    },
+}
+
+/// How a profile is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// pprof's protobuf (`profile.proto`), gzipped.
+    Pprof,
+    /// A flamegraph as SVG, of the value with this index (see [`VALUES_ALLOCATED`] and [`VALUES_LIVE`]).
+    Svg {
+        /// What the width of a function stands for.
+        value: usize,
+    },
+}
+
+/// The value of a heap profile that counts the bytes allocated since the start.
+pub const VALUES_ALLOCATED: usize = 1;
+/// The value of a heap profile that counts the bytes in use.
+pub const VALUES_LIVE: usize = 3;
+/// The value of a CPU profile that counts nanoseconds.
+pub const VALUES_CPU: usize = 1;
+
+/// Why there is no profile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoProfile {
+    /// This build, or this process, cannot make it; the sentence says what to build or to start.
+    #[error("{0}")]
+    Unavailable(&'static str),
+    /// Another one of the same subject is being made.
+    #[error("another profile of the same kind is being made: try again when it has ended")]
+    Busy,
+    /// It went wrong.
+    #[error("the profile failed: {0}")]
+    Failed(String),
+}
+
+/// A profile that somebody wants. Dropping the receiver of `answer` ends it early.
+#[derive(Debug)]
+pub struct Request {
+    /// What it is of.
+    pub subject: Subject,
+    /// How it is written.
+    pub format: Format,
+    /// Where it goes.
+    pub answer: oneshot::Sender<Result<Vec<u8>, NoProfile>>,
+}
+
+/// Makes a profile on a thread of its own; returns at once.
+pub fn start(request: Request) {
+    #[cfg(feature = "profiling")]
+    make::start(request);
+    #[cfg(not(feature = "profiling"))]
+    {
+        let sentence = "this server was built without profiles: build it with --features profiling";
+        // Whoever asked may have gone.
+        let _ = request.answer.send(Err(NoProfile::Unavailable(sentence)));
+    }
+}
