@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test, with outside programs too: lints, cargo test under both allocators, the benches as tests, the RFC 6455
-# conformance suite and a smoke run of k6 against the release binary. What is missing is installed under target/, or
+# conformance suite, a smoke run of k6 and go tool pprof against the release binary. What is missing is installed under target/, or
 # one sentence says what is missing. The last lines are those of cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ step() { printf '\n== %s\n' "$*"; }
 fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
 
 command -v cargo >/dev/null || fail 'cargo is missing: install Rust 1.95 or newer, https://rustup.rs'
-command -v python3 >/dev/null || fail 'python3 is missing: k6 and the conformance suite come as Python packages'
+command -v python3 >/dev/null || fail 'python3 is missing: k6, Go and the conformance suite come as Python packages'
 # Each test server and its clients are files; 2,000 clients are 4,000 of them.
 [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 10500 ] ||
   fail "at most $(ulimit -Hn) open files are allowed: the tests need a hard limit of 10500 (ulimit -Hn)"
@@ -18,10 +18,14 @@ ulimit -n "$(ulimit -Hn)"
 step 'format, lints, documentation'
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
+cargo clippy --quiet --all-targets --features profiling -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features --features mimalloc -- -D warnings
+cargo clippy --quiet --all-targets --no-default-features --features mimalloc,profiling -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
 
-step 'release binary'
+step 'release binaries, the first one with profiles'
+cargo build --quiet --release --features profiling
+cp target/release/hydrant target/hydrant-profiling
 cargo build --quiet --release
 
 step 'conformance: RFC 6455 against /echo'
@@ -30,10 +34,14 @@ bash tests/conformance.sh target/release/hydrant
 step 'k6: 200 clients'
 bash tests/k6.sh target/release/hydrant
 
+step 'profiles: go tool pprof reads them under load'
+bash tests/pprof.sh target/hydrant-profiling
+
 step 'benches, as tests'
 cargo bench --quiet -- --test
 
-step 'cargo test with mimalloc'
+step 'cargo test with profiles, and with mimalloc'
+cargo test --quiet --features profiling --lib --test it profile
 cargo test --quiet --no-default-features --features mimalloc
 
 step 'cargo test'

