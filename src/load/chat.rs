@@ -10,8 +10,9 @@ use std::process;
 
 use serde::Serialize;
 
+use super::audience::Audience;
 use super::connect::HANDSHAKES_IN_FLIGHT;
-use super::crowd::{Audience, Crowd, NORMAL};
+use super::crowd::{Crowd, NORMAL};
 use super::event_loop::{Clock, EventLoop};
 use super::options::Options;
 use super::pace::{Random, Schedule};

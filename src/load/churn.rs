@@ -7,7 +7,7 @@ use mio::Registry;
 
 use super::LoadError;
 use super::crowd::Crowd;
-use super::fanout::Hearers;
+use super::hearers::Hearers;
 use super::options::Options;
 use super::pace::{Random, Schedule};
 

@@ -11,9 +11,10 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use super::audience::{Audience, Reader};
 use super::connect;
 use super::event_loop::Clock;
-use super::frames::{self, Sink, Walker};
+use super::frames::{self, Walker};
 use super::latency::Latencies;
 use super::options::Options;
 
@@ -30,20 +31,6 @@ pub(crate) const ABNORMAL: u16 = 1006;
 const NO_CODE: u16 = 1005;
 /// The code of a normal end.
 pub(crate) const NORMAL: u16 = 1000;
-
-/// Who listens to what the members receive.
-pub(crate) trait Audience {
-    /// How many bytes of the start of each message [`Self::head`] wants; at least 1.
-    fn head_bytes(&self) -> usize;
-    /// A member's handshake has been answered.
-    fn joined(&mut self, member: usize, now_ns: u64);
-    /// The start of a message; the answer comes back with [`Self::message`].
-    fn head(&mut self, member: usize, head: &[u8]) -> u32;
-    /// A message is complete.
-    fn message(&mut self, member: usize, mark: u32, now_ns: u64);
-    /// The server has ended a connection, with this close code; `false` if it had no reason to.
-    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool;
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -428,42 +415,6 @@ impl Crowd {
 fn is_about_the_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable | TimedOut)
-}
-
-/// Hands on what one read of one member holds.
-struct Reader<'a, A> {
-    audience: &'a mut A,
-    member: usize,
-    now_ns: u64,
-    replies: Vec<u8>,
-    ponged: bool,
-    close: Option<Option<u16>>,
-}
-
-impl<A: Audience> Sink for Reader<'_, A> {
-    #[inline]
-    fn head(&mut self, head: &[u8]) -> u32 {
-        self.audience.head(self.member, head)
-    }
-
-    #[inline]
-    fn message(&mut self, mark: u32) {
-        if self.close.is_none() {
-            self.audience.message(self.member, mark, self.now_ns);
-        }
-    }
-
-    fn ping(&mut self, payload: &[u8]) {
-        frames::write_client_frame(&mut self.replies, frames::PONG, payload);
-    }
-
-    fn pong(&mut self) {
-        self.ponged = true;
-    }
-
-    fn close(&mut self, code: Option<u16>) {
-        self.close.get_or_insert(code);
-    }
 }
 
 #[cfg(test)]

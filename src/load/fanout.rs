@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use super::churn::Churn;
 use super::connect::HANDSHAKES_IN_FLIGHT;
-use super::crowd::{ABNORMAL, Audience, Crowd};
+use super::crowd::Crowd;
 use super::event_loop::{Clock, EventLoop};
+use super::hearers::Hearers;
 use super::latency::Latencies;
-use super::message::{FOREIGN, TAG_BYTES, Tags};
+use super::message::Tags;
 use super::options::{Options, Pace, PublishBy, Scenario};
 use super::pace::{Random, Schedule};
 use super::progress::Progress;
 use super::publish::Publisher;
+use super::sending::Sending;
 use super::slow::SlowReaders;
 use super::tally::{Counts, Tally};
 use super::target::Target;
@@ -35,11 +37,6 @@ const LEAD_IN: usize = 20;
 const AFTERMATH_NS: u64 = 100_000_000;
 /// Between two looks at what has timed out, in nanoseconds.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
-/// Bytes of a message in which the tag is looked for when it comes inside an event.
-const EVENT_HEAD_BYTES: usize = 256;
-/// The close code of a server that cannot keep up with a client.
-const TRY_AGAIN_LATER: u16 = 1013;
-
 /// What was counted during one measured load.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Counted {
@@ -60,87 +57,6 @@ pub struct Counted {
     pub deliveries: Latencies,
     /// Due until the last subscriber has it, for each message that everybody has.
     pub last_subscriber: Latencies,
-}
-
-/// Listens for publications.
-pub(super) struct Hearers {
-    pub(super) tally: Tally,
-    tags: Tags,
-    /// Whether the tag stands inside an event.
-    inside: bool,
-    slow_from: usize,
-    rooms: usize,
-    drops: bool,
-}
-
-impl Audience for Hearers {
-    #[inline]
-    fn head_bytes(&self) -> usize {
-        if self.inside { EVENT_HEAD_BYTES } else { TAG_BYTES }
-    }
-
-    fn joined(&mut self, member: usize, _: u64) {
-        self.tally.join(member, member % self.rooms, member >= self.slow_from);
-    }
-
-    #[inline]
-    fn head(&mut self, _: usize, head: &[u8]) -> u32 {
-        if self.inside { self.tags.find(head) } else { self.tags.read(head) }
-    }
-
-    #[inline]
-    fn message(&mut self, member: usize, number: u32, now_ns: u64) {
-        if number == FOREIGN {
-            self.tally.foreign();
-        } else {
-            self.tally.receive(member, number, now_ns);
-        }
-    }
-
-    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
-        let slow = member >= self.slow_from;
-        // A client that does not read may not get the close frame before the server cuts the connection.
-        let explained = !self.drops && (code == TRY_AGAIN_LATER || slow && code == ABNORMAL);
-        self.tally.cut(member, explained, now_ns);
-        explained
-    }
-}
-
-/// What is to be published, and when.
-struct Sending {
-    left: u64,
-    until_ns: u64,
-    schedule: Option<Schedule>,
-    sent: u64,
-    in_flight: u64,
-}
-
-impl Sending {
-    fn new(pace: Pace, messages: u64, now_ns: u64, until_ns: u64) -> Self {
-        let (schedule, in_flight) = match pace {
-            Pace::Rate(per_second) => (Some(Schedule::new(now_ns, per_second)), u64::MAX),
-            Pace::InFlight(in_flight) => (None, in_flight as u64),
-            Pace::Flood => (None, u64::MAX),
-        };
-        Self { left: messages, until_ns, schedule, sent: 0, in_flight }
-    }
-
-    fn is_over(&self, now_ns: u64) -> bool {
-        self.left == 0 || now_ns >= self.until_ns
-    }
-
-    /// When the next message is due.
-    fn due_ns(&self, now_ns: u64) -> u64 {
-        self.schedule.map_or(now_ns, |schedule| schedule.due_ns(self.sent))
-    }
-
-    /// Messages that were due by the end of the time and have not been sent.
-    fn unsent(&self) -> u64 {
-        let Some(schedule) = self.schedule.filter(|_| self.until_ns < u64::MAX) else {
-            return 0;
-        };
-        (0..self.left).take_while(|more| schedule.due_ns(self.sent + more) < self.until_ns).count() as u64
-    }
 }
 
 /// See the head of this file.

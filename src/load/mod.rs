@@ -9,11 +9,11 @@
 //! | `options.rs`, `target.rs` | the command line; URLs |
 //! | `fanout.rs` | the load that publishes, step by step: [`Fanout`]; with `churn.rs` and `slow.rs` |
 //! | `chat.rs` | the article's test |
-//! | `crowd.rs`, `connect.rs` | the subscribers' connections, their handshakes and ends |
+//! | `crowd.rs`, `audience.rs`, `connect.rs` | the subscribers' connections, who listens to them, their handshakes and ends |
 //! | `frames.rs`, `message.rs` | the frames of a server, in any pieces; the tag in each message |
-//! | `tally.rs` | who has received what, and in which order |
-//! | `publish.rs`, `http.rs` | who sends the messages |
-//! | `pace.rs`, `latency.rs` | when messages are due; how long they took |
+//! | `hearers.rs`, `tally.rs` | who has received what, and in which order |
+//! | `publish.rs`, `post.rs`, `say.rs`, `http.rs` | who sends the messages |
+//! | `pace.rs`, `sending.rs`, `latency.rs` | when messages are due; how long they took |
 //! | `event_loop.rs` | the clock and the wait |
 //! | `process.rs`, `setting.rs` | what the kernel knows of processes; machine and commit |
 //! | `report.rs`, `progress.rs` | what is said at the end, and meanwhile |
@@ -21,6 +21,7 @@
 //! Latency counts from the time a message was due, not from when it could be sent: nothing that a slow server delays is
 //! left out.
 
+mod audience;
 mod chat;
 mod churn;
 mod connect;
@@ -28,15 +29,19 @@ mod crowd;
 mod event_loop;
 mod fanout;
 mod frames;
+mod hearers;
 pub mod http;
 mod latency;
 mod message;
 mod options;
 mod pace;
+mod post;
 pub mod process;
 mod progress;
 mod publish;
 mod report;
+mod say;
+mod sending;
 pub mod setting;
 mod slow;
 mod tally;

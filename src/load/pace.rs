@@ -18,6 +18,11 @@ impl Schedule {
     pub(crate) fn due_ns(&self, number: u64) -> u64 {
         self.start_ns + (number as f64 * 1e9 / self.per_second) as u64
     }
+
+    /// How many messages are due before this time.
+    pub(crate) fn due_before(&self, end_ns: u64) -> u64 {
+        (end_ns.saturating_sub(self.start_ns) as f64 * self.per_second / 1e9).ceil() as u64
+    }
 }
 
 /// Random numbers that follow from a seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>): enough to spread timers and
@@ -49,6 +54,7 @@ mod tests {
         let schedule = Schedule::new(500, 3.0);
         assert_eq!([0, 1, 3].map(|number| schedule.due_ns(number)), [500, 333_333_833, 1_000_000_500]);
         assert_eq!(schedule.due_ns(3_000_000), 1_000_000_000_000_500);
+        assert_eq!([500, 501, 333_333_834].map(|end_ns| schedule.due_before(end_ns)), [0, 1, 2]);
         let slow = Schedule::new(0, 0.1);
         assert_eq!(slow.due_ns(1), 10_000_000_000);
     }

@@ -6,7 +6,7 @@ use std::io;
 use mio::Registry;
 
 use super::crowd::Crowd;
-use super::fanout::Hearers;
+use super::hearers::Hearers;
 use super::options::Options;
 
 /// Between two reads of everybody, in nanoseconds.

@@ -1,0 +1,55 @@
+//! The subscribers of a load that publishes: finds the tag in each message, and tells the tally.
+
+use super::audience::Audience;
+use super::crowd::ABNORMAL;
+use super::message::{FOREIGN, TAG_BYTES, Tags};
+use super::tally::Tally;
+
+/// Bytes of a message in which the tag is looked for when it comes inside an event.
+const EVENT_HEAD_BYTES: usize = 256;
+/// The close code of a server that cannot keep up with a client.
+const TRY_AGAIN_LATER: u16 = 1013;
+
+/// Listens for publications.
+pub(super) struct Hearers {
+    pub(super) tally: Tally,
+    pub(super) tags: Tags,
+    /// Whether the tag stands inside an event.
+    pub(super) inside: bool,
+    pub(super) slow_from: usize,
+    pub(super) rooms: usize,
+    pub(super) drops: bool,
+}
+
+impl Audience for Hearers {
+    #[inline]
+    fn head_bytes(&self) -> usize {
+        if self.inside { EVENT_HEAD_BYTES } else { TAG_BYTES }
+    }
+
+    fn joined(&mut self, member: usize, _: u64) {
+        self.tally.join(member, member % self.rooms, member >= self.slow_from);
+    }
+
+    #[inline]
+    fn head(&mut self, _: usize, head: &[u8]) -> u32 {
+        if self.inside { self.tags.find(head) } else { self.tags.read(head) }
+    }
+
+    #[inline]
+    fn message(&mut self, member: usize, number: u32, now_ns: u64) {
+        if number == FOREIGN {
+            self.tally.foreign();
+        } else {
+            self.tally.receive(member, number, now_ns);
+        }
+    }
+
+    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
+        let slow = member >= self.slow_from;
+        // A client that does not read may not get the close frame before the server cuts the connection.
+        let explained = !self.drops && (code == TRY_AGAIN_LATER || slow && code == ABNORMAL);
+        self.tally.cut(member, explained, now_ns);
+        explained
+    }
+}

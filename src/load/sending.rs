@@ -1,0 +1,72 @@
+//! What is to be published, and when. Pure: time comes in as an argument.
+
+use super::options::Pace;
+use super::pace::Schedule;
+
+/// What is to be published, and when.
+pub(super) struct Sending {
+    /// Messages still to publish.
+    pub(super) left: u64,
+    /// When the time is over.
+    pub(super) until_ns: u64,
+    schedule: Option<Schedule>,
+    /// Messages published.
+    pub(super) sent: u64,
+    /// Most messages on their way.
+    pub(super) in_flight: u64,
+}
+
+impl Sending {
+    /// `messages` at this pace from now on, but none from `until_ns` on.
+    pub(super) fn new(pace: Pace, messages: u64, now_ns: u64, until_ns: u64) -> Self {
+        let (schedule, in_flight) = match pace {
+            Pace::Rate(per_second) => (Some(Schedule::new(now_ns, per_second)), u64::MAX),
+            Pace::InFlight(in_flight) => (None, in_flight as u64),
+            Pace::Flood => (None, u64::MAX),
+        };
+        Self { left: messages, until_ns, schedule, sent: 0, in_flight }
+    }
+
+    /// Whether nothing more is to be published.
+    pub(super) fn is_over(&self, now_ns: u64) -> bool {
+        self.left == 0 || now_ns >= self.until_ns
+    }
+
+    /// When the next message is due.
+    pub(super) fn due_ns(&self, now_ns: u64) -> u64 {
+        self.schedule.map_or(now_ns, |schedule| schedule.due_ns(self.sent))
+    }
+
+    /// Messages that were due by the end of the time and have not been sent.
+    pub(super) fn unsent(&self) -> u64 {
+        let Some(schedule) = self.schedule.filter(|_| self.until_ns < u64::MAX) else {
+            return 0;
+        };
+        schedule.due_before(self.until_ns).saturating_sub(self.sent).min(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_goes_on_whether_or_not_messages_could_be_sent() {
+        let mut sending = Sending::new(Pace::Rate(1000.0), u64::MAX, 0, 10_000_000);
+        assert_eq!((sending.due_ns(5), sending.unsent()), (0, 10));
+        sending.sent += 1;
+        sending.left -= 1;
+        assert_eq!((sending.due_ns(7_000_000), sending.unsent()), (1_000_000, 9));
+        assert!(!sending.is_over(9_999_999) && sending.is_over(10_000_000));
+    }
+
+    #[test]
+    fn other_paces_are_always_due_and_leave_nothing_unsent() {
+        for pace in [Pace::InFlight(3), Pace::Flood] {
+            let mut sending = Sending::new(pace, 1, 0, 10);
+            assert_eq!((sending.due_ns(5), sending.unsent()), (5, 0));
+            sending.left = 0;
+            assert!(sending.is_over(1));
+        }
+    }
+}
