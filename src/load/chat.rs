@@ -224,9 +224,7 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
     let mut events = EventLoop::events();
     while !chat.timers.is_empty() || chat.crowd.busy() > 0 || chat.crowd.open > 0 {
         let now_ns = clock.now_ns();
-        let due_ns = chat.timers.peek().map_or(u64::MAX, |Reverse((due_ns, ..))| *due_ns);
-        // A client that has to wait for the handshakes of others is due, and an event will make room for it.
-        let until_ns = if due_ns <= now_ns { u64::MAX } else { due_ns };
+        let until_ns = chat.due_ns();
         event_loop.wait(&mut events, until_ns.min(now_ns + HOUSEKEEPING_NS))?;
         for event in &events {
             if let Some(member) = chat.crowd.member(event.token()) {
@@ -270,6 +268,20 @@ impl Chat<'_> {
         self.timers.push(Reverse((due_ns, client, self.clients.clients[client].session, action)));
     }
 
+    /// When something is to be done next. A client that has to wait for the handshakes of others waits for an event.
+    fn due_ns(&self) -> u64 {
+        match self.timers.peek() {
+            Some(Reverse((_, _, _, Action::Begin))) if self.is_full() => u64::MAX,
+            Some(Reverse((due_ns, ..))) => *due_ns,
+            None => u64::MAX,
+        }
+    }
+
+    /// Whether nobody may begin before somebody else has finished its handshake.
+    fn is_full(&self) -> bool {
+        self.options.ramp == 0 && self.crowd.busy() >= HANDSHAKES_IN_FLIGHT
+    }
+
     /// Half to one and a half of the mean time between two messages from now.
     fn next_say_ns(&mut self, now_ns: u64) -> u64 {
         let mean_ns = self.options.say_interval.as_nanos() as u64;
@@ -296,8 +308,7 @@ impl Chat<'_> {
     /// Does what is due.
     fn act(&mut self, now_ns: u64, registry: &mio::Registry) -> Result<(), LoadError> {
         while let Some(Reverse((due_ns, client, session, action))) = self.timers.peek().copied() {
-            let full = self.options.ramp == 0 && self.crowd.busy() >= HANDSHAKES_IN_FLIGHT;
-            if due_ns > now_ns || action == Action::Begin && full {
+            if due_ns > now_ns || action == Action::Begin && self.is_full() {
                 break;
             }
             self.timers.pop();
