@@ -73,7 +73,7 @@ def read_options():
     add("--rounds", type=int, help="how often every cell is measured [default: 5, with --test 1]")
     add("--duration", help="how long every cell publishes [default: 4s, with --test 500ms]")
     add("--cells", default="1:100,16:100,256:100,256:1024", help="messages in flight : payload in bytes [%(default)s]")
-    add("--candidates", default="hydrant,bun,ws", help="some of floor,hydrant,bun,ws [%(default)s]")
+    add("--candidates", default="floor,hydrant,bun,ws", help="some of them [%(default)s]")
     add("--fanout", default="direct", help="the strategy of hydrant [%(default)s]")
     add("--hydrant", default="target/release/hydrant", help="the binary, for the server and the client [%(default)s]")
     options = parser.parse_args()
@@ -262,7 +262,7 @@ def row(candidate, cells, options):
     notes = []
     if any(cell["load"]["client"]["saturated"] for cell in mine):
         notes.append("client saturated")
-    if median(lambda cell: cell["load"]["waited_percent"]) > WAITED_PERCENT_MAX:
+    if median(lambda cell: cell["load"]["server"]["waited_percent"]) > WAITED_PERCENT_MAX:
         notes.append("server waited for its core")
     return [
         candidate,
