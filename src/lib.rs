@@ -40,8 +40,8 @@
 //! A lower layer never uses a higher one:
 //!
 //! [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
-//! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem`
-//! knows an allocator.
+//! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
+//! a request, only `mem` knows an allocator.
 //!
 //! [`load`], the load generator, stands beside them: it uses [`config`] only, and nothing but [`cli`] uses it.
 //!

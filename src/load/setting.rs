@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::thread;
 
 /// What stands for a commit or a processor that cannot be found out.
 pub const UNKNOWN: &str = "unknown";
@@ -26,15 +25,15 @@ pub fn commit() -> String {
 
 /// Processor and kernel.
 pub fn machine() -> String {
-    let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
+    // Asked of the kernel, since this process may be pinned to some of the cores.
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
+    let processor = processors.lines().find(|line| line.starts_with("model name"));
+    let processor = processor.and_then(|line| Some(line.split_once(':')?.1.trim()));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
-    let cores = thread::available_parallelism().map_or(0, usize::from);
     format!(
         "{}, {cores} cores, Linux {}",
-        processor.as_deref().unwrap_or("unknown processor"),
+        processor.unwrap_or("unknown processor"),
         kernel.as_deref().map_or(UNKNOWN, str::trim)
     )
 }
