@@ -169,7 +169,9 @@ impl<S> Connection<S> {
         if cursor.waiting() == 0 {
             return;
         }
-        let mut outbox = self.outbox.take().unwrap_or_default();
+        let waiting = self.outbox.take();
+        let wake = waiting.is_none();
+        let mut outbox = waiting.unwrap_or_default();
         while let Some(Item { channel, batch }) = cursor.take() {
             if self.position(channel).is_none() {
                 continue;
@@ -184,8 +186,10 @@ impl<S> Connection<S> {
             taken(&batch, offered);
         }
         self.keep(outbox);
-        // What has come into an empty outbox is the task's to write.
-        cursor.writer.wake();
+        // As in `queue`: otherwise the task is due, or the socket is full.
+        if wake {
+            cursor.writer.wake();
+        }
     }
 
     /// Data bytes and frames behind its position, of the channels that it is subscribed to.

@@ -1,5 +1,7 @@
 //! What only `ring` has: positions that are behind, a ring that wraps around, items of other channels.
 
+use clap::ValueEnum;
+
 use super::*;
 use crate::fanout::ring::Ring;
 
@@ -153,4 +155,21 @@ fn who_ends_while_behind_is_accounted_for() {
         assert_eq!((totals.matched, totals.dropped_closed, totals.unsettled()), (6, 6, 0));
         assert_eq!(Rc::strong_count(&client), 1, "the task has ended");
     });
+}
+
+#[test]
+fn a_full_socket_is_not_tried_until_it_can_be_written() {
+    for &strategy in Strategy::value_variants() {
+        run(async || {
+            let bound = Bound { bytes_max: 3 * COUNTS, policy: SlowPolicy::DropOldest };
+            let mut world = World::new(strategy.build(bound), bound);
+            let client = behind(&mut world, 1).await;
+            let refused = client.socket().refused.get();
+            for _ in 0..20 {
+                world.publish(0, &[SIZE]);
+                quiet().await;
+            }
+            assert_eq!(client.socket().refused.get(), refused, "{strategy:?}");
+        });
+    }
 }

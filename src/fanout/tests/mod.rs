@@ -23,6 +23,8 @@ use crate::wire::Frame;
 #[derive(Default)]
 struct Pipe {
     room: Cell<usize>,
+    /// Calls that found no room.
+    refused: Cell<usize>,
     sent: RefCell<Vec<u8>>,
 }
 
@@ -39,7 +41,11 @@ impl Socket for Pipe {
             self.room.set(self.room.get() - now);
             taken += now;
         }
-        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
+        if taken == 0 {
+            self.refused.set(self.refused.get() + 1);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(taken)
     }
 
     fn receive(&self, _: &mut [u8]) -> io::Result<usize> {
