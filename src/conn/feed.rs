@@ -88,8 +88,9 @@ pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<
     write_when_woken(connection.clone())
 }
 
-pub(super) async fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) {
-    poll_fn(|context| {
+/// The task: one pointer, so that tokio's part and it fit in 128 bytes, the unit of its tasks.
+pub(super) fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
+    poll_fn(move |context| {
         let Some(writer) = connection.feed().and_then(Feed::writer) else { return Poll::Ready(()) };
         if writer.ended.get() {
             return Poll::Ready(());
@@ -98,7 +99,6 @@ pub(super) async fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) {
         connection.flush_in_task();
         Poll::Pending
     })
-    .await;
 }
 
 impl<S> Connection<S> {
