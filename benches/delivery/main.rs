@@ -1,7 +1,7 @@
 //! What one delivery costs the server in CPU, beside the bare system call, in one run.
 //!
 //! ```text
-//! cargo bench --bench delivery                  10,000 subscribers, five rounds, about three minutes
+//! cargo bench --bench delivery                  10,000 subscribers, five rounds, about five minutes
 //! cargo bench --bench delivery -- --test        50 subscribers, one round, a few seconds: does it still work
 //! cargo bench --bench delivery -- --idle        memory per idle subscriber, and what is left 10 s after they left
 //! cargo bench --bench delivery -- --subscribers 1000 --messages 1000 --payload 4096 --stalled 1

@@ -44,7 +44,7 @@ pub(crate) struct Options {
 
     /// Strategies of hydrant to put beside the floor, each with flags of hydrant's after colons if wanted:
     /// direct,direct:--pages-bytes=1GiB
-    #[arg(long, value_delimiter = ',', default_value = "direct,mailbox")]
+    #[arg(long, value_delimiter = ',', default_value = "direct,wake,ring,mailbox")]
     fanout: Vec<String>,
 
     /// Put beside each strategy the same with so many subscribers more that never read
