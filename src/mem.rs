@@ -30,6 +30,8 @@ pub struct Figures {
     pub retained_bytes: Option<u64>,
 }
 
+#[cfg(feature = "profiling")]
+pub use self::allocator::take_no_samples;
 pub use self::allocator::{NAME, dump_heap, figures, flush, purge};
 
 /// Why there is no dump of the heap.
@@ -117,6 +119,18 @@ mod allocator {
         }
     }
 
+    /// Leaves what the calling thread allocates from now on out of heap profiles. Samples are kept for ever with their
+    /// thread, also when it has ended: one that comes and goes would add to them each time.
+    #[cfg(feature = "profiling")]
+    pub fn take_no_samples() {
+        // SAFETY: the type is that of jemalloc's manual, and the name ends in a NUL byte.
+        let result = unsafe { raw::write(b"thread.prof.active\0", false) };
+        if let Err(error) = result {
+            // So it is when the process was started with prof:false.
+            tracing::debug!("jemalloc goes on to take samples: {error}");
+        }
+    }
+
     /// What jemalloc knows of the heap, in its text format; see `profile::heap`, which reads it.
     ///
     /// # Errors
@@ -192,6 +206,10 @@ mod allocator {
         }
         Figures { mapped_bytes: Some(committed as u64), ..Figures::default() }
     }
+
+    /// mimalloc takes none anyway.
+    #[cfg(feature = "profiling")]
+    pub fn take_no_samples() {}
 
     /// mimalloc has none.
     ///

@@ -17,7 +17,7 @@ const MARGIN: f64 = 10.0;
 /// Narrower boxes, a thousandth of the whole, are left out, in pixels: it keeps a picture below 150 KiB.
 const NARROWEST: f64 = 1.18;
 /// A letter of the labels is about so wide, in pixels.
-const LETTER: f64 = 6.6;
+const LETTER: f64 = 6.7;
 
 /// A function below its callers.
 #[derive(Default)]
@@ -96,7 +96,7 @@ impl Picture {
             width - 0.3,
             colour(name),
         );
-        let letters = (width / LETTER) as usize;
+        let letters = ((width - 4.0) / LETTER) as usize;
         if letters >= 4 {
             let _ = write!(
                 out,

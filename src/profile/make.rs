@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::modules::Modules;
 use super::symbols::{Symbols, resolve};
 use super::{Format, NoProfile, Request, Subject, cpu, flamegraph, heap, pprof};
+use crate::mem;
 
 /// What one number of a sample counts, as pprof names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,7 @@ pub(super) fn start(request: Request) {
         return;
     };
     let body = move || {
+        mem::take_no_samples();
         let made = make(subject, format, &answer);
         drop(turn);
         let _ = answer.send(made);

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Makes every picture in this directory again: record.sh, without arguments; about five minutes. Builds the release
+# binary with profiles. Server and load have a core each where the machine has two.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+clients=10000
+log=target/flamegraphs.log
+fail() { printf 'record.sh: %s\n' "$*" >&2; exit 1; }
+# on CORE COMMAND…: becomes the command, so that the process of the background job is the command's.
+on() { if command -v taskset >/dev/null && [ "$(nproc)" -ge 2 ]; then exec taskset -c "$@"; else shift; exec "$@"; fi; }
+
+command -v curl >/dev/null || fail 'curl is missing'
+# In each of the two processes a client is a file.
+ulimit -n "$(ulimit -Hn)"
+[ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge $((clients + 200)) ] || fail "$clients clients need as many open files (ulimit -n)"
+cargo build --quiet --release --features profiling
+# A copy: another build may put another binary in its place while this runs.
+cp target/release/hydrant target/hydrant-flamegraphs
+binary=target/hydrant-flamegraphs
+
+server= load=
+trap 'kill $server $load 2>/dev/null || true' EXIT
+
+# start FANOUT: a server of its own for each scenario, so that no heap has a history.
+start() {
+  on 0 "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" 2>"$log" &
+  server=$!
+  address=
+  for _ in $(seq 100); do
+    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$log")
+    [ -n "$address" ] && return
+    kill -0 "$server" 2>/dev/null || { cat "$log" >&2; fail 'the server ended before it listened'; }
+    sleep 0.1
+  done
+  fail 'the server does not listen'
+}
+
+# load ARGUMENTS…: `hydrant load`, in the background.
+load() {
+  on 1 "$binary" load "$@" --url "ws://$address/ws/bench" --pid "$server" --quiet >"$log.load" 2>&1 &
+  load=$!
+}
+
+# until_connected NUMBER: waits until so many clients are connected.
+until_connected() {
+  for _ in $(seq 600); do
+    curl -sf "http://$address/debug/mem" | grep -q "^{\"allocator\":\"jemalloc\",\"connections\":$1," && return
+    sleep 0.1
+  done
+  fail "there are not $1 clients after a minute: $(cat "$log.load")"
+}
+
+# picture NAME PATH: records one.
+picture() {
+  curl -sSf -o "flamegraphs/$1.svg" "http://$address/debug/pprof/$2" || fail "no picture $1"
+  local bytes
+  bytes=$(wc -c <"flamegraphs/$1.svg")
+  [ "$bytes" -le $((150 * 1024)) ] || fail "$1.svg has $bytes bytes: a picture has at most 150 KiB"
+  printf '%s.svg: %s bytes\n' "$1" "$bytes"
+}
+
+# loaded: waits for the end of the load, which has to have got everything it expected.
+loaded() {
+  wait "$load" || { cat "$log.load" >&2; fail 'the load was not carried out whole'; }
+  load=
+}
+
+stop() {
+  kill "$server"
+  wait "$server" || { cat "$log" >&2; fail 'the server did not end with exit code 0'; }
+  server=
+}
+
+cpu='profile.svg?seconds=10&frequency=500'
+for fanout in direct mailbox; do
+  for in_flight in 1 16; do
+    start "$fanout"
+    load fanout --connections "$clients" --in-flight "$in_flight" --payload 100 --duration 20s
+    until_connected "$clients"
+    # Past the warm-up.
+    sleep 3
+    picture "cpu-$fanout-$in_flight" "$cpu"
+    loaded
+    stop
+  done
+
+  start "$fanout"
+  load churn --connections 2000 --churn-rate 2000 --duration 20s
+  until_connected 2000
+  sleep 3
+  picture "cpu-$fanout-connecting" "$cpu"
+  loaded
+  stop
+
+  start "$fanout"
+  load idle --connections "$clients" --duration 10s
+  until_connected "$clients"
+  picture "heap-$fanout-$clients" heap.svg
+  picture "heap-$fanout-$clients-allocated" 'heap.svg?sample=alloc_space'
+  loaded
+  until_connected 0
+  picture "heap-$fanout-left" heap.svg
+  stop
+done
