@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes every picture in this directory again: record.sh, without arguments; about five minutes. Builds the release
-# binary with profiles. Server and load have a core each where the machine has two.
+# binary. Server and load have a core each where the machine has two.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ command -v curl >/dev/null || fail 'curl is missing'
 # In each of the two processes a client is a file.
 ulimit -n "$(ulimit -Hn)"
 [ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge $((clients + 200)) ] || fail "$clients clients need as many open files (ulimit -n)"
-cargo build --quiet --release --features profiling
+cargo build --quiet --release
 # A copy: another build may put another binary in its place while this runs.
 cp target/release/hydrant target/hydrant-flamegraphs
 binary=target/hydrant-flamegraphs
@@ -24,7 +24,7 @@ trap 'kill $server $load 2>/dev/null || true' EXIT
 
 # start FANOUT: a server of its own for each scenario, so that no heap has a history.
 start() {
-  on 0 "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" 2>"$log" &
+  on 0 "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB 2>"$log" &
   server=$!
   address=
   for _ in $(seq 100); do

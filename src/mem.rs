@@ -30,9 +30,13 @@ pub struct Figures {
     pub retained_bytes: Option<u64>,
 }
 
-#[cfg(feature = "profiling")]
-pub use self::allocator::take_no_samples;
 pub use self::allocator::{NAME, dump_heap, figures, flush, purge};
+#[cfg(feature = "profiling")]
+pub use self::allocator::{sample_heap, take_no_samples};
+
+/// Without profiles nobody takes samples of the heap.
+#[cfg(not(feature = "profiling"))]
+pub fn sample_heap(_: usize) {}
 
 /// Why there is no dump of the heap.
 #[derive(Debug, thiserror::Error)]
@@ -66,13 +70,9 @@ mod allocator {
     #[cfg(not(feature = "profiling"))]
     const OPTIONS: &CStr = c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0";
 
-    /// The same, with samples for heap profiles, one of every 2^14 bytes allocated: 10,000 idle connections have 2.2 MB,
-    /// and their picture is 130 samples (at jemalloc's default of 2^19 it would be 4). A sampled object of any size takes
-    /// a page of its own; at 2^14 that adds 100 bytes to the resident memory of each connection, at 2^12 it would be 300.
-    /// The environment's `_RJEM_MALLOC_CONF=lg_prof_sample:19` goes before.
+    /// The same, ready to take samples for heap profiles; how many, [`sample_heap`] says.
     #[cfg(feature = "profiling")]
-    const OPTIONS: &CStr =
-        c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,prof:true,prof_accum:true,lg_prof_sample:14";
+    const OPTIONS: &CStr = c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,prof:true,prof_accum:true";
 
     /// The symbol under which jemalloc looks for its options: a pointer to the first byte of a C string.
     // SAFETY: no other symbol of this name exists: jemalloc declares it weak, for the program to define.
@@ -116,6 +116,19 @@ mod allocator {
         let error = unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
         if error != 0 {
             tracing::warn!(error, "jemalloc did not flush the cache of a thread");
+        }
+    }
+
+    /// Takes a sample for heap profiles of every `bytes` allocated, a power of two or the next one above; 0 takes none.
+    /// What was sampled before is forgotten.
+    #[cfg(feature = "profiling")]
+    pub fn sample_heap(bytes: usize) {
+        let log2 = bytes.next_power_of_two().trailing_zeros() as usize;
+        // SAFETY: the types are those of jemalloc's manual, and the names end in NUL bytes.
+        let result =
+            unsafe { raw::write(b"prof.reset\0", log2).and_then(|()| raw::write(b"prof.active\0", bytes > 0)) };
+        if let Err(error) = result {
+            tracing::warn!("the samples of the heap are as they were: {error}");
         }
     }
 
@@ -206,6 +219,10 @@ mod allocator {
         }
         Figures { mapped_bytes: Some(committed as u64), ..Figures::default() }
     }
+
+    /// mimalloc takes none anyway.
+    #[cfg(feature = "profiling")]
+    pub fn sample_heap(_: usize) {}
 
     /// mimalloc takes none anyway.
     #[cfg(feature = "profiling")]

@@ -22,7 +22,7 @@ fi
 "$go" tool pprof -h >/dev/null 2>&1 || true
 
 log=$dir/server.log
-"$binary" --listen 127.0.0.1:0 --tick 0 2>"$log" &
+"$binary" --listen 127.0.0.1:0 --tick 0 --heap-sample 16KiB 2>"$log" &
 server=$!
 load=
 trap 'kill "$server" $load 2>/dev/null || true' EXIT

@@ -18,14 +18,12 @@ ulimit -n "$(ulimit -Hn)"
 step 'format, lints, documentation'
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
-cargo clippy --quiet --all-targets --features profiling -- -D warnings
+cargo clippy --quiet --all-targets --no-default-features --features jemalloc -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features --features mimalloc -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features --features mimalloc,profiling -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
 
-step 'release binaries, the first one with profiles'
-cargo build --quiet --release --features profiling
-cp target/release/hydrant target/hydrant-profiling
+step 'release binary'
 cargo build --quiet --release
 
 step 'conformance: RFC 6455 against /echo'
@@ -35,13 +33,12 @@ step 'k6: 200 clients'
 bash tests/k6.sh target/release/hydrant
 
 step 'profiles: go tool pprof reads them under load'
-bash tests/pprof.sh target/hydrant-profiling
+bash tests/pprof.sh target/release/hydrant
 
 step 'benches, as tests'
 cargo bench --quiet -- --test
 
-step 'cargo test with profiles, and with mimalloc'
-cargo test --quiet --features profiling --lib --test it profile
+step 'cargo test with mimalloc, without profiles'
 cargo test --quiet --no-default-features --features mimalloc
 
 step 'cargo test'

@@ -51,7 +51,7 @@ pub enum Pace {
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit code 0 when everything arrived
 /// that had to; 1 when something is missing, came twice or in another order, or a connection was lost; 64 for a wrong command
-/// line; 69 when the load could not be run.
+/// line; 69 when the load could not be run to its end.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {
@@ -212,6 +212,8 @@ pub struct Options {
     pub seed: u64,
 }
 
+/// Messages, or joins, a second: more than one client can send.
+const RATE_MAX: f64 = 1_000_000.0;
 /// Most publishing connections: each is a file.
 const PUBLISHERS_MAX: usize = 4096;
 /// Publishing connections where nothing says how many.
@@ -305,31 +307,33 @@ impl Options {
     /// # Errors
     /// One sentence that names the flag and the bound it breaks.
     pub fn check(&self) -> Result<(), String> {
-        let positive = |number: f64| number.is_finite() && number > 0.0;
+        let is_rate = |number: f64| number > 0.0 && number <= RATE_MAX;
         let wrong = if self.connections == 0 || self.connections > 1 << 24 {
             format!("--connections {} is outside 1 to 16,777,216", self.connections)
         } else if self.rooms > self.connections {
             format!("--rooms {} is more than --connections {}", self.rooms, self.connections)
         } else if !(TAG_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload) {
             format!("--payload {} is outside {TAG_BYTES} bytes to 1GiB", self.payload)
+        } else if self.pace == Pace::InFlight(0) || self.messages == Some(0) {
+            "--in-flight and --messages count from 1".to_owned()
         } else if !(1..=PUBLISHERS_MAX).contains(&self.publishers) {
             format!("--publishers {} is outside 1 to {PUBLISHERS_MAX}", self.publishers)
         } else if self.publish_by == PublishBy::Say && self.pace == Pace::Flood {
             "--flood needs --publish-by http: nothing answers a SAY".to_owned()
         } else if self.publish_by == PublishBy::Say && self.publishers < self.rooms {
             format!("--publishers {} is less than --rooms {}: a SAY reaches its own room", self.publishers, self.rooms)
-        } else if self.pace == Pace::InFlight(0) || self.messages == Some(0) {
-            "--in-flight and --messages count from 1".to_owned()
-        } else if matches!(self.pace, Pace::Rate(rate) if !positive(rate)) {
-            "--rate has to be more than 0".to_owned()
+        } else if matches!(self.pace, Pace::Rate(rate) if !is_rate(rate)) {
+            format!("--rate has to be more than 0 and at most {RATE_MAX} a second")
         } else if self.messages.is_some_and(|messages| messages >= 1 << 31) {
             "--messages has to be below 2,147,483,648".to_owned()
         } else if self.slow >= self.connections {
             "--slow-share leaves nobody who reads".to_owned()
         } else if self.scenario == Scenario::Slow && self.slow == 0 {
             "--slow-share of --connections is nobody".to_owned()
-        } else if self.scenario == Scenario::Churn && (self.churners == 0 || !positive(self.churn_rate)) {
-            "--churn-share of --connections is nobody, or --churn-rate is not more than 0".to_owned()
+        } else if self.scenario == Scenario::Churn && self.churners == 0 {
+            "--churn-share of --connections is nobody".to_owned()
+        } else if self.scenario == Scenario::Churn && !is_rate(self.churn_rate) {
+            format!("--churn-rate has to be more than 0 and at most {RATE_MAX} a second")
         } else if self.scenario == Scenario::Chat && (self.session.is_zero() || self.say_interval.is_zero()) {
             "--session and --say-interval have to be more than 0".to_owned()
         } else {

@@ -117,7 +117,7 @@ fn profiles_need_the_token() {
 
 #[test]
 fn the_heap_is_profiled_where_jemalloc_samples_it() {
-    let binary = Binary::start(&["--shards", "2"]);
+    let binary = Binary::start(&["--shards", "2", "--heap-sample", "16KiB"]);
     if !HAS_HEAP {
         check_refused(binary.address, "/debug/pprof/heap");
         return check_refused(binary.address, "/debug/pprof/heap.svg");
