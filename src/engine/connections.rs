@@ -283,6 +283,8 @@ impl Shard {
         }
         let mut connections = self.connections.borrow_mut();
         connections.remove(connection.slot as usize);
+        // What it has sent behind its end means nothing: it may not join a channel any more.
+        connection.set_phase(Phase::Closed);
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
             connections.shrink_to_fit();

@@ -7,7 +7,7 @@ use hydrant::close::CloseReason;
 use hydrant::config::{Config, SlowPolicy, Strategy};
 use socket2::SockRef;
 
-use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config};
+use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config, masked, until};
 
 /// Messages of 1 KiB against a backlog of 20 KiB and a kernel that holds little.
 const MESSAGES: usize = 200;
@@ -162,10 +162,7 @@ fn control_frames_go_ahead_of_a_backlog() {
         slow.send(0x89, b"are you there");
         // The ping is read before the socket can take more, and so before this.
         slow.text(r#"{"event":"SUBSCRIBE","channel":"mark"}"#);
-        crate::support::until(
-            || (server.publish("mark", b"").matched == 1).then_some(()),
-            || "the ping was not read".to_owned(),
-        );
+        until(|| (server.publish("mark", b"").matched == 1).then_some(()), || "the ping was not read".to_owned());
         let mut before = 0;
         while slow.receive() != Received::Pong(b"are you there".to_vec()) {
             before += 1;
@@ -183,7 +180,7 @@ fn a_close_that_is_not_answered_is_cut() {
     assert_eq!(silent.receive(), Received::Close(Some(1000), "left".to_owned()));
     // It says nothing more; the server does not wait for it for ever.
     let loads = || server.engine.loads.iter().map(hydrant::admission::Load::get).sum::<usize>();
-    crate::support::until(|| (loads() == 0).then_some(()), || "it is still here".to_owned());
+    until(|| (loads() == 0).then_some(()), || "it is still here".to_owned());
 }
 
 #[test]
@@ -201,6 +198,31 @@ fn a_close_behind_a_started_frame_ends_the_stream_cleanly() {
             assert_eq!(slow.receive_to_close().1, Some(code), "{fanout:?}");
             assert_eq!(slow.receive(), Received::End, "{fanout:?}");
         }
+        server.survey_until(|report| report.pending == 0);
+    }
+}
+
+#[test]
+fn who_is_gone_joins_nothing() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, ..config() });
+        let mut quick = server.client("/ws/room");
+        for _ in 0..20 {
+            // The answer to the ping fails, since the reset is there already; the subscription has been read with it.
+            let mut gone = server.client("/ws/other");
+            let subscribe = masked(0x81, br#"{"event":"SUBSCRIBE","channel":"room"}"#);
+            gone.send_raw(&[masked(0x89, b"x"), subscribe].concat());
+            SockRef::from(&gone.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        server.wait_for_connections(1);
+        let published = until(
+            || Some(server.publish("room", b"x")).filter(|published| published.matched == 1),
+            || format!("{fanout:?}: more than one subscriber is left"),
+        );
+        assert_eq!(published.dropped, 0);
+        assert_eq!(quick.receive_text(), "x");
+        let loads = || server.engine.loads.iter().map(|load| load.get()).sum::<usize>();
+        until(|| (loads() == 1).then_some(()), || format!("{fanout:?}: {} connections are kept", loads()));
         server.survey_until(|report| report.pending == 0);
     }
 }
