@@ -127,7 +127,7 @@ pub const BATCH_BYTES_MAX: usize = 256 * KIB;
 /// sparing a few copies saves.
 pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
 /// Most files of shared pages that a shard has open at once, one for each batch that has not left; a further batch is
-/// copied. They count against the limit of open files.
+/// copied, and counted in `hydrant_pages_refused_total`. They count against the limit of open files.
 pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
 pub const PASS_CHUNK: usize = 256;

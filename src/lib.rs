@@ -84,7 +84,8 @@
 //! - No unbounded queue. The inbox has none of its own, but every kind of item is bounded where it comes from.
 //! - No lock and no allocation per subscriber on the way of a delivery (strategies with writer tasks are exempt).
 //! - No guard of the `DashMap` held across a send or an await.
-//! - No slow client that delays a publisher or another client (most of a channel's subscribers together can, once).
+//! - No slow client that delays a publisher or another client (most of a channel's subscribers together can, once each
+//!   time they have caught up).
 //! - No drop that is not counted, no close without a reason.
 //! - No frame that is cut: one whose first byte has left is finished, or its connection is closed.
 //!

@@ -23,6 +23,7 @@ pub struct PagePool {
     /// Fewer bytes are cheaper to copy.
     bytes_min: usize,
     files: Rc<Cell<usize>>,
+    refused: Cell<u64>,
 }
 
 /// See the module.
@@ -46,7 +47,13 @@ impl PagePool {
     /// A pool for batches of at least `bytes_min` bytes.
     #[must_use]
     pub fn new(bytes_min: usize) -> Self {
-        Self { bytes_min, files: Rc::default() }
+        Self { bytes_min, files: Rc::default(), refused: Cell::default() }
+    }
+
+    /// Batches that were worth pages and got none.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     /// Pages that hold `bytes`, if that is cheaper than as many copies as there are `subscribers`. `None` also at the
@@ -54,11 +61,14 @@ impl PagePool {
     #[must_use]
     pub fn hold(&self, bytes: &[u8], subscribers: usize) -> Option<Pages> {
         let is_worth_it = bytes.len() >= self.bytes_min && subscribers >= PAGES_SUBSCRIBERS_MIN;
-        if !is_worth_it || self.files.get() == PAGES_FILES_MAX {
+        if !is_worth_it {
             return None;
         }
-        let file = memory_file(bytes);
-        let file = file.inspect_err(|error| tracing::debug!("no pages for a batch: {error}")).ok()?;
+        let file = if self.files.get() < PAGES_FILES_MAX { memory_file(bytes).ok() } else { None };
+        let Some(file) = file else {
+            self.refused.set(self.refused.get() + 1);
+            return None;
+        };
         self.files.set(self.files.get() + 1);
         Some(Pages { file, _place: Place(self.files.clone()) })
     }
@@ -114,9 +124,9 @@ mod tests {
         let pool = PagePool::new(0);
         let hold = || pool.hold(b"x", PAGES_SUBSCRIBERS_MIN);
         let mut all: Vec<_> = (0..PAGES_FILES_MAX).map(|_| hold().unwrap()).collect();
-        assert!(hold().is_none());
+        assert_eq!((hold().is_none(), pool.refused()), (true, 1));
         all.pop();
-        assert!(hold().is_some());
+        assert_eq!((hold().is_some(), pool.refused()), (true, 1));
     }
 
     #[test]
@@ -125,5 +135,6 @@ mod tests {
         assert!(pool.hold(&[0; 99], PAGES_SUBSCRIBERS_MIN).is_none());
         assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN - 1).is_none());
         assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN).is_some());
+        assert_eq!(pool.refused(), 0);
     }
 }

@@ -177,6 +177,11 @@ impl<S: Socket> Connection<S> {
         let mut outbox = Box::<Outbox>::default();
         let offered = outbox.offer(batch, written, bound);
         self.keep(outbox);
+        if batch.has_pages() {
+            // `sendfile` may stop short of a socket that has room, at a signal for one: only a refusal is a promise to say
+            // when there is room again. What a failed socket means, its owner hears from the socket.
+            self.flush_outbox();
+        }
         Sent::Part(offered)
     }
 

@@ -65,7 +65,6 @@ impl LastPass {
     /// carried more than one frame. Without it, a burst that comes over many sockets is split: its first frame has a
     /// pass to itself, the others share the next. Who has one message in flight does not wait, but for the first
     /// message after a burst. `benches/delivery`, 16 in flight: 8 → 16 frames a write.
-    ///
     fn linger(self) -> Duration {
         if self.frames > 1 { (self.took / 100).min(LINGER_MAX) } else { Duration::ZERO }
     }

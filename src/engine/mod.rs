@@ -83,6 +83,8 @@ pub struct Report {
     pub pending: u64,
     /// Bytes that wait, in backlogs and in the kernel.
     pub queues: Queues,
+    /// Batches that were worth shared pages and were copied: at the bound of files, or without memory.
+    pub pages_refused: u64,
     /// `SAY` events accepted.
     pub says: u64,
     /// Connections that ended, by reason.
@@ -100,6 +102,7 @@ impl AddAssign for Report {
         self.pending += other.pending;
         self.queues.outbox_bytes += other.queues.outbox_bytes;
         self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
+        self.pages_refused += other.pages_refused;
         self.says += other.says;
         self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);
         self.cut += other.cut;

@@ -279,6 +279,7 @@ impl Shard {
             channels: self.channels.borrow().books().map(|(name, books)| (name.clone(), books.totals())).collect(),
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
+            pages_refused: self.pages.refused(),
             says: self.says.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),
             cut: self.cut.get(),

@@ -20,7 +20,7 @@ use crate::admission::Permit;
 use crate::engine::shard::Shard;
 
 /// Longest head that is answered at once, in bytes; a browser with many cookies has a longer one.
-const HEAD_BYTES_MAX: usize = 4096;
+const PEEK_BYTES: usize = 4096;
 
 /// What became of a socket.
 pub(super) enum Attempt {
@@ -34,7 +34,7 @@ pub(super) enum Attempt {
 
 /// Answers the handshake that waits in `stream`, if one does.
 pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) -> Attempt {
-    let mut buffer = [0; HEAD_BYTES_MAX];
+    let mut buffer = [0; PEEK_BYTES];
     let asked = RefCell::default();
     // An error shows again to whoever reads next.
     let arrived = stream.peek(&mut buffer).unwrap_or_default();

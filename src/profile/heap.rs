@@ -121,6 +121,7 @@ mod tests {
     #[cfg(feature = "jemalloc")]
     #[test]
     fn what_is_held_is_in_the_profile() {
+        mem::sample_heap(16 << 10);
         let held: Vec<Vec<u8>> = (0..400).map(|_| vec![1_u8; 112 << 10]).collect();
         let measured = measure().unwrap();
         let symbols = resolve(&Modules::loaded(), measured.samples.iter().map(|sample| sample.stack.as_slice()));

@@ -57,6 +57,12 @@ impl Batch {
         self.pages = Some(pages);
     }
 
+    /// Whether sockets are referred to pages.
+    #[must_use]
+    pub fn has_pages(&self) -> bool {
+        self.pages.is_some()
+    }
+
     /// Part of the wire bytes, in the form in which a socket takes it at the least cost.
     #[must_use]
     pub fn piece(&self, range: Range<usize>) -> Piece<'_> {

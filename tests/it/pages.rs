@@ -98,3 +98,43 @@ fn a_close_comes_between_frames_of_pages() {
     let report = server.survey_until(|report| report.pending == 0);
     assert_eq!((report.totals.delivered, report.totals.dropped_closed), (READERS as u64, READERS as u64));
 }
+
+#[test]
+fn every_policy_cuts_pages_between_messages() {
+    for slow in POLICIES {
+        let mut server = TestServer::start(Config { outbox_bytes_max: 600 * 1024, ..paged(slow) });
+        let clients: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
+        for number in 0..MESSAGES {
+            publish(&server, number);
+        }
+        let stalled = server.survey();
+        assert!(stalled.totals.dropped_slow > 0, "{slow:?}: {stalled:?}");
+        // A drain flushes what waits.
+        server.stop();
+        let mut seen_by_all = 0;
+        for mut client in clients {
+            let mut seen = Vec::new();
+            let code = loop {
+                match client.receive() {
+                    Received::Binary(bytes) => {
+                        let number = MESSAGE_BYTES - bytes.len();
+                        assert!(bytes == message(number), "message {number} with {slow:?}");
+                        seen.push(number);
+                    }
+                    Received::Close(code, _) => break code,
+                    other => panic!("{other:?}"),
+                }
+            };
+            client.send(0x88, &[]);
+            assert!(seen.is_sorted() && seen.len() < MESSAGES, "{slow:?}: {seen:?}");
+            match slow {
+                SlowPolicy::Disconnect => assert_eq!(code, Some(1013)),
+                SlowPolicy::DropNewest => assert!(seen.iter().copied().eq(0..seen.len()), "{seen:?}"),
+                SlowPolicy::DropOldest => assert_eq!(seen.last(), Some(&(MESSAGES - 1))),
+            }
+            seen_by_all += seen.len();
+        }
+        let report = server.finish();
+        assert_eq!((report.totals.delivered, report.totals.unsettled()), (seen_by_all as u64, 0), "{slow:?}");
+    }
+}
