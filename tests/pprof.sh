@@ -22,6 +22,8 @@ fi
 "$go" tool pprof -h >/dev/null 2>&1 || true
 
 log=$dir/server.log
+# The last run's address must be gone before the first look.
+: >"$log"
 "$binary" --listen 127.0.0.1:0 --tick 0 --heap-sample 16KiB 2>"$log" &
 server=$!
 load=
