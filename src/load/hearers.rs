@@ -46,10 +46,9 @@ impl Audience for Hearers {
     }
 
     fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
-        let slow = member >= self.slow_from;
-        // A client that does not read may not get the close frame before the server cuts the connection.
-        let explained = !self.drops && (code == TRY_AGAIN_LATER || slow && code == ABNORMAL);
-        self.tally.cut(member, explained, now_ns);
-        explained
+        self.tally.cut(member, now_ns);
+        // A client that does not read may not get the close frame before the server cuts the connection. Who reads as fast
+        // as it can is never to be closed: what it lacks is lost, whatever the code says.
+        member >= self.slow_from && !self.drops && (code == TRY_AGAIN_LATER || code == ABNORMAL)
     }
 }

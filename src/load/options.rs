@@ -104,7 +104,8 @@ pub struct Arguments {
     /// Connections that publish [default: as many as --in-flight, or 16; with --publish-by say one for each room]
     #[arg(long)]
     publishers: Option<usize>,
-    /// What the server does with slow clients; it decides which losses are explained
+    /// slow: what the server does with clients that read slowly. With disconnect it may close those, with 1013; any other
+    /// connection that it closes is a fault, in every scenario and whatever the code
     #[arg(long, value_enum, default_value = "disconnect")]
     policy: SlowPolicy,
     /// Messages before the measured ones: a lead-in of 20 one at a time, the rest at twice the messages in flight

@@ -76,8 +76,6 @@ pub struct Counts {
     pub reordered: u64,
     /// Messages that are not of this run.
     pub foreign: u64,
-    /// Expected deliveries that are missing because the server closed the connection, and said why (1013).
-    pub lost_explained: u64,
     /// Messages that slow subscribers received.
     pub slow_received: u64,
     /// Messages that slow subscribers lack although they have later ones.
@@ -96,30 +94,27 @@ impl Counts {
             repeats: self.repeats - earlier.repeats,
             reordered: self.reordered - earlier.reordered,
             foreign: self.foreign - earlier.foreign,
-            lost_explained: self.lost_explained - earlier.lost_explained,
             slow_received: self.slow_received - earlier.slow_received,
             slow_gaps: self.slow_gaps.saturating_sub(earlier.slow_gaps),
         }
     }
 
-    /// Expected deliveries that are missing without a reason.
+    /// Expected deliveries that are missing; nothing is expected of a slow subscriber.
     #[must_use]
-    pub fn lost_unexplained(&self) -> u64 {
-        self.expected.saturating_sub(self.received + self.lost_explained)
+    pub fn lost(&self) -> u64 {
+        self.expected.saturating_sub(self.received)
     }
 
     /// Whether every subscriber received what was owed, once and in the one order.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.lost_unexplained() == 0
-            && self.expected == self.received + self.lost_explained
-            && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
+        self.expected == self.received && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
     }
 
     /// Whether every delivery that was expected came, once and in the one order, and nothing else.
     #[must_use]
     pub fn is_all(&self) -> bool {
-        self.is_exact() && self.received == self.expected && self.foreign == 0
+        self.is_exact() && self.foreign == 0
     }
 }
 
@@ -180,12 +175,9 @@ impl Tally {
         self.counts.expected -= self.release(subscriber, now_ns);
     }
 
-    /// The server has closed a subscriber's connection; with a reason, what it does not have is explained.
-    pub(crate) fn cut(&mut self, subscriber: usize, explained: bool, now_ns: u64) {
-        let missing = self.release(subscriber, now_ns);
-        if explained {
-            self.counts.lost_explained += missing;
-        }
+    /// The server has closed a subscriber's connection: what was owed to it and has not come is lost.
+    pub(crate) fn cut(&mut self, subscriber: usize, now_ns: u64) {
+        self.release(subscriber, now_ns);
     }
 
     /// Nothing waits for this subscriber any more; how many deliveries it lacks, gaps aside.
@@ -381,11 +373,11 @@ mod tests {
         receive(&mut tally, 0, &[0, 1, 2]);
         receive(&mut tally, 1, &[0, 2]);
         let counts = tally.counts();
-        assert_eq!((counts.gaps, counts.lost_unexplained(), tally.in_flight()), (1, 1, 1));
+        assert_eq!((counts.gaps, counts.lost(), tally.in_flight()), (1, 1, 1));
         // The last one has no later one that would show a gap.
         let mut tally = self::tally(1, 2);
         receive(&mut tally, 0, &[0]);
-        assert_eq!((tally.counts().gaps, tally.counts().lost_unexplained()), (0, 1));
+        assert_eq!((tally.counts().gaps, tally.counts().lost()), (0, 1));
     }
 
     #[test]
@@ -394,7 +386,7 @@ mod tests {
         receive(&mut tally, 0, &[0, 1, 2]);
         receive(&mut tally, 1, &[0, 0, 2, 2]);
         let counts = tally.counts();
-        assert_eq!((counts.received, counts.repeats, counts.gaps, counts.lost_unexplained()), (5, 2, 1, 1));
+        assert_eq!((counts.received, counts.repeats, counts.gaps, counts.lost()), (5, 2, 1, 1));
     }
 
     #[test]
@@ -403,7 +395,7 @@ mod tests {
         receive(&mut tally, 0, &[0, 1, 2]);
         receive(&mut tally, 1, &[0, 2, 1]);
         let counts = tally.counts();
-        assert_eq!((counts.reordered, counts.gaps, counts.lost_unexplained()), (1, 0, 0));
+        assert_eq!((counts.reordered, counts.gaps, counts.lost()), (1, 0, 0));
         assert_eq!(tally.in_flight(), 0);
         assert!(!counts.is_exact());
     }
@@ -419,9 +411,9 @@ mod tests {
         receive(&mut tally, 0, &[1, 2, 3]);
         receive(&mut tally, 1, &[1, 3]);
         let counts = tally.counts();
-        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost_unexplained()), (7, 6, 1, 1));
+        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost()), (7, 6, 1, 1));
         receive(&mut tally, 1, &[2]);
-        assert_eq!(tally.counts().lost_unexplained(), 0);
+        assert_eq!(tally.counts().lost(), 0);
         assert_eq!(tally.in_flight(), 0);
     }
 
@@ -440,7 +432,7 @@ mod tests {
         late.publish(0, 10);
         receive(&mut late, 0, &[0, 1, 2]);
         receive(&mut late, 1, &[2]);
-        assert_eq!((late.counts().gaps, late.counts().lost_unexplained()), (1, 1));
+        assert_eq!((late.counts().gaps, late.counts().lost()), (1, 1));
     }
 
     #[test]
@@ -450,7 +442,7 @@ mod tests {
         receive(&mut tally, 0, &[0, 1, 2]);
         receive(&mut tally, 1, &[0, 2]);
         let counts = tally.counts();
-        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost_unexplained()), (6, 5, 1, 1));
+        assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost()), (6, 5, 1, 1));
     }
 
     #[test]
@@ -462,13 +454,12 @@ mod tests {
         receive(&mut tally, 1, &[1]);
         assert_eq!((tally.counts().expected, tally.counts().received), (7, 4));
         receive(&mut tally, 2, &[0]);
-        tally.cut(2, true, 1000);
-        let counts = tally.counts();
-        assert_eq!((counts.lost_explained, counts.lost_unexplained(), tally.in_flight()), (2, 0, 0));
-        assert!(counts.is_exact());
+        tally.cut(2, 1000);
+        assert_eq!((tally.counts().lost(), tally.in_flight()), (2, 0));
+        assert!(!tally.counts().is_exact());
         tally.publish(0, 10);
-        tally.cut(0, false, 1000);
-        assert_eq!((tally.counts().lost_unexplained(), tally.in_flight()), (1, 0));
+        tally.cut(0, 1000);
+        assert_eq!((tally.counts().lost(), tally.in_flight()), (3, 0));
     }
 
     #[test]

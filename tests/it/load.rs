@@ -205,6 +205,7 @@ enum Fault {
     Swap,
     Mask,
     CutOff,
+    TryAgainLater,
     Refuse,
 }
 
@@ -288,6 +289,7 @@ fn publish(hall: &mut Hall, body: &[u8], fault: Fault) -> bool {
             Fault::Repeat => wire.extend(&frame),
             Fault::Swap => hall.kept = Some(std::mem::take(&mut wire)),
             Fault::Mask => wire = vec![0x81, 0x80, 0, 0, 0, 0],
+            Fault::TryAgainLater => wire = vec![0x88, 2, 0x03, 0xf5],
             Fault::CutOff => drop(subscriber.shutdown(std::net::Shutdown::Both)),
         }
         // A client that has gone shows elsewhere.
@@ -332,6 +334,10 @@ fn a_message_that_comes_twice_or_too_late_is_found() {
 fn a_connection_that_is_lost_is_a_fault() {
     let (code, report) = load_tiny(Fault::CutOff);
     assert_eq!((code, &report["connections"]["closed"]["1006"]), (1, &1.into()), "{report:#}");
+    assert!(report["lost_unexplained"].as_u64() > Some(0));
+    // An excuse is no excuse towards a client that reads.
+    let (code, report) = load_tiny(Fault::TryAgainLater);
+    assert_eq!((code, &report["connections"]["closed"]["1013"]), (1, &1.into()), "{report:#}");
     assert!(report["lost_unexplained"].as_u64() > Some(0));
     let (code, report) = load_tiny(Fault::Mask);
     assert_eq!((code, &report["connections"]["closed"]["1002"]), (1, &1.into()), "{report:#}");
