@@ -1,8 +1,9 @@
 //! Role `client`: all subscribers and the publisher, as a [`Fanout`] of the load generator in a process of its own.
 //!
 //! Does what it is told on stdin, one word a line, with one line of answer each: `warm` brings the server to its pace,
-//! `measure` runs the load that counts (`measure 48` one of 48 messages), the end of stdin ends the client. So the orchestrator reads the server's CPU clock
-//! between the words, with nothing going on.
+//! `measure` runs the load that counts (`measure 48` one of 48 messages), the end of stdin ends the client. So the
+//! orchestrator reads the server's CPU clock between the words, with nothing going on. Gives up when a connection is missing
+//! before the measurement; one that is lost later is counted.
 
 use std::io::{self, BufRead};
 use std::time::Duration;
@@ -77,7 +78,9 @@ pub(crate) fn run(task: &str) -> io::Result<()> {
         let (word, number) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
             WARM => {
+                load.require_everybody().map_err(io::Error::other)?;
                 pace = load.warm_up().map_err(io::Error::other)?.unwrap_or(pace);
+                load.require_everybody().map_err(io::Error::other)?;
                 println!("{WARM}");
             }
             MEASURE => {

@@ -20,7 +20,8 @@
 //! of open files, and because the client's CPU time must not be charged to the server. The floor and the client are
 //! this same executable, started again with a hidden first argument.
 //!
-//! The run ends with exit code 1 if a single expected message is missing, repeated, reordered or foreign.
+//! The run ends with exit code 1 if a single expected message is missing, repeated, reordered or foreign, or a subscriber
+//! is gone.
 //!
 //! | file | owns |
 //! |---|---|
@@ -99,7 +100,9 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
                 eprintln!("round {}, {in_flight} in flight, {candidate}: {sample}", round + 1);
                 report.add(in_flight, candidate, sample);
                 if !report.is_complete() {
-                    eprintln!("delivery: deliveries are missing, repeated, reordered or foreign, so the run ends here");
+                    eprintln!(
+                        "delivery: deliveries are missing, repeated, reordered or foreign, or subscribers gone: the run ends here"
+                    );
                     break 'run;
                 }
             }

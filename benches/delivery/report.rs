@@ -101,7 +101,7 @@ impl Report {
         }
     }
 
-    /// Whether every expected delivery of every cell arrived, once and in the one order, and nothing else.
+    /// Whether no cell lost a subscriber, and every expected delivery arrived, once and in the one order, and nothing else.
     pub(crate) fn is_complete(&self) -> bool {
         self.rows.iter().flat_map(|row| &row.samples).all(Sample::is_exact)
     }

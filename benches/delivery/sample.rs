@@ -47,9 +47,9 @@ impl Sample {
         100.0 * self.server_waited.as_nanos() as f64 / self.counted.elapsed_ns as f64
     }
 
-    /// Whether every expected delivery arrived, once and in the one order, and nothing else.
+    /// Whether every subscriber stayed and every expected delivery arrived, once and in the one order, and nothing else.
     pub(crate) fn is_exact(&self) -> bool {
-        self.counted.counts.is_all()
+        self.counted.is_all()
     }
 
     /// Everything above, with the counts behind it.
@@ -64,6 +64,7 @@ impl Sample {
             "frames_per_read": self.frames_per_read(),
             "received": self.counted.counts.received,
             "expected": self.counted.counts.expected,
+            "connections_absent": self.counted.absent,
             "elapsed_ns": self.counted.elapsed_ns,
         })
     }

@@ -126,10 +126,11 @@ impl Pair {
     /// Publishes so many messages; the time until everybody has them all.
     ///
     /// # Panics
-    /// When one is missing, repeated, reordered or foreign.
+    /// When one is missing, repeated, reordered or foreign, or a subscriber is gone.
     fn deliver(&mut self, messages: u64) -> Duration {
         let counted = self.clients.measure(Some(messages)).expect("the client counts");
-        assert!(counted.counts.is_all(), "not every delivery arrived, once, in order: {:?}", counted.counts);
+        let (counts, absent) = (&counted.counts, counted.absent);
+        assert!(counted.is_all(), "not every delivery arrived, once, in order: {counts:?}, {absent} subscribers gone");
         Duration::from_nanos(counted.elapsed_ns)
     }
 }

@@ -139,6 +139,12 @@ impl Crowd {
         self.steps.len()
     }
 
+    /// Members that are not there, other than those whom the server had a reason to end.
+    pub(crate) fn absent(&self) -> u64 {
+        let excused = self.closed.values().sum::<u64>() - self.unexpected;
+        (self.members.len() - self.open) as u64 - excused
+    }
+
     /// Whether a member is there, and neither side ends.
     pub(crate) fn is_open(&self, member: usize) -> bool {
         matches!(self.members[member].state, State::Open | State::Greeting)

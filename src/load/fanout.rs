@@ -37,6 +37,7 @@ const LEAD_IN: usize = 20;
 const AFTERMATH_NS: u64 = 100_000_000;
 /// Between two looks at what has timed out, in nanoseconds.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
+
 /// What was counted during one measured load.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Counted {
@@ -49,6 +50,8 @@ pub struct Counted {
     pub unsent: u64,
     /// Reads that returned data; `received / reads` is the number of frames that arrive together.
     pub reads: u64,
+    /// Connections that were lost, or never came about; slow ones that the server closed as its policy says are not.
+    pub absent: u64,
     /// First publication until last delivery.
     pub elapsed_ns: u64,
     /// CPU time of this process over the same stretch, without what it spent in waiting.
@@ -57,6 +60,15 @@ pub struct Counted {
     pub deliveries: Latencies,
     /// Due until the last subscriber has it, for each message that everybody has.
     pub last_subscriber: Latencies,
+}
+
+impl Counted {
+    /// Whether everybody was there to the end, and every delivery that was expected came, once and in the one order, and
+    /// nothing else.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.absent == 0 && self.counts.is_all()
+    }
 }
 
 /// See the head of this file.
@@ -84,7 +96,7 @@ pub(super) fn resolve(target: &Target) -> Result<SocketAddr, LoadError> {
 }
 
 impl Fanout {
-    /// Connects everybody, and the publishing connections.
+    /// Connects everybody, and the publishing connections. Some may have failed, see [`Self::require_everybody`].
     ///
     /// # Errors
     /// When there is no server, or what answers is none.
@@ -155,6 +167,21 @@ impl Fanout {
         }
         self.connecting = Duration::from_nanos(self.clock.now_ns() - start_ns);
         Ok(())
+    }
+
+    /// Makes sure that a figure about so many subscribers is one: everybody is connected.
+    ///
+    /// # Errors
+    /// When a connection is missing, other than a slow one that the server closed as its policy says.
+    pub fn require_everybody(&self) -> Result<(), LoadError> {
+        match self.crowd.absent() {
+            0 => Ok(()),
+            absent => Err(LoadError::Absent {
+                absent,
+                requested: self.crowd.len() as u64,
+                complaint: self.crowd.complaint.clone().unwrap_or_default(),
+            }),
+        }
     }
 
     /// Brings sockets, caches and batch sizes to where they stay; the time per message at the end of it, if there was enough
@@ -233,6 +260,7 @@ impl Fanout {
             refused: self.refused() - refused,
             unsent: sending.unsent(),
             reads,
+            absent: self.crowd.absent(),
             elapsed_ns,
             client_cpu_ns,
             deliveries: tally.deliveries.clone(),

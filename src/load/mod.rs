@@ -73,6 +73,16 @@ pub enum LoadError {
     /// The first connections failed.
     #[error("{0}")]
     Handshake(String),
+    /// Fewer are connected than a figure would say.
+    #[error("{absent} of {requested} connections are missing: {complaint}")]
+    Absent {
+        /// How many are missing.
+        absent: u64,
+        /// How many were asked for.
+        requested: u64,
+        /// What went wrong first.
+        complaint: String,
+    },
     /// A publication was not accepted.
     #[error("{0}")]
     Publish(String),
