@@ -48,7 +48,7 @@ mod tally;
 mod target;
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::fanout::{Counted, Fanout};
 pub use self::latency::{Latencies, Summary};
@@ -108,6 +108,7 @@ pub enum LoadError {
 /// Readings of the server's process.
 #[derive(Clone, Copy)]
 struct Reading {
+    at: Instant,
     cpu: Duration,
     waited: Duration,
     rss_bytes: u64,
@@ -117,9 +118,16 @@ impl Reading {
     fn take(options: &Options) -> Result<Option<Self>, LoadError> {
         let read = |pid| {
             let (cpu, waited) = (process::cpu_time(pid)?, process::time_waited(pid)?);
-            Ok(Self { cpu, waited, rss_bytes: process::rss_bytes(pid)? })
+            Ok(Self { at: Instant::now(), cpu, waited, rss_bytes: process::rss_bytes(pid)? })
         };
         options.pid.map(|pid| read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
+    }
+
+    /// CPU time since `earlier`, and its share and that of the waiting in the time between the two, in percent.
+    fn since(&self, earlier: &Self) -> (Duration, f64, f64) {
+        let percent = |part: Duration| 100.0 * part.as_secs_f64() / (self.at - earlier.at).as_secs_f64();
+        let (cpu, waited) = (self.cpu.saturating_sub(earlier.cpu), self.waited.saturating_sub(earlier.waited));
+        (cpu, percent(cpu), percent(waited))
     }
 }
 
@@ -180,10 +188,6 @@ fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
     }
 }
 
-fn percent(part: Duration, whole_ns: u64) -> f64 {
-    100.0 * ratio(part.as_nanos() as u64, whole_ns)
-}
-
 fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     let before = Reading::take(options)?;
     let mut load = Fanout::connect(options)?;
@@ -200,12 +204,12 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     let per_handshake = |cpu: Duration| cpu.as_nanos() as f64 / handshakes.count().max(1) as f64;
     let cpu_since = |later: Option<Reading>, earlier: Option<Reading>| Some(later?.cpu.saturating_sub(earlier?.cpu));
     let server = before.zip(connected).zip(start.zip(end)).map(|((before, connected), (start, end))| {
-        let cpu = end.cpu.saturating_sub(start.cpu);
+        let (cpu, cpu_percent, waited_percent) = end.since(&start);
         let deliveries = counts.received + counts.slow_received;
         ServerFigures {
             cpu_ns_per_delivery: (deliveries > 0).then(|| cpu.as_nanos() as f64 / deliveries as f64),
-            cpu_percent: percent(cpu, counted.elapsed_ns),
-            waited_percent: percent(end.waited.saturating_sub(start.waited), counted.elapsed_ns),
+            cpu_percent,
+            waited_percent,
             rss_bytes_before: before.rss_bytes,
             rss_bytes_connected: connected.rss_bytes,
             rss_bytes_after: end.rss_bytes,
@@ -269,11 +273,11 @@ fn run_chat(options: &Options, command: &str) -> Result<Report, LoadError> {
     let (crowd, counts) = (&chatted.crowd, chatted.counts);
     let received = counts.messages_received + counts.errors_received + counts.unknown_received;
     let server = before.zip(end).map(|(before, end)| {
-        let cpu = end.cpu.saturating_sub(before.cpu);
+        let (cpu, cpu_percent, waited_percent) = end.since(&before);
         ServerFigures {
             cpu_ns_per_delivery: (received > 0).then(|| cpu.as_nanos() as f64 / received as f64),
-            cpu_percent: percent(cpu, chatted.elapsed_ns),
-            waited_percent: percent(end.waited.saturating_sub(before.waited), chatted.elapsed_ns),
+            cpu_percent,
+            waited_percent,
             rss_bytes_before: before.rss_bytes,
             rss_bytes_connected: chatted.rss_bytes_open_max.unwrap_or(end.rss_bytes),
             rss_bytes_after: end.rss_bytes,

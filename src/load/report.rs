@@ -114,9 +114,10 @@ pub struct Connect {
 pub struct ServerFigures {
     /// CPU of the process for each delivery.
     pub cpu_ns_per_delivery: Option<f64>,
-    /// CPU of the process, in percent of one core.
+    /// CPU of the process, in percent of one core, over the time between the two readings: the load, and the tenth of a
+    /// second or more after it in which the client still listens.
     pub cpu_percent: f64,
-    /// How long its threads were ready and waited for a core, in percent of the time.
+    /// How long its threads were ready and waited for a core, in percent of the same time.
     pub waited_percent: f64,
     /// Memory before anybody was connected.
     pub rss_bytes_before: u64,
