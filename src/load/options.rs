@@ -50,8 +50,8 @@ pub enum Pace {
 /// Put a load on a WebSocket server that sends what is published to every subscriber, and count what arrives.
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit code 0 when everything arrived
-/// that had to; 1 when something is missing, came twice or in another order, or a connection was lost; 64 for a wrong command
-/// line; 69 when the load could not be run to its end.
+/// that had to; 1 when something is missing, came twice or in another order, a connection was lost, or the server did not take the
+/// messages at the --rate asked for; 64 for a wrong command line; 69 when the load could not be run to its end.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {
@@ -89,7 +89,8 @@ pub struct Arguments {
     /// Length of a message in bytes; the first 12 are a tag
     #[arg(long, value_parser = parse_bytes, default_value = "100")]
     payload: usize,
-    /// Messages per second, on a schedule [default: 10]
+    /// Messages per second, on a schedule [default: 10]. Latency counts from the schedule; with --in-flight and --flood it
+    /// counts from the sending, and what waits to be sent is not in it
     #[arg(long, conflicts_with_all = ["in_flight", "flood"])]
     rate: Option<f64>,
     /// Messages on their way at once; a message is, until every subscriber has it

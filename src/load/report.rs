@@ -36,7 +36,7 @@ pub struct Report {
     pub published: u64,
     /// Publications refused with 503 and sent again.
     pub refused: u64,
-    /// Messages that were due and could not be sent in time.
+    /// Messages that were due and could not be sent in time; the run has failed if they are more than a hundredth.
     pub unsent: u64,
     /// Deliveries that had to follow.
     pub expected: u64,
@@ -61,7 +61,7 @@ pub struct Report {
     pub deliveries_per_second: f64,
     /// How many frames arrived together.
     pub frames_per_read: f64,
-    /// Due until received, for each delivery.
+    /// Due until received, for each delivery. A message is due on schedule with a rate, and else when it is sent.
     pub latency_us: Option<Summary>,
     /// Due until the last subscriber has it, for each message.
     pub last_subscriber_us: Option<Summary>,
@@ -81,7 +81,7 @@ pub struct Report {
     /// What went wrong first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub complaint: Option<String>,
-    /// Whether everything arrived that had to, and no connection was lost.
+    /// Whether everything that was due was sent, everything arrived that had to, and no connection was lost.
     pub passed: bool,
 }
 
