@@ -207,6 +207,7 @@ enum Fault {
     CutOff,
     TryAgainLater,
     Refuse,
+    RefuseAll,
 }
 
 /// Everybody who is connected, and how many messages came.
@@ -275,6 +276,9 @@ fn publish(hall: &mut Hall, body: &[u8], fault: Fault) -> bool {
         hall.refused = true;
         return false;
     }
+    if fault == Fault::RefuseAll && hall.messages >= UNLUCKY.0 {
+        return false;
+    }
     let mut kept = hall.kept.take();
     for (number, subscriber) in hall.subscribers.iter_mut().enumerate() {
         let is_unlucky = (hall.messages, number) == UNLUCKY;
@@ -284,7 +288,7 @@ fn publish(hall: &mut Hall, body: &[u8], fault: Fault) -> bool {
         }
         match fault {
             _ if !is_unlucky => {}
-            Fault::None | Fault::Refuse => {}
+            Fault::None | Fault::Refuse | Fault::RefuseAll => {}
             Fault::Lose => wire.clear(),
             Fault::Repeat => wire.extend(&frame),
             Fault::Swap => hall.kept = Some(std::mem::take(&mut wire)),
@@ -309,6 +313,15 @@ fn any_server_will_do() {
     assert_eq!((code, &report["received"]), (0, &120.into()), "{report:#}");
     let (code, report) = load_tiny(Fault::Refuse);
     assert_eq!((code, &report["received"], &report["refused"]), (0, &120.into(), &1.into()), "{report:#}");
+}
+
+#[test]
+fn a_server_that_refuses_everything_ends_the_load() {
+    let address = tiny_server(Fault::RefuseAll);
+    let arguments = "--connections 3 --duration 300ms --rate 1000 --publishers 1 --patience 500ms";
+    let (code, report) = load(address, arguments);
+    assert_eq!((code, &report["passed"]), (1, &false.into()), "{report:#}");
+    assert!(report["unsent"].as_u64() > Some(0) && report["refused"].as_u64() > Some(0), "{report:#}");
 }
 
 #[test]
