@@ -19,8 +19,8 @@
 //! | `report.rs`, `progress.rs` | what is said at the end, and meanwhile |
 //!
 //! With a rate, latency counts from the time a message was due, not from when it could be sent, so nothing that a slow
-//! server delays is left out; if more than a hundredth of the messages could not be sent in time, the run fails. At every other pace a message is due
-//! when it is sent: the next one waits for the server, and latency says nothing of that wait.
+//! server delays is left out; if more than a hundredth of the messages could not be sent in time, the run fails. At every
+//! other pace a message is due when it is sent: the next one waits for the server, and latency says nothing of that wait.
 
 mod audience;
 mod chat;

@@ -18,7 +18,7 @@ pub enum Scenario {
     Fanout,
     /// Everybody is connected and waits: memory, pings
     Idle,
-    /// As fanout, while connections leave and others join
+    /// As fanout, while connections leave and others join; asks for a server that subscribes before it answers 101
     Churn,
     /// The article's test: clients with a name speak, receive the tick, and leave
     Chat,
@@ -50,8 +50,9 @@ pub enum Pace {
 /// Put a load on a WebSocket server that sends what is published to every subscriber, and count what arrives.
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit code 0 when everything arrived
-/// that had to; 1 when something is missing, came twice or in another order, a connection was lost, or the server did not take the
-/// messages at the --rate asked for; 64 for a wrong command line; 69 when the load could not be run to its end.
+/// that had to; 1 when something is missing, came twice or in another order, a connection was lost, or more than a hundredth
+/// of the messages could not be sent at the --rate asked for; 64 for a wrong command line; 69 when the load could not be
+/// run to its end.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {

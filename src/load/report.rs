@@ -81,7 +81,7 @@ pub struct Report {
     /// What went wrong first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub complaint: Option<String>,
-    /// Whether everything that was due was sent, everything arrived that had to, and no connection was lost.
+    /// Whether nearly everything that was due was sent, everything arrived that had to, and no connection was lost.
     pub passed: bool,
 }
 
