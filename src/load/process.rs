@@ -91,7 +91,13 @@ fn read(clock: libc::clockid_t) -> io::Result<Duration> {
 pub fn time_waited(pid: u32) -> io::Result<Duration> {
     let mut waited = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let counts = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let counts = match fs::read_to_string(thread?.path().join("schedstat")) {
+            // The thread has ended since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+                continue;
+            }
+            counts => counts?,
+        };
         let field = counts.split_ascii_whitespace().nth(1);
         let field = field.ok_or_else(|| io::Error::other("schedstat without a second field"))?;
         waited += field.parse::<u64>().map_err(io::Error::other)?;
