@@ -124,11 +124,18 @@ impl Reading {
         options.pid.map(|pid| read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
     }
 
-    /// CPU time since `earlier`, and its share and that of the waiting in the time between the two, in percent.
-    fn since(&self, earlier: &Self) -> (Duration, f64, f64) {
+    /// What the server did since `earlier`, for so many deliveries; `rss_bytes`: before anybody came, and with everybody.
+    fn server_since(&self, earlier: &Self, deliveries: u64, rss_bytes: (u64, u64)) -> ServerFigures {
         let percent = |part: Duration| 100.0 * part.as_secs_f64() / (self.at - earlier.at).as_secs_f64();
         let (cpu, waited) = (self.cpu.saturating_sub(earlier.cpu), self.waited.saturating_sub(earlier.waited));
-        (cpu, percent(cpu), percent(waited))
+        ServerFigures {
+            cpu_ns_per_delivery: (deliveries > 0).then(|| cpu.as_nanos() as f64 / deliveries as f64),
+            cpu_percent: percent(cpu),
+            waited_percent: percent(waited),
+            rss_bytes_before: rss_bytes.0,
+            rss_bytes_connected: rss_bytes.1,
+            rss_bytes_after: self.rss_bytes,
+        }
     }
 }
 
@@ -205,16 +212,8 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     let per_handshake = |cpu: Duration| cpu.as_nanos() as f64 / handshakes.count().max(1) as f64;
     let cpu_since = |later: Option<Reading>, earlier: Option<Reading>| Some(later?.cpu.saturating_sub(earlier?.cpu));
     let server = before.zip(connected).zip(start.zip(end)).map(|((before, connected), (start, end))| {
-        let (cpu, cpu_percent, waited_percent) = end.since(&start);
-        let deliveries = counts.received + counts.slow_received;
-        ServerFigures {
-            cpu_ns_per_delivery: (deliveries > 0).then(|| cpu.as_nanos() as f64 / deliveries as f64),
-            cpu_percent,
-            waited_percent,
-            rss_bytes_before: before.rss_bytes,
-            rss_bytes_connected: connected.rss_bytes,
-            rss_bytes_after: end.rss_bytes,
-        }
+        let rss_bytes = (before.rss_bytes, connected.rss_bytes);
+        end.server_since(&start, counts.received + counts.slow_received, rss_bytes)
     });
     let crowd = &load.crowd;
     let slow_from = options.connections - options.slow;
@@ -278,15 +277,8 @@ fn run_chat(options: &Options, command: &str) -> Result<Report, LoadError> {
     let (crowd, counts) = (&chatted.crowd, chatted.counts);
     let received = counts.messages_received + counts.errors_received + counts.unknown_received;
     let server = before.zip(end).map(|(before, end)| {
-        let (cpu, cpu_percent, waited_percent) = end.since(&before);
-        ServerFigures {
-            cpu_ns_per_delivery: (received > 0).then(|| cpu.as_nanos() as f64 / received as f64),
-            cpu_percent,
-            waited_percent,
-            rss_bytes_before: before.rss_bytes,
-            rss_bytes_connected: chatted.rss_bytes_open_max.unwrap_or(end.rss_bytes),
-            rss_bytes_after: end.rss_bytes,
-        }
+        let rss_bytes = (before.rss_bytes, chatted.rss_bytes_open_max.unwrap_or(end.rss_bytes));
+        end.server_since(&before, received, rss_bytes)
     });
     let client = ClientFigures::new(chatted.client_cpu_ns, chatted.elapsed_ns, received);
     Ok(Report {
