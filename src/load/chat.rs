@@ -376,4 +376,33 @@ mod tests {
         assert_eq!(promised_ticks(1, 11, Some(5), 3), 4);
         assert_eq!(promised_ticks(0, 10, None, 3), 3);
     }
+
+    /// The counts after one session from 1 to 11 with ticks at these times, LEAVE at its end, and this close code.
+    fn session(ticks: &[u64], code: u16) -> ChatCounts {
+        let mut clients = Clients {
+            clients: vec![Client::default()],
+            counts: ChatCounts::default(),
+            tick_ns: 3,
+            session_ns: 10,
+            joined: Vec::new(),
+        };
+        clients.joined(0, 1);
+        for &now_ns in ticks {
+            let mark = clients.head(0, br#"{"event":"CHAT_MSG","user":"server","message":"hello"}"#);
+            clients.message(0, mark, now_ns);
+        }
+        clients.clients[0].left = true;
+        clients.ended(0, code, 11);
+        clients.counts
+    }
+
+    #[test]
+    fn a_session_may_lack_one_tick_and_not_two() {
+        for (ticks, failed) in [(&[2, 5, 8, 11][..], 0), (&[2, 5, 8], 0), (&[2, 5], 1), (&[2, 3, 4, 5, 6, 7], 1)] {
+            let counts = session(ticks, NORMAL);
+            assert_eq!((counts.ticks_promised, counts.checks_passed, counts.checks_failed), (4, 3 - failed, failed));
+            assert_eq!(counts.complaint, (failed > 0).then(|| format!("a session had {} ticks of 4", ticks.len())));
+        }
+        assert_eq!(session(&[2, 5, 8, 11], 1006).complaint.unwrap(), "a session ended with 1006 after LEAVE");
+    }
 }
