@@ -164,7 +164,6 @@ impl Tally {
         let next = self.rooms[room].order.len() as u32;
         let standing = if slow { Standing::Slow } else { Standing::Joined };
         let owed_from = self.publications.len() as u32;
-        self.skipped.remove(&(subscriber as u32));
         self.followers[subscriber] = Follower { next, owed_from, room: room as u32, standing };
         self.rooms[room].members += u32::from(!slow);
     }
@@ -180,9 +179,10 @@ impl Tally {
         self.release(subscriber, now_ns);
     }
 
-    /// Nothing waits for this subscriber any more; how many deliveries it lacks, gaps aside.
+    /// Nothing waits for this subscriber any more, nor for what it has skipped; how many deliveries it lacks, gaps aside.
     fn release(&mut self, subscriber: usize, now_ns: u64) -> u64 {
         let follower = std::mem::take(&mut self.followers[subscriber]);
+        let skipped = self.skipped.remove(&(subscriber as u32)).unwrap_or_default();
         if !matches!(follower.standing, Standing::Joined | Standing::Following) {
             return 0;
         }
@@ -191,9 +191,10 @@ impl Tally {
         let mut lacking = 0;
         room.outstanding.retain(|number| {
             let publication = &mut self.publications[*number as usize];
-            let lacks = *number >= follower.owed_from && publication.position >= follower.next;
-            if lacks && publication.missing > 0 {
-                lacking += 1;
+            let is_owed = *number >= follower.owed_from && publication.missing > 0;
+            let is_ahead = publication.position >= follower.next;
+            if is_owed && (is_ahead || skipped.contains(&publication.position)) {
+                lacking += u64::from(is_ahead);
                 publication.missing -= 1;
                 if publication.missing == 0 {
                     self.complete += 1;
@@ -378,6 +379,24 @@ mod tests {
         let mut tally = self::tally(1, 2);
         receive(&mut tally, 0, &[0]);
         assert_eq!((tally.counts().gaps, tally.counts().lost()), (0, 1));
+    }
+
+    #[test]
+    fn a_gap_is_a_loss_and_nothing_waits_for_it_when_its_subscriber_has_gone() {
+        for leave in [Tally::leave, Tally::cut] {
+            let mut tally = tally(2, 4);
+            receive(&mut tally, 0, &[0, 1, 2, 3]);
+            receive(&mut tally, 1, &[0, 2]);
+            assert_eq!(tally.in_flight(), 2);
+            leave(&mut tally, 1, 1000);
+            assert_eq!((tally.in_flight(), tally.last.count(), tally.counts().gaps), (0, 4, 1));
+            assert!(tally.counts().lost() >= 1);
+            tally.join(1, 0, false);
+            tally.publish(0, 10);
+            receive(&mut tally, 0, &[4]);
+            receive(&mut tally, 1, &[4]);
+            assert_eq!((tally.in_flight(), tally.counts().reordered), (0, 0));
+        }
     }
 
     #[test]
