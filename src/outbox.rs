@@ -137,7 +137,7 @@ impl Outbox {
     ///
     /// `written` is 0 unless nothing else waits: order is kept by offering to the outbox whenever one exists.
     pub fn offer(&mut self, batch: &Rc<Batch>, written: usize, bound: Bound) -> Offered {
-        let whole = batch.bytes().len();
+        let whole = batch.len();
         let delivered = batch.frames_before(written);
         let started = !batch.is_boundary(written);
         // The started frame's rest is owed, bound or not.

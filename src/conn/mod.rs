@@ -168,7 +168,7 @@ impl<S: Socket> Connection<S> {
             self.outbox.set(Some(outbox));
             return Sent::Part(offered);
         }
-        let whole = batch.bytes().len();
+        let whole = batch.len();
         let written = match self.write(batch.piece(0..whole)) {
             Ok(written) if written == whole => return Sent::All,
             Ok(written) => written,

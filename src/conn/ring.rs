@@ -75,7 +75,7 @@ impl Ring {
         if notes.len() == self.items_max {
             notes.pop_front();
         }
-        let (bytes, before) = (batch.bytes().len() + ENTRY_BYTES, self.bytes.get());
+        let (bytes, before) = (batch.len() + ENTRY_BYTES, self.bytes.get());
         notes.push_back(Note { channel, frames: batch.frames() as u32, bytes, before });
         self.bytes.set(before + bytes as u64);
         // Without a connection there is nobody to see it.

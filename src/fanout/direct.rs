@@ -15,9 +15,7 @@ impl<S: Socket> Fanout<S> for Direct {
     fn attach(&self, _: &Rc<Connection<S>>) {}
 
     fn begin(&self, scope: &Scope<'_, S>, mut batch: Batch, start: usize) -> Pass<S> {
-        if let Some(pages) = scope.pages.hold(batch.bytes(), scope.subscribers.len()) {
-            batch.move_to(pages);
-        }
+        batch.move_to_pages(|bytes| scope.pages.hold(bytes, scope.subscribers.len()));
         Pass::new(batch, scope.subscribers.places(), start)
     }
 

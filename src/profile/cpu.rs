@@ -106,7 +106,8 @@ fn threads() -> io::Result<Vec<Thread>> {
 struct Timer(libc::timer_t);
 
 impl Timer {
-    /// Signals the thread after every `period` of its CPU time, with `index`; `None` when it has ended.
+    /// Signals the thread after every `period` of its CPU time, with `index`; `None` when it has ended, or when the kernel
+    /// has no timer left to give (each counts against the limit of pending signals): the profile lacks that thread.
     fn start(thread: &Thread, index: usize, period: Duration) -> Option<Self> {
         // The kernel's number for the CPU clock of a thread: its id, inverted, above the bits "scheduler" (2) and "per
         // thread" (4).

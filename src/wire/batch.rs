@@ -17,12 +17,19 @@ use crate::pages::Pages;
 /// One or more whole frames, in the order in which they are to be sent.
 #[derive(Debug)]
 pub struct Batch {
-    bytes: Bytes,
-    /// The same bytes where sockets can share them.
-    pages: Option<Pages>,
-    /// Where each frame ends in `bytes`; the last one is its length.
+    store: Store,
+    /// Where each frame ends; the last one is the length of the batch.
     ends: Box<[u32]>,
     books: Rc<Books>,
+}
+
+/// Where the wire bytes are; in one place only.
+#[derive(Debug)]
+enum Store {
+    /// On the heap.
+    Bytes(Bytes),
+    /// Where sockets can share them.
+    Pages(Pages),
 }
 
 impl Batch {
@@ -49,33 +56,38 @@ impl Batch {
             frames.iter().for_each(|frame| joined.extend_from_slice(frame.wire()));
             joined.freeze()
         };
-        Self { bytes, pages: None, ends, books }
+        Self { store: Store::Bytes(bytes), ends, books }
     }
 
-    /// From here on sockets are referred to `pages`, which hold the same bytes.
-    pub fn move_to(&mut self, pages: Pages) {
-        self.pages = Some(pages);
+    /// Puts the bytes into the pages that `hold` gives for them, if it does; the heap then keeps none.
+    pub fn move_to_pages(&mut self, hold: impl FnOnce(&[u8]) -> Option<Pages>) {
+        if let Store::Bytes(bytes) = &self.store
+            && let Some(pages) = hold(bytes)
+        {
+            self.store = Store::Pages(pages);
+        }
     }
 
     /// Whether sockets are referred to pages.
     #[must_use]
     pub fn has_pages(&self) -> bool {
-        self.pages.is_some()
+        matches!(self.store, Store::Pages(_))
     }
 
     /// Part of the wire bytes, in the form in which a socket takes it at the least cost.
     #[must_use]
     pub fn piece(&self, range: Range<usize>) -> Piece<'_> {
-        match &self.pages {
-            Some(pages) => Piece::Pages(pages, range),
-            None => Piece::Bytes(&self.bytes[range]),
+        match &self.store {
+            Store::Pages(pages) => Piece::Pages(pages, range),
+            Store::Bytes(bytes) => Piece::Bytes(&bytes[range]),
         }
     }
 
-    /// All frames as wire bytes.
+    /// Length of all frames on the wire, in bytes; never 0.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    #[expect(clippy::len_without_is_empty, reason = "no batch is empty")]
+    pub fn len(&self) -> usize {
+        self.ends[self.ends.len() - 1] as usize
     }
 
     /// Number of frames, at least 1.
@@ -118,9 +130,13 @@ impl Batch {
     }
 
     /// Opcode and payload of frame `index`.
+    ///
+    /// # Panics
+    /// When the bytes are in pages: who takes single messages has no use for those.
     #[must_use]
     pub fn message(&self, index: usize) -> (OpCode, &[u8]) {
-        let wire = &self.bytes[self.range(index)];
+        let Store::Bytes(bytes) = &self.store else { panic!("the message of a batch in pages") };
+        let wire = &bytes[self.range(index)];
         let opcode = if wire[0] & 0x0f == OpCode::Binary as u8 { OpCode::Binary } else { OpCode::Text };
         (opcode, &wire[frame::header_bytes(wire)..])
     }
@@ -149,16 +165,35 @@ pub enum Piece<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PAGES_SUBSCRIBERS_MIN;
+    use crate::pages::PagePool;
 
     fn batch(payloads: &[&str]) -> Batch {
         let frames: Vec<_> = payloads.iter().map(|payload| Frame::text(payload)).collect();
         Batch::new(&frames, Rc::default())
     }
 
+    fn wire(batch: &Batch) -> &[u8] {
+        let Piece::Bytes(bytes) = batch.piece(0..batch.len()) else { panic!("no pages were given") };
+        bytes
+    }
+
+    #[test]
+    fn bytes_are_in_one_place() {
+        let mut batch = batch(&["a", "bc", ""]);
+        batch.move_to_pages(|_| None);
+        assert!(!batch.has_pages());
+        batch.move_to_pages(|bytes| PagePool::new(0).hold(bytes, PAGES_SUBSCRIBERS_MIN));
+        let Piece::Pages(pages, range) = batch.piece(3..9) else { panic!("they are in pages") };
+        assert_eq!((pages.read(range).unwrap(), batch.len()), (b"\x81\x02bc\x81\x00".to_vec(), 9));
+        batch.move_to_pages(|_| panic!("they are there already"));
+    }
+
     #[test]
     fn frames_are_found_by_position() {
         let batch = batch(&["a", "bc", ""]);
-        assert_eq!(batch.bytes(), b"\x81\x01a\x81\x02bc\x81\x00");
+        assert_eq!(wire(&batch), b"\x81\x01a\x81\x02bc\x81\x00");
+        assert_eq!(batch.len(), 9);
         assert_eq!((0..=9).map(|at| batch.frames_before(at)).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1, 1, 2, 2, 3]);
         assert_eq!(batch.end_of_frame_at(0), 3);
         assert_eq!(batch.end_of_frame_at(3), 7);
@@ -176,7 +211,7 @@ mod tests {
     fn a_single_frame_is_shared() {
         let frame = Frame::binary(&[7; 300]);
         let batch = Batch::new(std::slice::from_ref(&frame), Rc::default());
-        assert_eq!(batch.bytes().as_ptr(), frame.wire().as_ptr());
+        assert_eq!(wire(&batch).as_ptr(), frame.wire().as_ptr());
         assert_eq!(batch.message(0), (OpCode::Binary, &[7; 300][..]));
     }
 }
