@@ -7,8 +7,11 @@ cd "$(dirname "$0")/.."
 clients=10000
 log=target/flamegraphs.log
 fail() { printf 'record.sh: %s\n' "$*" >&2; exit 1; }
-# on CORE COMMAND…: becomes the command, so that the process of the background job is the command's.
-on() { if command -v taskset >/dev/null && [ "$(nproc)" -ge 2 ]; then exec taskset -c "$@"; else shift; exec "$@"; fi; }
+on_server=() on_load=()
+if command -v taskset >/dev/null && [ "$(nproc)" -ge 2 ]; then
+  on_server=(taskset -c 0)
+  on_load=(taskset -c 1)
+fi
 
 command -v curl >/dev/null || fail 'curl is missing'
 # In each of the two processes a client is a file.
@@ -19,38 +22,19 @@ cargo build --quiet --release
 cp target/release/hydrant target/hydrant-flamegraphs
 binary=target/hydrant-flamegraphs
 
-server= load=
+. tests/server.sh
+load=
 trap 'kill $server $load 2>/dev/null || true' EXIT
 
 # start FANOUT: a server of its own for each scenario, so that no heap has a history.
 start() {
-  # The last run's address must be gone before the first look.
-  : >"$log"
-  on 0 "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB 2>"$log" &
-  server=$!
-  address=
-  for _ in $(seq 100); do
-    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$log")
-    [ -n "$address" ] && return
-    kill -0 "$server" 2>/dev/null || { cat "$log" >&2; fail 'the server ended before it listened'; }
-    sleep 0.1
-  done
-  fail 'the server does not listen'
+  start_server "$log" "${on_server[@]}" "$binary" --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB
 }
 
 # load ARGUMENTS…: `hydrant load`, in the background.
 load() {
-  on 1 "$binary" load "$@" --url "ws://$address/ws/bench" --pid "$server" --quiet >"$log.load" 2>&1 &
+  "${on_load[@]}" "$binary" load "$@" --url "ws://$address/ws/bench" --pid "$server" --quiet >"$log.load" 2>&1 &
   load=$!
-}
-
-# until_connected NUMBER: waits until so many clients are connected.
-until_connected() {
-  for _ in $(seq 600); do
-    curl -sf "http://$address/debug/mem" | grep -q "^{\"allocator\":\"jemalloc\",\"connections\":$1," && return
-    sleep 0.1
-  done
-  fail "there are not $1 clients after a minute: $(cat "$log.load")"
 }
 
 # picture NAME PATH: records one.
@@ -68,12 +52,6 @@ loaded() {
   load=
 }
 
-stop() {
-  kill "$server"
-  wait "$server" || { cat "$log" >&2; fail 'the server did not end with exit code 0'; }
-  server=
-}
-
 cpu='profile.svg?seconds=10&frequency=500'
 for fanout in direct mailbox; do
   for in_flight in 1 16; do
@@ -84,7 +62,7 @@ for fanout in direct mailbox; do
     sleep 3
     picture "cpu-$fanout-$in_flight" "$cpu"
     loaded
-    stop
+    stop_server
   done
 
   start "$fanout"
@@ -93,7 +71,7 @@ for fanout in direct mailbox; do
   sleep 3
   picture "cpu-$fanout-connecting" "$cpu"
   loaded
-  stop
+  stop_server
 
   start "$fanout"
   load idle --connections "$clients" --duration 10s
@@ -103,5 +81,5 @@ for fanout in direct mailbox; do
   loaded
   until_connected 0
   picture "heap-$fanout-left" heap.svg
-  stop
+  stop_server
 done

@@ -55,79 +55,21 @@ fi
 
 # --- the server ------------------------------------------------------------------------------------------------
 
-server=
+. "$here/server.sh"
 runner=
-stop_all() {
-    if [ -n "$runner" ]; then
-        kill "$runner" 2>/dev/null || true
-        runner=
-    fi
-    [ -n "$server" ] || return 0
-    local pid=$server
-    server=
-    kill "$pid" 2>/dev/null || true
-    for _ in {1..100}; do
-        kill -0 "$pid" 2>/dev/null || break
-        sleep 0.1
-    done
-    kill -9 "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-}
-trap stop_all EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'kill $runner $server 2>/dev/null || true' EXIT
 
 # The limits that the cases need: messages of 16 MiB (9.1.6), 65536 fragments in one message (9.3.1).
 log=$work/server.log
-: >"$log"
-"$binary" --listen 127.0.0.1:0 --tick 0 --message-bytes 16MiB --message-fragments 100000 --outbox-bytes 64MiB --pending-bytes 64MiB \
-    >"$work/server.out" 2>"$log" </dev/null &
-server=$!
-
-# Only whole lines count: `read` fails on one that is still being written.
-port_of_log() {
-    local line
-    while IFS= read -r line; do
-        if [[ $line =~ listening\ on\ ([^0-9]*)127\.0\.0\.1:([0-9]+) ]]; then
-            echo "${BASH_REMATCH[2]}"
-            return 0
-        fi
-    done <"$log"
-    return 1
-}
-
-port=
-for _ in {1..100}; do
-    if port=$(port_of_log); then break; fi
-    kill -0 "$server" 2>/dev/null || break
-    sleep 0.1
-done
-if [ -z "$port" ]; then
-    if kill -0 "$server" 2>/dev/null; then
-        echo "conformance: the server did not say 'listening on 127.0.0.1:PORT' within 10 s; its last words:" >&2
-    else
-        echo "conformance: the server ended before it listened; its last words:" >&2
-    fi
-    tail -n 20 "$log" >&2
-    exit 2
-fi
+start_server "$log" "$binary" --listen 127.0.0.1:0 --tick 0 --message-bytes 16MiB --message-fragments 100000 \
+    --outbox-bytes 64MiB --pending-bytes 64MiB || exit 2
 
 # --- the run ---------------------------------------------------------------------------------------------------
 
-status=0
-"$venv/bin/python" "$here/conformance/run.py" "ws://127.0.0.1:$port/echo" "$work/report" &
+"$venv/bin/python" "$here/conformance/run.py" "ws://$address/echo" "$work/report" &
 runner=$!
+status=0
 wait "$runner" || status=$?
 runner=
-
-if ! kill -0 "$server" 2>/dev/null; then
-    echo "conformance: the server ended during the run; its last words:" >&2
-    tail -n 20 "$log" >&2
-    status=1
-fi
-stop_all
-if grep -n 'panicked at' "$log" >&2; then
-    echo "conformance: the server panicked during the run" >&2
-    status=1
-fi
+stop_server || status=1
 exit "$status"

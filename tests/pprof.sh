@@ -21,27 +21,15 @@ fi
 # The first call builds the tool; no profile shall wait for that.
 "$go" tool pprof -h >/dev/null 2>&1 || true
 
-log=$dir/server.log
-# The last run's address must be gone before the first look.
-: >"$log"
-"$binary" --listen 127.0.0.1:0 --tick 0 --heap-sample 16KiB 2>"$log" &
-server=$!
+. tests/server.sh
 load=
-trap 'kill "$server" $load 2>/dev/null || true' EXIT
-for _ in $(seq 100); do
-  address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$log")
-  [ -n "$address" ] && break
-  kill -0 "$server" 2>/dev/null || { cat "$log" >&2; fail 'the server ended before it listened'; }
-  sleep 0.1
-done
-[ -n "$address" ] || fail 'the server does not listen'
+trap 'kill $server $load 2>/dev/null || true' EXIT
+start_server "$dir/server.log" "$binary" --listen 127.0.0.1:0 --tick 0 --heap-sample 16KiB
 
-python3 tests/pprof/load.py "$address" 2000 >"$dir/load.log" &
+# Longer than the profiles take; ended when they are there.
+"$binary" load fanout --connections 2000 --in-flight 1 --duration 5m --url "ws://$address/ws" --quiet >"$dir/load.log" 2>&1 &
 load=$!
-until grep -q connected "$dir/load.log"; do
-  kill -0 "$load" 2>/dev/null || fail 'the load ended before it was connected'
-  sleep 0.1
-done
+until_connected 2000 || { cat "$dir/load.log" >&2; fail 'the load is not connected'; }
 
 # top NAME URL EXPECTED…: the profile lists each of the functions.
 top() {
@@ -80,7 +68,6 @@ kill -0 "$load" 2>/dev/null || fail 'the load ended while the server was profile
 
 kill "$load"
 wait "$load" 2>/dev/null || true
-kill "$server"
-wait "$server" || { cat "$log" >&2; fail 'the server did not end with exit code 0'; }
-trap - EXIT
+load=
+stop_server
 echo 'pprof: passed'
