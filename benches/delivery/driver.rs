@@ -19,7 +19,7 @@ impl Driver {
     pub(crate) fn start(task: &Task, core: usize) -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args([client::ROLE, &serde_json::to_string(task)?]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        process::pin(&mut command, core);
+        process::pin(&mut command, &[core]);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take();
         let lines = BufReader::new(stdout.ok_or_else(|| io::Error::other("no pipe to the client"))?);

@@ -124,9 +124,9 @@ struct Cell {
 
 impl Cell {
     fn start(candidate: &Candidate, in_flight: usize, options: &Options) -> io::Result<Self> {
-        let (server_core, client_core) = process::two_cores()?;
+        let (server_cores, client_core) = options.cores()?;
         let name = format!("{candidate}, {in_flight} in flight");
-        let server = Server::start(candidate, options, server_core)
+        let server = Server::start(candidate, options, &server_cores)
             .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
         let task = Task::new(server.address(), options, in_flight, candidate.stalled())?;
         let client = Driver::start(&task, client_core)?;

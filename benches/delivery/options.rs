@@ -51,6 +51,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 0)]
     stalled: usize,
 
+    /// Let the server run on the client's core as well: for direct,direct:--shards=2
+    #[arg(long)]
+    pub(crate) both_cores: bool,
+
     /// Measure memory in place of time
     #[arg(long)]
     pub(crate) idle: bool,
@@ -106,6 +110,12 @@ impl Options {
             )));
         }
         Ok(())
+    }
+
+    /// The cores of the server, and the client's.
+    pub(crate) fn cores(&self) -> io::Result<(Vec<usize>, usize)> {
+        let (server, client) = process::two_cores()?;
+        Ok((if self.both_cores { vec![server, client] } else { vec![server] }, client))
     }
 
     /// The candidates in the order of a round; the floor always comes first, the ratios need it.

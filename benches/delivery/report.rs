@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use hydrant::load::{Latencies, process, setting};
+use hydrant::load::{Latencies, setting};
 use serde_json::{Value, json};
 
 use crate::options::Options;
@@ -79,13 +79,13 @@ pub(crate) struct Report {
 impl Report {
     /// No cells yet.
     pub(crate) fn new(options: &Options) -> io::Result<Self> {
-        let (server_core, client_core) = process::two_cores()?;
+        let (server_cores, client_core) = options.cores()?;
         let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
         let setting = vec![
             ("command", format!("cargo bench --bench delivery -- {}", arguments.join(" "))),
             ("commit", setting::commit()),
             ("machine", setting::machine()),
-            ("cores", format!("server {server_core}, client {client_core}")),
+            ("cores", format!("server {server_cores:?}, client {client_core}")),
             ("subscribers", options.subscribers().to_string()),
             ("payload bytes", options.payload.to_string()),
         ];

@@ -84,13 +84,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `candidate` on `core` and waits until it listens.
-    pub(crate) fn start(candidate: &Candidate, options: &Options, core: usize) -> io::Result<Self> {
+    /// Starts `candidate` on `cores` and waits until it listens.
+    pub(crate) fn start(candidate: &Candidate, options: &Options, cores: &[usize]) -> io::Result<Self> {
         let mut command = candidate.command(options)?;
         // One pipe for both, so that it does not matter which of them a server logs to.
         let (reader, writer) = io::pipe()?;
         command.stdout(writer.try_clone()?).stderr(writer);
-        process::pin(&mut command, core);
+        process::pin(&mut command, cores);
         let child = command.spawn()?;
         // The command owns this process's ends of the pipe; with them open the output would never end.
         drop(command);

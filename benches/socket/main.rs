@@ -37,7 +37,6 @@ use std::time::Duration;
 use clap::ValueEnum;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use hydrant::config::Strategy;
-use hydrant::load::process;
 
 use client::Task;
 use driver::Driver;
@@ -116,8 +115,8 @@ impl Pair {
     fn start(candidate: &Candidate, subscribers: usize, in_flight: usize) -> io::Result<Self> {
         let options = Options::with_subscribers(subscribers);
         options.check()?;
-        let (server_core, client_core) = process::two_cores()?;
-        let server = Server::start(candidate, &options, server_core)?;
+        let (server_cores, client_core) = options.cores()?;
+        let server = Server::start(candidate, &options, &server_cores)?;
         let mut clients = Driver::start(&Task::new(server.address(), &options, in_flight, 0)?, client_core)?;
         clients.warm()?;
         Ok(Self { _server: server, clients })

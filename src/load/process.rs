@@ -29,13 +29,15 @@ pub fn two_cores() -> io::Result<(usize, usize)> {
     Ok((first, cores.next().unwrap_or(first)))
 }
 
-/// Makes `command` run on `core` alone, with all its future threads, and end when this process ends.
-pub fn pin(command: &mut Command, core: usize) {
+/// Makes `command` run on `cores` alone, with all its future threads, and end when this process ends.
+pub fn pin(command: &mut Command, cores: &[usize]) {
+    // SAFETY: as in `two_cores`; the cores came from there, so they are valid indices.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: as above.
+    cores.iter().for_each(|&core| unsafe { libc::CPU_SET(core, &mut set) });
     let enter = move || {
-        // SAFETY: as in `two_cores`; `core` came from there, so it is a valid index. The calls are plain system calls.
+        // SAFETY: plain system calls; `set` is readable for as long as they last.
         let failed = unsafe {
-            let mut set: libc::cpu_set_t = mem::zeroed();
-            libc::CPU_SET(core, &mut set);
             libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
         };
