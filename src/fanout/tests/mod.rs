@@ -105,7 +105,9 @@ impl World {
 
     /// As `Shard::end` and the removal after it.
     fn end(&mut self, client: &Client, reason: DropReason) {
-        if self.connections.try_remove(client.slot as usize).is_some() {
+        // Two passes may have found the same client at its end, and somebody else may have its slot by now.
+        if self.connections.get(client.slot as usize).is_some_and(|holder| Rc::ptr_eq(holder, client)) {
+            self.connections.remove(client.slot as usize);
             for channel in &mut self.channels {
                 channel.leave(client);
             }
