@@ -44,7 +44,7 @@ enum Command {
 
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms.
 #[derive(Debug, Args)]
-#[command(next_line_help = true)]
+#[command(next_line_help = true, args_override_self = true)]
 struct Serve {
     /// Address and port to listen on; port 0 lets the kernel choose and the log names it.
     /// Beyond loopback, publish and admin routes need --token
@@ -86,6 +86,9 @@ struct Serve {
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
+    /// How long a closing handshake may take before the socket is cut
+    #[arg(long, env = "HYDRANT_CLOSE_TIMEOUT", value_parser = parse_duration, default_value = "5s")]
+    close_timeout: Duration,
     /// Whom a client's SAY reaches: nobody, the rooms that it joined by name, or these and the channel `all`
     #[arg(long, env = "HYDRANT_SAY", value_enum, default_value = "rooms")]
     say: SayPolicy,
@@ -117,8 +120,10 @@ impl Serve {
             kernel_bytes_max: self.kernel_bytes,
             pages_bytes_min: self.pages_bytes,
             drain_timeout: self.drain_timeout,
+            close_timeout: self.close_timeout,
             say: self.say,
             token: self.token,
+            ..default
         }
     }
 }

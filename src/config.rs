@@ -44,6 +44,13 @@ pub struct Config {
     pub pages_bytes_min: usize,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
+    /// How long a closing handshake may take before the socket is cut.
+    pub close_timeout: Duration,
+    /// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that is
+    /// larger than a backlog then waits where publishers feel it, and closes nobody who reads. A batch in the default time is
+    /// 40 Mbit/s for each subscriber. When it was in vain, the channel does not wait again until most have caught up. No flag:
+    /// nothing but a test has a reason to change it.
+    pub pace_max: Duration,
     /// Whom a client's `SAY` reaches.
     pub say: SayPolicy,
     /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
@@ -65,6 +72,8 @@ impl Default for Config {
             kernel_bytes_max: 256 * KIB,
             pages_bytes_min: 16 * KIB,
             drain_timeout: Duration::from_secs(10),
+            close_timeout: Duration::from_secs(5),
+            pace_max: Duration::from_millis(50),
             say: SayPolicy::Rooms,
             token: None,
         }
@@ -117,8 +126,6 @@ pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
 pub const USER_NAME_BYTES_MAX: usize = 64;
 /// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
 pub const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a closing handshake may take before the socket is cut.
-pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most bytes that one pass joins into one write, unless a single frame is longer, and never more than a backlog may
 /// hold. Larger joins win nothing per byte (the copy dominates) and let a
 /// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
@@ -149,10 +156,6 @@ pub const RING_BATCHES_MAX: usize = 1024;
 pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a channel waits for more frames before a pass; see `engine::channel`.
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
-/// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that is
-/// larger than a backlog then waits where publishers feel it, and closes nobody who reads. A batch in that time is
-/// 40 Mbit/s for each subscriber. When it was in vain, the channel does not wait again until most have caught up.
-pub const PACE_MAX: Duration = Duration::from_millis(50);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
 /// Connections that the kernel completes and queues for the accept thread.

@@ -59,7 +59,7 @@
 //!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn. What arrives meanwhile becomes the
 //!    next batch: the busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a
 //!    hundredth of its time, so that a burst is not split; after a pass that left most subscribers behind it waits for
-//!    them, once and at most [`config::PACE_MAX`], so that a burst does not close those who read.
+//!    them, once and at most [`config::Config::pace_max`], so that a burst does not close those who read.
 //! 4. A socket that is full leaves the rest in its connection's outbox, which the shard's readiness loop flushes when the
 //!    socket can be written, and which is freed when it is empty. At its bound the policy decides.
 //! 5. When the last shard has finished, the receipt goes to whoever asked for one, and the channel's bytes no longer
@@ -77,7 +77,7 @@
 //!    alone would be 256, a task 128).
 //! 4. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only what arrived in part.
 //! 5. The end has a `CloseReason`. The connection leaves its channels and the registry at once, and the socket when both
-//!    close frames have passed, when the peer has gone, or after [`config::CLOSE_TIMEOUT`].
+//!    close frames have passed, when the peer has gone, or after [`config::Config::close_timeout`].
 //!
 //! # What is never there
 //!

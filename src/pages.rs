@@ -56,6 +56,12 @@ impl PagePool {
         self.refused.get()
     }
 
+    /// Files that are open: of batches that have not left.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.files.get()
+    }
+
     /// Pages that hold `bytes`, if that is cheaper than as many copies as there are `subscribers`. `None` also at the
     /// bound of files, or when the kernel has no file or no memory to give: the bytes can be copied all the same.
     #[must_use]
@@ -125,7 +131,9 @@ mod tests {
         let hold = || pool.hold(b"x", PAGES_SUBSCRIBERS_MIN);
         let mut all: Vec<_> = (0..PAGES_FILES_MAX).map(|_| hold().unwrap()).collect();
         assert_eq!((hold().is_none(), pool.refused()), (true, 1));
+        assert_eq!(pool.open(), PAGES_FILES_MAX);
         all.pop();
+        assert_eq!(pool.open(), PAGES_FILES_MAX - 1);
         assert_eq!((hold().is_some(), pool.refused()), (true, 1));
     }
 

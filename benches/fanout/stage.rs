@@ -38,6 +38,8 @@ use crate::sink::{Sink, Total};
 
 /// A backlog that nothing here fills: `mailbox` and its like queue a whole batch before the first task runs.
 const BOUND: Bound = Bound { bytes_max: 64 * 1024 * 1024, policy: SlowPolicy::Disconnect };
+/// How long a channel waits for subscribers that are behind.
+const PACE_MAX: Duration = Duration::from_millis(50);
 /// No progress for so long, with something still to come, is a loss.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
@@ -176,6 +178,7 @@ impl Shard {
             shard: 0,
             bound: BOUND,
             pages: &self.pages,
+            pace_max: PACE_MAX,
         };
         let ended = self.channels.step(&surroundings, PASS_CHUNK);
         assert!(ended.is_empty(), "nobody is slow here: {ended:?}");

@@ -7,6 +7,8 @@
 //! - What waits for a connection is its outbox and what lies behind its position, and both count against one bound. An
 //!   item is taken when it can be written, or at the bound, where [`Outbox::offer`](crate::outbox::Outbox::offer)
 //!   applies the policy.
+//! - A receipt may count a subscriber as pending whose frame was dropped before the pass came to it: one whose
+//!   memberships changed meanwhile, or that was made room of, and was at its bound. The books are exact.
 //! - Nothing is overwritten before everybody has taken it: at [`Ring::is_full`] the strategy lets who is last catch up.
 //!
 //! The receivers are never awaited: a pending `recv` borrows its receiver, and the shard has to take for a connection

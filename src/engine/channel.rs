@@ -12,7 +12,7 @@ use slab::Slab;
 
 use super::publication::{ChannelName, Dispatch};
 use crate::close::CloseReason;
-use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_MAX, PACE_SAMPLE};
+use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_SAMPLE};
 use crate::conn::{Connection, Socket};
 use crate::fanout::{Fanout, Pass, Scope, Subscribers};
 use crate::metrics::Books;
@@ -105,6 +105,8 @@ pub struct Surroundings<'a, S> {
     pub bound: Bound,
     /// Pages for large batches.
     pub pages: &'a PagePool,
+    /// The longest that a channel waits for subscribers that are behind.
+    pub pace_max: Duration,
 }
 
 impl<S: Socket> Channels<S> {
@@ -190,7 +192,7 @@ impl<S: Socket> Channels<S> {
             }
             let Some(index) = self.turns.pop_front() else { break };
             let channel = &mut self.channels[index as usize];
-            if channel.lingers(now) {
+            if channel.lingers(now, surroundings.pace_max) {
                 self.turns.push_back(index);
                 continue;
             }
@@ -222,7 +224,7 @@ impl<S: Socket> Channels<S> {
 
 impl<S: Socket> Channel<S> {
     /// Whether the next pass does not begin yet.
-    fn lingers(&mut self, now: Instant) -> bool {
+    fn lingers(&mut self, now: Instant, pace_max: Duration) -> bool {
         if self.pass.is_some() {
             return false;
         }
@@ -239,7 +241,7 @@ impl<S: Socket> Channel<S> {
                     return true;
                 }
                 Behind::Sockets if !self.gave_up => {
-                    self.paced = now < *self.begins_at.get_or_insert(now + PACE_MAX);
+                    self.paced = now < *self.begins_at.get_or_insert(now + pace_max);
                     self.gave_up = !self.paced;
                     return self.paced;
                 }

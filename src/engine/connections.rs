@@ -18,7 +18,7 @@ use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::Permit;
 use crate::close::CloseReason;
-use crate::config::{CLOSE_TIMEOUT, PASS_CHUNK, TURN_BYTES};
+use crate::config::{PASS_CHUNK, TURN_BYTES};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
 use crate::mem;
 use crate::metrics::DropReason;
@@ -248,7 +248,8 @@ impl Shard {
         if !connection.close(close, dropped, phase) {
             return self.remove(connection);
         }
-        self.closing.borrow_mut().push_back((Instant::now() + CLOSE_TIMEOUT, connection.slot, connection.id));
+        let deadline = Instant::now() + self.engine.config.close_timeout;
+        self.closing.borrow_mut().push_back((deadline, connection.slot, connection.id));
         self.closing_added.notify_one();
         self.settle(connection);
     }

@@ -83,6 +83,8 @@ pub struct Report {
     pub pending: u64,
     /// Bytes that wait, in backlogs and in the kernel.
     pub queues: Queues,
+    /// Batches in shared pages that have not left; each is an open file.
+    pub pages_open: u64,
     /// Batches that were worth shared pages and were copied: at the bound of files, or without memory.
     pub pages_refused: u64,
     /// `SAY` events accepted.
@@ -102,6 +104,7 @@ impl AddAssign for Report {
         self.pending += other.pending;
         self.queues.outbox_bytes += other.queues.outbox_bytes;
         self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
+        self.pages_open += other.pages_open;
         self.pages_refused += other.pages_refused;
         self.says += other.says;
         self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);

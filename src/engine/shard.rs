@@ -228,6 +228,7 @@ impl Shard {
                 shard: self.index,
                 bound: self.bound(),
                 pages: &self.pages,
+                pace_max: self.engine.config.pace_max,
             },
             PASS_CHUNK,
         );
@@ -279,6 +280,7 @@ impl Shard {
             channels: self.channels.borrow().books().map(|(name, books)| (name.clone(), books.totals())).collect(),
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
+            pages_open: self.pages.open() as u64,
             pages_refused: self.pages.refused(),
             says: self.says.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),

@@ -61,6 +61,8 @@ pub(super) async fn metrics(engine: &Engine) -> Answer {
         let help = format!("Frames {what}, of channels that have subscribers, for as long as they have.");
         metric(&format!("hydrant_channel_frames_{what}_total"), "counter", &help, &series);
     }
+    let help = "Batches in shared pages that have not left; each is an open file.";
+    metric("hydrant_pages_open", "gauge", help, &one(report.pages_open));
     let help = "Batches that were worth shared pages and were copied to each subscriber.";
     metric("hydrant_pages_refused_total", "counter", help, &one(report.pages_refused));
     metric("hydrant_says_total", "counter", "SAY events accepted.", &one(report.says));

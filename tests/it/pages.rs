@@ -4,7 +4,7 @@ use std::net::Shutdown;
 
 use hydrant::config::{Config, SlowPolicy};
 
-use crate::support::{Client, POLICIES, Received, TestServer, config, request, until};
+use crate::support::{Client, POLICIES, Received, TestServer, config, request};
 
 /// Enough for one shard to share pages with.
 const READERS: usize = 20;
@@ -35,13 +35,6 @@ fn publish(server: &TestServer, number: usize) -> u64 {
     serde_json::from_str::<serde_json::Value>(&answer.body).unwrap()["matched"].as_u64().unwrap()
 }
 
-/// Files of shared pages that this process has open.
-fn open_pages() -> usize {
-    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let is_pages = |to: std::path::PathBuf| to.to_string_lossy().starts_with("/memfd:hydrant");
-    files.filter(|file| std::fs::read_link(file.path()).is_ok_and(is_pages)).count()
-}
-
 #[test]
 fn every_byte_arrives_from_shared_pages() {
     for slow in POLICIES {
@@ -52,16 +45,17 @@ fn every_byte_arrives_from_shared_pages() {
         for number in 0..MESSAGES {
             assert_eq!(publish(&server, number), READERS as u64 + 1);
         }
-        assert!(open_pages() > 0, "pages are used");
+        assert!(server.survey().pages_open > 0, "pages are used");
         drop(vanishing);
+        let messages: Vec<_> = (0..MESSAGES).map(message).collect();
         for client in &mut readers {
             client.send(0x89, b"in between");
             let mut pong = false;
-            for number in 0..MESSAGES {
+            for (number, message) in messages.iter().enumerate() {
                 loop {
                     match client.receive() {
                         Received::Binary(bytes) => {
-                            assert!(bytes == message(number), "message {number} with {slow:?}");
+                            assert!(bytes == *message, "message {number} with {slow:?}");
                             break;
                         }
                         Received::Pong(payload) => pong |= payload == b"in between",
@@ -71,11 +65,10 @@ fn every_byte_arrives_from_shared_pages() {
             }
             assert!(pong || client.receive() == Received::Pong(b"in between".to_vec()));
         }
-        let report = server.survey_until(|report| report.pending == 0 && report.queues.outbox_bytes == 0);
+        let report = server.survey_until(|report| report.pending == 0 && report.pages_open == 0);
+        assert_eq!(report.queues.outbox_bytes, 0);
         assert_eq!(report.totals.matched, ((READERS + 1) * MESSAGES) as u64);
         assert!(report.totals.delivered >= (READERS * MESSAGES) as u64);
-        // Another test may have some open for a moment.
-        until(|| (open_pages() == 0).then_some(()), || "pages are not given back".to_owned());
     }
 }
 
@@ -109,6 +102,7 @@ fn every_policy_cuts_pages_between_messages() {
         }
         let stalled = server.survey();
         assert!(stalled.totals.dropped_slow > 0, "{slow:?}: {stalled:?}");
+        let messages: Vec<_> = (0..MESSAGES).map(message).collect();
         // A drain flushes what waits.
         server.stop();
         let mut seen_by_all = 0;
@@ -118,7 +112,7 @@ fn every_policy_cuts_pages_between_messages() {
                 match client.receive() {
                     Received::Binary(bytes) => {
                         let number = MESSAGE_BYTES - bytes.len();
-                        assert!(bytes == message(number), "message {number} with {slow:?}");
+                        assert!(bytes == messages[number], "message {number} with {slow:?}");
                         seen.push(number);
                     }
                     Received::Close(code, _) => break code,

@@ -21,12 +21,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const STRATEGIES: [Strategy; 4] = [Strategy::Direct, Strategy::Wake, Strategy::Ring, Strategy::Mailbox];
 pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
 
-/// No tick, a free port, two shards.
+/// No tick, a free port, two shards, and as much time as a busy machine may need.
 pub fn config() -> Config {
     Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         shards: 2.try_into().unwrap(),
         tick: None,
+        drain_timeout: PATIENCE,
+        close_timeout: PATIENCE,
         ..Config::default()
     }
 }
