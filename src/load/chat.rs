@@ -81,6 +81,9 @@ enum Action {
     ForceClose,
 }
 
+/// When, which client, in which session, does what; the earliest first.
+type Timers = BinaryHeap<Reverse<(u64, usize, u32, Action)>>;
+
 struct Clients {
     clients: Vec<Client>,
     counts: ChatCounts,
@@ -178,6 +181,7 @@ pub(crate) struct Chatted {
     pub(crate) crowd: Crowd,
     pub(crate) elapsed_ns: u64,
     pub(crate) client_cpu_ns: u64,
+    pub(crate) client_waited_ns: u64,
     /// Most clients at once.
     pub(crate) open_max: usize,
     /// Memory of the server when so many were there.
@@ -188,7 +192,10 @@ struct Chat<'a> {
     options: &'a Options,
     crowd: Crowd,
     clients: Clients,
-    timers: BinaryHeap<Reverse<(u64, usize, u32, Action)>>,
+    /// What clients do that are here.
+    timers: Timers,
+    /// Who comes when; they may have to wait for each other, and nobody else for them.
+    begins: Timers,
     random: Random,
     end_ns: u64,
 }
@@ -211,7 +218,8 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
     let mut chat = Chat {
         crowd: Crowd::new(options, server, options.connections, 0, clock),
         clients,
-        timers: BinaryHeap::new(),
+        timers: Timers::new(),
+        begins: Timers::new(),
         random: Random(options.seed),
         end_ns: clock.now_ns() + duration_ns,
         options,
@@ -219,10 +227,11 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
     let start_ns = clock.now_ns();
     let ramp = Schedule::new(start_ns, if options.ramp == 0 { f64::INFINITY } else { options.ramp.into() });
     (0..options.connections).for_each(|client| chat.at(ramp.due_ns(client as u64), client, Action::Begin));
-    let (cpu, idle_ns) = (facts::cpu_time(process::id())?, event_loop.idle_ns());
+    let (cpu, waited) = (facts::cpu_time(process::id())?, facts::time_waited(process::id())?);
+    let idle_ns = event_loop.idle_ns();
     let (mut open_max, mut rss_bytes_open_max, mut look_ns) = (0, None, 0);
     let mut events = EventLoop::events();
-    while !chat.timers.is_empty() || chat.crowd.busy() > 0 || chat.crowd.open > 0 {
+    while chat.has_timers() || chat.crowd.busy() > 0 || chat.crowd.open > 0 {
         let now_ns = clock.now_ns();
         let until_ns = chat.due_ns();
         event_loop.wait(&mut events, until_ns.min(now_ns + HOUSEKEEPING_NS))?;
@@ -253,11 +262,13 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
         }
     }
     let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu).as_nanos() as u64;
+    let client_waited = facts::time_waited(process::id())?.saturating_sub(waited);
     Ok(Chatted {
         counts: chat.clients.counts,
         crowd: chat.crowd,
         elapsed_ns: clock.now_ns() - start_ns,
         client_cpu_ns: client_cpu.saturating_sub(event_loop.idle_ns() - idle_ns),
+        client_waited_ns: client_waited.as_nanos() as u64,
         open_max,
         rss_bytes_open_max,
     })
@@ -265,16 +276,27 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
 
 impl Chat<'_> {
     fn at(&mut self, due_ns: u64, client: usize, action: Action) {
-        self.timers.push(Reverse((due_ns, client, self.clients.clients[client].session, action)));
+        let timers = if action == Action::Begin { &mut self.begins } else { &mut self.timers };
+        timers.push(Reverse((due_ns, client, self.clients.clients[client].session, action)));
+    }
+
+    fn has_timers(&self) -> bool {
+        !self.timers.is_empty() || !self.begins.is_empty()
     }
 
     /// When something is to be done next. A client that has to wait for the handshakes of others waits for an event.
     fn due_ns(&self) -> u64 {
-        match self.timers.peek() {
-            Some(Reverse((_, _, _, Action::Begin))) if self.is_full() => u64::MAX,
-            Some(Reverse((due_ns, ..))) => *due_ns,
-            None => u64::MAX,
-        }
+        let first_ns = |timers: &Timers| timers.peek().map_or(u64::MAX, |Reverse((due_ns, ..))| *due_ns);
+        first_ns(&self.timers).min(if self.is_full() { u64::MAX } else { first_ns(&self.begins) })
+    }
+
+    /// Takes out what is due first, if anything is.
+    fn pop_due(&mut self, now_ns: u64) -> Option<(u64, usize, u32, Action)> {
+        let begins = if self.is_full() { None } else { Some(&mut self.begins) };
+        let timers = [Some(&mut self.timers), begins].into_iter().flatten();
+        let is_due = |timers: &&mut Timers| timers.peek().is_some_and(|Reverse((due_ns, ..))| *due_ns <= now_ns);
+        let Reverse(due) = timers.filter(is_due).max_by_key(|timers| timers.peek().copied())?.pop()?;
+        Some(due)
     }
 
     /// Whether nobody may begin before somebody else has finished its handshake.
@@ -307,11 +329,7 @@ impl Chat<'_> {
 
     /// Does what is due.
     fn act(&mut self, now_ns: u64, registry: &mio::Registry) -> Result<(), LoadError> {
-        while let Some(Reverse((due_ns, client, session, action))) = self.timers.peek().copied() {
-            if due_ns > now_ns || action == Action::Begin && self.is_full() {
-                break;
-            }
-            self.timers.pop();
+        while let Some((due_ns, client, session, action)) = self.pop_due(now_ns) {
             if session != self.clients.clients[client].session {
                 continue;
             }

@@ -75,7 +75,7 @@ impl Churn {
             let mut candidates = (0..self.churners).map(|step| (first + step) % self.churners);
             match candidates.find(|churner| crowd.is_open(*churner)) {
                 Some(churner) => {
-                    hearers.tally.leave(churner, now_ns);
+                    hearers.tally.leave(churner);
                     crowd.leave(churner);
                     self.away.insert(churner);
                     self.leaves += 1;

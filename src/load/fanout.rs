@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process;
+use std::thread;
 use std::time::Duration;
 
 use mio::Events;
@@ -21,11 +22,12 @@ use super::options::{Options, Pace, PublishBy, Scenario};
 use super::pace::{Random, Schedule};
 use super::progress::Progress;
 use super::publish::Publisher;
+use super::report::ClientFigures;
 use super::sending::Sending;
 use super::slow::SlowReaders;
 use super::tally::{Counts, Tally};
 use super::target::Target;
-use super::{LoadError, process as facts};
+use super::{LoadError, SETTLE, process as facts};
 
 /// Messages, one at a time, that every connection gets before anything is measured. Linux answers the first 16 segments
 /// of a connection with an acknowledgement at once, later ones when the receiver reads or a timer expires. Over
@@ -56,6 +58,8 @@ pub struct Counted {
     pub elapsed_ns: u64,
     /// CPU time of this process over the same stretch, without what it spent in waiting.
     pub client_cpu_ns: u64,
+    /// How long it was ready in the same stretch and its core was taken.
+    pub client_waited_ns: u64,
     /// Due until received, for each delivery.
     pub deliveries: Latencies,
     /// Due until the last subscriber has it, for each message that everybody has.
@@ -68,6 +72,12 @@ impl Counted {
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.absent == 0 && self.counts.is_all()
+    }
+
+    /// What it cost the client.
+    #[must_use]
+    pub fn client(&self) -> ClientFigures {
+        ClientFigures::new(self.client_cpu_ns, self.client_waited_ns, self.elapsed_ns, self.counts.received)
     }
 }
 
@@ -85,6 +95,8 @@ pub struct Fanout {
     housekeeping_ns: u64,
     /// How long connecting took.
     pub(super) connecting: Duration,
+    /// CPU time of the server when everybody was connected, if it is known which process that is.
+    pub(super) server_cpu_connected: Option<Duration>,
     progress: Progress,
 }
 
@@ -126,10 +138,13 @@ impl Fanout {
             slow: SlowReaders::new(options),
             housekeeping_ns: 0,
             connecting: Duration::ZERO,
+            server_cpu_connected: None,
             progress: Progress::new(options.quiet),
             options: options.clone(),
         };
         load.connect_everybody()?;
+        thread::sleep(SETTLE);
+        load.server_cpu_connected = options.pid.map(facts::cpu_time).transpose()?;
         load.slow.silence(&mut load.crowd, load.event_loop.registry())?;
         if options.scenario != Scenario::Idle {
             let servers = (server, resolve(&options.publish_url)?);
@@ -243,7 +258,7 @@ impl Fanout {
         self.hearers.tally.last.clear();
         let counts = self.hearers.tally.counts();
         let (reads, idle_ns, refused) = (self.crowd.reads, self.event_loop.idle_ns(), self.refused());
-        let cpu = facts::cpu_time(process::id())?;
+        let (cpu, waited) = (facts::cpu_time(process::id())?, facts::time_waited(process::id())?);
         let mut sending = Sending::new(self.options.pace, messages, self.clock.now_ns(), until_ns);
         if let Some(churn) = &mut self.churn {
             churn.start(self.clock.now_ns());
@@ -252,6 +267,7 @@ impl Fanout {
             if self.options.scenario == Scenario::Idle { self.stay(until_ns)? } else { self.publish(&mut sending)? };
         let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu);
         let client_cpu_ns = (client_cpu.as_nanos() as u64).saturating_sub(self.event_loop.idle_ns() - idle_ns);
+        let client_waited = facts::time_waited(process::id())?.saturating_sub(waited);
         let reads = self.crowd.reads - reads;
         self.settle()?;
         let tally = &self.hearers.tally;
@@ -263,6 +279,7 @@ impl Fanout {
             absent: self.crowd.absent(),
             elapsed_ns,
             client_cpu_ns,
+            client_waited_ns: client_waited.as_nanos() as u64,
             deliveries: tally.deliveries.clone(),
             last_subscriber: tally.last.clone(),
         })
@@ -286,13 +303,18 @@ impl Fanout {
         self.stay(self.clock.now_ns() + AFTERMATH_NS)?;
         let mut quiet_since_ns = self.clock.now_ns();
         while self.slow.is_draining(quiet_since_ns, self.clock.now_ns()) {
-            let reads = self.crowd.reads;
+            let learnt = self.learnt_of_slow();
             self.turn(&mut None, self.clock.now_ns() + AFTERMATH_NS)?;
-            if self.crowd.reads > reads {
+            if self.learnt_of_slow() != learnt {
                 quiet_since_ns = self.clock.now_ns();
             }
         }
         Ok(())
+    }
+
+    /// What changes when a slow reader gets one of our messages, or its end.
+    fn learnt_of_slow(&self) -> (u64, usize) {
+        (self.hearers.tally.counts().slow_received, self.crowd.open)
     }
 
     /// Takes in what arrives until then; how long that was, in nanoseconds.

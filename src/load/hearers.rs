@@ -45,8 +45,8 @@ impl Audience for Hearers {
         }
     }
 
-    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
-        self.tally.cut(member, now_ns);
+    fn ended(&mut self, member: usize, code: u16, _: u64) -> bool {
+        self.tally.cut(member);
         // A client that does not read may not get the close frame before the server cuts the connection. Who reads as fast
         // as it can is never to be closed: what it lacks is lost, whatever the code says.
         member >= self.slow_from && !self.drops && (code == TRY_AGAIN_LATER || code == ABNORMAL)

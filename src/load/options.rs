@@ -51,7 +51,7 @@ pub enum Pace {
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit code 0 when everything arrived
 /// that had to; 1 when something is missing, came twice or in another order, a connection was lost, or more than a hundredth
-/// of the messages could not be sent at the --rate asked for; 64 for a wrong command line; 69 when the load could not be
+/// of the messages could not be sent at the --rate asked for within the --duration; 64 for a wrong command line; 69 when the load could not be
 /// run to its end.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
@@ -110,7 +110,7 @@ pub struct Arguments {
     /// connection that it closes is a fault, in every scenario and whatever the code
     #[arg(long, value_enum, default_value = "disconnect")]
     policy: SlowPolicy,
-    /// Messages before the measured ones: a lead-in of 20 one at a time, the rest at twice the messages in flight
+    /// Messages before the measured ones: a lead-in of 20 one at a time, the rest with as many in flight as will be measured
     /// [default: 20, then twice --in-flight and at least 5]
     #[arg(long)]
     warmup: Option<usize>,

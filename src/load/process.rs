@@ -113,9 +113,22 @@ pub fn time_waited(pid: u32) -> io::Result<Duration> {
 /// When there is no such process.
 pub fn rss_bytes(pid: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| 1024 * kib).ok_or_else(|| io::Error::other(format!("process {pid} has no memory")))
+    kib_of(&status, "VmRSS:").ok_or_else(|| io::Error::other(format!("process {pid} has no memory")))
+}
+
+/// Memory of the machine that could be had without swapping, in bytes.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn memory_available_bytes() -> io::Result<u64> {
+    kib_of(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
+        .ok_or_else(|| io::Error::other("/proc/meminfo without MemAvailable"))
+}
+
+/// The bytes that a line of `/proc` names in KiB.
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
 /// The hard limit of open files of a process.

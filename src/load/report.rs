@@ -36,7 +36,7 @@ pub struct Report {
     pub published: u64,
     /// Publications refused with 503 and sent again.
     pub refused: u64,
-    /// Messages that were due and could not be sent in time; the run has failed if they are more than a hundredth.
+    /// Messages that were due and could not be sent in the duration; the run has failed if they are more than a hundredth.
     pub unsent: u64,
     /// Deliveries that had to follow.
     pub expected: u64,
@@ -59,11 +59,11 @@ pub struct Report {
     pub elapsed_ns: u64,
     /// Pace of the load.
     pub deliveries_per_second: f64,
-    /// How many frames arrived together.
-    pub frames_per_read: f64,
+    /// How many frames arrived together; of fanout only, where nobody reads anything else.
+    pub frames_per_read: Option<f64>,
     /// Due until received, for each delivery. A message is due on schedule with a rate, and else when it is sent.
     pub latency_us: Option<Summary>,
-    /// Due until the last subscriber has it, for each message.
+    /// Due until the last subscriber has it, for each message that everybody has.
     pub last_subscriber_us: Option<Summary>,
     /// What it cost the server, if it is known which process that is.
     pub server: Option<ServerFigures>,
@@ -105,7 +105,7 @@ pub struct Connect {
     pub per_second: f64,
     /// Beginning of a connection until its handshake was answered.
     pub latency_us: Option<Summary>,
-    /// CPU of the server for each.
+    /// CPU of the server for each, and for the ping behind it.
     pub server_cpu_ns_per_handshake: Option<f64>,
 }
 
@@ -132,17 +132,21 @@ pub struct ServerFigures {
 pub struct ClientFigures {
     /// CPU of this process without what it spent in waiting, in percent of a core.
     pub cpu_percent: f64,
-    /// Whether it was the bottleneck.
+    /// How long it was ready and waited for a core, in percent of the time.
+    pub waited_percent: f64,
+    /// Whether it was the bottleneck: all its time went into work and into waiting for a core.
     pub saturated: bool,
     /// Deliveries taken in per second of that CPU.
     pub deliveries_per_cpu_second: f64,
 }
 
 impl ClientFigures {
-    pub(super) fn new(cpu_ns: u64, elapsed_ns: u64, received: u64) -> Self {
-        let cpu_percent = 100.0 * ratio(cpu_ns, elapsed_ns);
+    pub(super) fn new(cpu_ns: u64, waited_ns: u64, elapsed_ns: u64, received: u64) -> Self {
+        let percent = |part_ns: u64| 100.0 * ratio(part_ns, elapsed_ns);
         let deliveries_per_cpu_second = 1e9 * ratio(received, cpu_ns);
-        Self { cpu_percent, saturated: cpu_percent >= SATURATED_PERCENT, deliveries_per_cpu_second }
+        let (cpu_percent, waited_percent) = (percent(cpu_ns), percent(waited_ns));
+        let saturated = cpu_percent + waited_percent >= SATURATED_PERCENT;
+        Self { cpu_percent, waited_percent, saturated, deliveries_per_cpu_second }
     }
 }
 
@@ -266,10 +270,8 @@ impl fmt::Display for Report {
         if self.received > 0 {
             let pace = grouped(self.deliveries_per_second as u64);
             let seconds = self.elapsed_ns as f64 / 1e9;
-            row(
-                "pace",
-                format!("{pace} deliveries/s over {seconds:.2} s, {:.2} frames per read", self.frames_per_read),
-            )?;
+            let joined = self.frames_per_read.map_or(String::new(), |frames| format!(", {frames:.2} frames per read"));
+            row("pace", format!("{pace} deliveries/s over {seconds:.2} s{joined}"))?;
         }
         if let Some(chat) = &self.chat {
             let counts = &chat.counts;
@@ -323,7 +325,11 @@ impl fmt::Display for Report {
         }
         let client = &self.client;
         let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };
-        row("client CPU", format!("{:.0} % of a core{warning}", client.cpu_percent))?;
+        let mut text = format!("{:.0} % of a core, waited {:.0} % for one", client.cpu_percent, client.waited_percent);
+        if self.received > 0 {
+            write!(text, ", {} deliveries in a second of it", grouped(client.deliveries_per_cpu_second as u64))?;
+        }
+        row("client CPU", format!("{text}{warning}"))?;
         let columns = [
             ("handshake", self.connect.latency_us),
             ("delivery", self.latency_us),

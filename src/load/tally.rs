@@ -170,17 +170,18 @@ impl Tally {
 
     /// A subscriber leaves by its own will: what it does not have yet is owed no more. Until the next [`Self::join`] its
     /// messages do not count.
-    pub(crate) fn leave(&mut self, subscriber: usize, now_ns: u64) {
-        self.counts.expected -= self.release(subscriber, now_ns);
+    pub(crate) fn leave(&mut self, subscriber: usize) {
+        self.counts.expected -= self.release(subscriber);
     }
 
     /// The server has closed a subscriber's connection: what was owed to it and has not come is lost.
-    pub(crate) fn cut(&mut self, subscriber: usize, now_ns: u64) {
-        self.release(subscriber, now_ns);
+    pub(crate) fn cut(&mut self, subscriber: usize) {
+        self.release(subscriber);
     }
 
-    /// Nothing waits for this subscriber any more, nor for what it has skipped; how many deliveries it lacks, gaps aside.
-    fn release(&mut self, subscriber: usize, now_ns: u64) -> u64 {
+    /// Nothing waits for this subscriber any more, nor for what it has skipped; how many deliveries it lacks, gaps aside. A
+    /// message that is complete by that has no last delivery, and no latency of one.
+    fn release(&mut self, subscriber: usize) -> u64 {
         let follower = std::mem::take(&mut self.followers[subscriber]);
         let skipped = self.skipped.remove(&(subscriber as u32)).unwrap_or_default();
         if !matches!(follower.standing, Standing::Joined | Standing::Following) {
@@ -196,10 +197,7 @@ impl Tally {
             if is_owed && (is_ahead || skipped.contains(&publication.position)) {
                 lacking += u64::from(is_ahead);
                 publication.missing -= 1;
-                if publication.missing == 0 {
-                    self.complete += 1;
-                    self.last.record(now_ns.saturating_sub(publication.due_ns));
-                }
+                self.complete += u64::from(publication.missing == 0);
             }
             publication.missing > 0
         });
@@ -388,8 +386,8 @@ mod tests {
             receive(&mut tally, 0, &[0, 1, 2, 3]);
             receive(&mut tally, 1, &[0, 2]);
             assert_eq!(tally.in_flight(), 2);
-            leave(&mut tally, 1, 1000);
-            assert_eq!((tally.in_flight(), tally.last.count(), tally.counts().gaps), (0, 4, 1));
+            leave(&mut tally, 1);
+            assert_eq!((tally.in_flight(), tally.last.count(), tally.counts().gaps), (0, 2, 1));
             assert!(tally.counts().lost() >= 1);
             tally.join(1, 0, false);
             tally.publish(0, 10);
@@ -469,15 +467,15 @@ mod tests {
         let mut tally = tally(3, 3);
         receive(&mut tally, 0, &[0, 1, 2]);
         receive(&mut tally, 1, &[0]);
-        tally.leave(1, 1000);
+        tally.leave(1);
         receive(&mut tally, 1, &[1]);
         assert_eq!((tally.counts().expected, tally.counts().received), (7, 4));
         receive(&mut tally, 2, &[0]);
-        tally.cut(2, 1000);
+        tally.cut(2);
         assert_eq!((tally.counts().lost(), tally.in_flight()), (2, 0));
         assert!(!tally.counts().is_exact());
         tally.publish(0, 10);
-        tally.cut(0, 1000);
+        tally.cut(0);
         assert_eq!((tally.counts().lost(), tally.in_flight()), (3, 0));
     }
 
