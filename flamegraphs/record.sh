@@ -7,13 +7,15 @@ cd "$(dirname "$0")/.."
 clients=10000
 log=target/flamegraphs.log
 fail() { printf 'record.sh: %s\n' "$*" >&2; exit 1; }
+for program in curl python3; do command -v "$program" >/dev/null || fail "$program is missing"; done
+# The first two cores that this process may use, if there are two.
 on_server=() on_load=()
-if command -v taskset >/dev/null && [ "$(nproc)" -ge 2 ]; then
-  on_server=(taskset -c 0)
-  on_load=(taskset -c 1)
+read -ra cores <<<"$(python3 -c 'import os; print(*sorted(os.sched_getaffinity(0)))')"
+if command -v taskset >/dev/null && [ ${#cores[@]} -ge 2 ]; then
+  on_server=(taskset -c "${cores[0]}")
+  on_load=(taskset -c "${cores[1]}")
 fi
 
-command -v curl >/dev/null || fail 'curl is missing'
 # In each of the two processes a client is a file.
 ulimit -n "$(ulimit -Hn)"
 [ "$(ulimit -n)" = unlimited ] || [ "$(ulimit -n)" -ge $((clients + 200)) ] || fail "$clients clients need as many open files (ulimit -n)"
@@ -74,10 +76,12 @@ for fanout in direct mailbox; do
   stop_server
 
   start "$fanout"
-  load idle --connections "$clients" --duration 10s
+  load idle --connections "$clients" --duration 20s
   until_connected "$clients"
   picture "heap-$fanout-$clients" heap.svg
   picture "heap-$fanout-$clients-allocated" 'heap.svg?sample=alloc_space'
+  # They are here still.
+  until_connected "$clients"
   loaded
   until_connected 0
   picture "heap-$fanout-left" heap.svg

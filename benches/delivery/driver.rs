@@ -54,6 +54,13 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Driver {
+    /// Ends the client, and with it every connection.
+    pub(crate) fn end(&mut self) {
         // Either may fail only because the process is already gone, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -14,33 +14,37 @@ use crate::report::print_aligned;
 /// How long everybody has been gone when the second ledger is taken.
 const GONE: Duration = Duration::from_secs(10);
 
-/// Connects everybody to each strategy in turn, takes the ledger, lets everybody go, and takes it again.
+/// Connects everybody to each strategy in turn, takes the ledger, lets everybody go, and takes it again; in every round to
+/// the same server.
 pub(crate) fn run(options: &Options) -> io::Result<()> {
-    let head = ["strategy", "connections", "heap B/connection", "RSS B/connection"];
-    let moments = ["RSS before", "RSS with them", "RSS 10 s after", "allocated before", "allocated 10 s after"];
-    let mut table = vec![head.into_iter().chain(moments).map(str::to_owned).collect::<Vec<_>>()];
+    let head = ["strategy", "round", "connections", "heap B/connection", "RSS B/connection"];
+    let moments = ["resident before", "with them", "10 s after", "RSS before", "with them", "10 s after"];
+    let heap = ["allocated before", "10 s after"];
+    let mut table = vec![head.into_iter().chain(moments).chain(heap).map(str::to_owned).collect::<Vec<_>>()];
     for candidate in options.candidates().into_iter().skip(1) {
-        let Cell { server, client, .. } = Cell::start(&candidate, 1, options)?;
-        let here = ledger(server.address())?;
-        drop(client);
-        thread::sleep(GONE);
-        let gone = ledger(server.address())?;
-        let mib =
-            |value: &Value| value.as_f64().map_or("–".to_owned(), |bytes| format!("{:.2} MiB", bytes / 1048576.0));
-        let each = &here["per_connection"];
-        table.push(vec![
-            candidate.to_string(),
-            here["connections"].to_string(),
-            each["heap_bytes"].to_string(),
-            each["rss_bytes"].to_string(),
-            mib(&here["baseline"]["rss_bytes"]),
-            mib(&here["rss_bytes"]),
-            mib(&gone["rss_bytes"]),
-            mib(&here["baseline"]["allocated_bytes"]),
-            mib(&gone["allocated_bytes"]),
-        ]);
+        let mut cell = Cell::start(&candidate, 1, options)?;
+        for round in 1..=options.rounds() {
+            if round > 1 {
+                cell.gather(options)?;
+            }
+            let here = ledger(cell.server.address())?;
+            cell.disperse();
+            thread::sleep(GONE);
+            let gone = ledger(cell.server.address())?;
+            let mut row = vec![candidate.to_string(), round.to_string(), here["connections"].to_string()];
+            row.extend(["heap_bytes", "rss_bytes"].map(|name| here["per_connection"][name].to_string()));
+            for name in ["resident_bytes", "rss_bytes"] {
+                row.extend([&here["baseline"], &here, &gone].map(|ledger| mebibytes(&ledger[name])));
+            }
+            row.extend([&here["baseline"], &gone].map(|ledger| mebibytes(&ledger["allocated_bytes"])));
+            table.push(row);
+        }
     }
     print_aligned(&mut io::stdout().lock(), &table)
+}
+
+fn mebibytes(value: &Value) -> String {
+    value.as_f64().map_or("–".to_owned(), |bytes| format!("{:.2} MiB", bytes / 1048576.0))
 }
 
 fn ledger(server: std::net::SocketAddr) -> io::Result<Value> {

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo bench --bench delivery                  10,000 subscribers, five rounds, about five minutes
 //! cargo bench --bench delivery -- --test        50 subscribers, one round, a few seconds: does it still work
-//! cargo bench --bench delivery -- --idle        memory per idle subscriber, and what is left 10 s after they left
+//! cargo bench --bench delivery -- --idle        memory per idle subscriber, and what is left 10 s after they left;
+//!                                               with --rounds 10, again and again by the same server
 //! cargo bench --bench delivery -- --subscribers 1000 --messages 1000 --payload 4096 --stalled 1
 //!                                               does a subscriber that never reads cost the others anything
 //! cargo bench --bench delivery -- --help
@@ -120,20 +121,40 @@ struct Cell {
     // 10,000 ports in TIME_WAIT to the next cell.
     server: Server,
     client: Driver,
+    /// Bytes of the machine's memory that were available before both.
+    memory_before: u64,
 }
 
 impl Cell {
     fn start(candidate: &Candidate, in_flight: usize, options: &Options) -> io::Result<Self> {
         let (server_cores, client_core) = options.cores()?;
         let name = format!("{candidate}, {in_flight} in flight");
+        let memory_before = process::memory_available_bytes()?;
         let server = Server::start(candidate, options, &server_cores)
             .map_err(|error| io::Error::other(format!("{name}: {error}")))?;
         let task = Task::new(server.address(), options, in_flight, candidate.stalled())?;
         let client = Driver::start(&task, client_core)?;
-        let mut cell = Self { name, stalled: candidate.stalled(), server, client };
-        let warm = cell.client.warm();
-        warm.map_err(|error| cell.explain(&error))?;
+        let mut cell = Self { name, stalled: candidate.stalled(), server, client, memory_before };
+        cell.warm()?;
         Ok(cell)
+    }
+
+    /// Waits until everybody is connected and the server is at its pace.
+    fn warm(&mut self) -> io::Result<()> {
+        let warm = self.client.warm();
+        warm.map_err(|error| self.explain(&error))
+    }
+
+    /// Lets everybody go.
+    fn disperse(&mut self) {
+        self.client.end();
+    }
+
+    /// Connects everybody again.
+    fn gather(&mut self, options: &Options) -> io::Result<()> {
+        let task = Task::new(self.server.address(), options, 1, self.stalled)?;
+        self.client = Driver::start(&task, options.cores()?.1)?;
+        self.warm()
     }
 
     /// Clock, load, clock.
@@ -152,7 +173,9 @@ impl Cell {
         if self.stalled > 0 {
             let metrics = http::get(self.server.address(), "/metrics")?;
             let books = metrics.lines().filter(|line| line.starts_with("hydrant_frames") || line.contains("\"slow\""));
-            eprintln!("{}:\n  {}", self.name, books.collect::<Vec<_>>().join("\n  "));
+            let taken = self.memory_before.saturating_sub(process::memory_available_bytes()?) >> 20;
+            let books = books.collect::<Vec<_>>().join("\n  ");
+            eprintln!("{}: {taken} MiB of the machine's memory are taken, the client's included\n  {books}", self.name);
         }
         Ok(sample)
     }

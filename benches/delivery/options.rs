@@ -25,7 +25,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2.0)]
     pub(crate) seconds: f64,
 
-    /// Rounds; each runs every cell once [default: 5, with --test 1]
+    /// Rounds; each runs every cell once [default: 5, with --test 1; with --idle 1, and each connects everybody anew to the
+    /// same server]
     #[arg(long)]
     rounds: Option<usize>,
 
@@ -47,7 +48,7 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', default_value = "direct,wake,ring,mailbox")]
     fanout: Vec<String>,
 
-    /// Put beside each strategy the same with so many subscribers more that never read
+    /// Put beside each strategy the same with so many subscribers more that never read; says what memory that takes
     #[arg(long, default_value_t = 0)]
     stalled: usize,
 
@@ -145,6 +146,6 @@ impl Options {
     /// How often every cell is measured. More rounds say more about a small difference than longer ones: drift cancels
     /// out between rounds, not within a cell.
     pub(crate) fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.test { 1 } else { 5 })
+        self.rounds.unwrap_or(if self.test || self.idle { 1 } else { 5 })
     }
 }

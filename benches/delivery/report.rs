@@ -11,9 +11,6 @@ use crate::options::Options;
 use crate::sample::Sample;
 use crate::server::Candidate;
 
-/// Share of its core from which on the client was in the way of the server, in percent.
-const CLIENT_SATURATED_PERCENT: f64 = 95.0;
-
 /// Time that a server may wait for its core, in percent of the time measured, before that deserves a note: other processes
 /// were on it, or the server's own threads stood in each other's way.
 const WAITED_PERCENT_MAX: f64 = 2.0;
@@ -53,7 +50,8 @@ impl Row {
     }
 
     fn is_client_saturated(&self) -> bool {
-        self.median(Sample::client_percent) > CLIENT_SATURATED_PERCENT
+        let saturated = self.samples.iter().filter(|sample| sample.counted.client().saturated).count();
+        2 * saturated > self.samples.len()
     }
 
     /// What stands in the way of taking the figures at their word.

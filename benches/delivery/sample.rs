@@ -34,7 +34,7 @@ impl Sample {
 
     /// CPU of the client, in percent of a core.
     pub(crate) fn client_percent(&self) -> f64 {
-        100.0 * self.counted.client_cpu_ns as f64 / self.counted.elapsed_ns as f64
+        self.counted.client().cpu_percent
     }
 
     /// CPU of the server, in percent of a core.

@@ -197,7 +197,9 @@ def load(server, options, in_flight, payload, core):
         raise CellError(f"the client ended with {client.returncode}: {said.strip()[-500:]} ({server.last_words()})")
     try:
         figures = json.loads(out)
-        return figures if figures["server"]["cpu_ns_per_delivery"] else {}
+        if not figures["server"]["cpu_ns_per_delivery"] or not figures["last_subscriber_us"]:
+            raise CellError("no message reached everybody")
+        return figures
     except (ValueError, KeyError, TypeError) as error:
         raise CellError(f"the client's document cannot be read ({error!r}): {said.strip()[-500:]}") from error
 
