@@ -31,6 +31,8 @@ fn after_all_messages(fanout: Strategy, slow: SlowPolicy) -> (TestServer, Client
     let server = TestServer::start(Config { fanout, slow, ..narrow() });
     let stalled = Client::connect_narrow(server.address, "/ws/room");
     let mut quick = server.client("/ws/room");
+    // A 101 is seen before its connection is registered.
+    server.wait_for_connections(2);
     let mut published = 0;
     while published < MESSAGES && server.engine.registry.len() == 2 {
         server.publish("room", message(published).as_bytes());
