@@ -51,7 +51,8 @@ pub trait Fanout<S: Socket> {
     /// Gives a new connection what this strategy needs. Called within the shard's runtime.
     fn attach(&self, connection: &Rc<Connection<S>>);
 
-    /// Starts to send `batch` to the subscribers of a channel.
+    /// Starts to send `batch` to the subscribers of a channel; the first one is that far around the circle of them, a
+    /// full turn being 2^64.
     fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S>;
 
     /// Visits at most `budget` places of the pass; how many it visited.
@@ -103,7 +104,7 @@ impl<S: Socket> Pass<S> {
         Self {
             batch: Rc::new(batch),
             places,
-            start: if places == 0 { 0 } else { start % places },
+            start: ((start as u128 * places as u128) >> usize::BITS) as usize,
             visited: 0,
             slots: Vec::new(),
             matched: 0,

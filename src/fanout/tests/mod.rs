@@ -132,7 +132,7 @@ impl World {
     fn begin(&mut self, channel: usize, sizes: &[usize]) -> Pass<Pipe> {
         let frames: Vec<_> = sizes.iter().map(|&size| Frame::text(&self.message(channel, size))).collect();
         self.channels[channel].begin_pass();
-        self.fanout.begin(&self.scope(channel), Batch::new(&frames, self.of_channels[channel].clone()), 7)
+        self.fanout.begin(&self.scope(channel), Batch::new(&frames, self.of_channels[channel].clone()), usize::MAX / 3)
     }
 
     /// The next message of a channel: its number, and letters to the size wanted.
