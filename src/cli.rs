@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server; the same as no command.
-    Serve(Serve),
+    Serve(Box<Serve>),
     Load(Box<load::Arguments>),
 }
 
@@ -86,6 +86,16 @@ struct Serve {
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
+    /// How long a client may say nothing before it gets a ping; 0 sends none
+    #[arg(long, env = "HYDRANT_PING_INTERVAL", value_parser = parse_duration, default_value = "25s")]
+    ping_interval: Duration,
+    /// How long a client that got a ping may still say nothing; then it is closed with 1011
+    #[arg(long, env = "HYDRANT_IDLE_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
+    idle_timeout: Duration,
+    /// How long the kernel may hold bytes that a client does not take, or whose arrival it does not confirm; then the
+    /// connection is ended
+    #[arg(long, env = "HYDRANT_WRITE_TIMEOUT", value_parser = parse_duration, default_value = "30s")]
+    write_timeout: Duration,
     /// How long a closing handshake may take before the socket is cut
     #[arg(long, env = "HYDRANT_CLOSE_TIMEOUT", value_parser = parse_duration, default_value = "5s")]
     close_timeout: Duration,
@@ -120,6 +130,9 @@ impl Serve {
             kernel_bytes_max: self.kernel_bytes,
             pages_bytes_min: self.pages_bytes,
             drain_timeout: self.drain_timeout,
+            ping_interval: Some(self.ping_interval).filter(|interval| !interval.is_zero()),
+            idle_timeout: self.idle_timeout,
+            write_timeout: self.write_timeout,
             close_timeout: self.close_timeout,
             say: self.say,
             token: self.token,
@@ -146,7 +159,7 @@ pub fn run() -> ExitCode {
         }
     };
     let serve = match cli.command {
-        Some(Command::Serve(serve)) => serve,
+        Some(Command::Serve(serve)) => *serve,
         Some(Command::Load(arguments)) => return run_load(*arguments),
         None => cli.serve,
     };

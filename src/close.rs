@@ -15,6 +15,8 @@ pub enum CloseReason {
     Vanished,
     /// The server drains.
     Drain,
+    /// A ping was not answered in time.
+    Silent,
     /// The client did not read fast enough; see `config::SlowPolicy::Disconnect`.
     Slow,
     /// A frame without a mask (RFC 6455, section 5.1).
@@ -58,11 +60,12 @@ pub struct Row {
 
 impl CloseReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ByClient,
         Self::Left,
         Self::Vanished,
         Self::Drain,
+        Self::Silent,
         Self::Slow,
         Self::Unmasked,
         Self::ReservedBit,
@@ -91,6 +94,7 @@ impl CloseReason {
             Self::Left => quiet(Some(1000), "left", "left"),
             Self::Vanished => quiet(None, "", "vanished"),
             Self::Drain => quiet(Some(1001), "server is shutting down", "drain"),
+            Self::Silent => quiet(Some(1011), "a ping was not answered in time", "silent"),
             Self::Slow => Row {
                 code: Some(1013),
                 text: "too slow: the backlog is full, read faster",

@@ -44,6 +44,12 @@ pub struct Config {
     pub pages_bytes_min: usize,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
+    /// How long a client may say nothing before it gets a ping; `None` sends none.
+    pub ping_interval: Option<Duration>,
+    /// How long a client that got a ping may still say nothing before it is closed with 1011.
+    pub idle_timeout: Duration,
+    /// How long the kernel may hold bytes that a client does not take before the connection is ended.
+    pub write_timeout: Duration,
     /// How long a closing handshake may take before the socket is cut.
     pub close_timeout: Duration,
     /// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that is
@@ -72,6 +78,9 @@ impl Default for Config {
             kernel_bytes_max: 256 * KIB,
             pages_bytes_min: 16 * KIB,
             drain_timeout: Duration::from_secs(10),
+            ping_interval: Some(Duration::from_secs(25)),
+            idle_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             pace_max: Duration::from_millis(50),
             say: SayPolicy::Rooms,
@@ -163,6 +172,8 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 
 /// The shortest tick.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
+/// The longest ping interval, idle timeout and write timeout.
+pub const KEEPALIVE_MAX: Duration = Duration::from_hours(1);
 /// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
 /// bookkeeping of a backlog.
 pub const FRAME_EXTRA_BYTES: usize = 1024;
@@ -203,6 +214,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let message = self.message_bytes_max;
         let frame = message.saturating_add(FRAME_EXTRA_BYTES);
+        let timeouts = Duration::from_millis(10)..=KEEPALIVE_MAX;
         let wrong = if self.shards.get() > SHARDS_MAX {
             format!("--shards {} is more than {SHARDS_MAX}", self.shards)
         } else if message == 0 || self.message_fragments_max == 0 {
@@ -223,6 +235,10 @@ impl Config {
             format!("--kernel-bytes {} is outside 4KiB to 64MiB", self.kernel_bytes_max)
         } else if self.tick.is_some_and(|tick| tick < TICK_MIN) {
             "--tick is shorter than 1ms: set it to at least that, or to 0 for none".to_owned()
+        } else if self.ping_interval.is_some_and(|interval| !timeouts.contains(&interval)) {
+            "--ping-interval is outside 10ms to 1h: set it to one of these, or to 0 for none".to_owned()
+        } else if !timeouts.contains(&self.idle_timeout) || !timeouts.contains(&self.write_timeout) {
+            "--idle-timeout and --write-timeout must be within 10ms and 1h".to_owned()
         } else if self.token.as_deref().is_some_and(str::is_empty) {
             "--token is empty: leave it out, or set one".to_owned()
         } else {
@@ -254,6 +270,9 @@ mod tests {
         assert!(refused(|c| c.outbox_bytes_max = 1 << 40).contains("4GiB"));
         assert!(refused(|c| c.kernel_bytes_max = 1).contains("--kernel-bytes"));
         assert!(refused(|c| c.tick = Some(Duration::from_nanos(1))).contains("--tick"));
+        assert!(refused(|c| c.ping_interval = Some(Duration::from_millis(1))).contains("--ping-interval"));
+        assert!(refused(|c| c.idle_timeout = Duration::from_hours(2)).contains("--idle-timeout"));
+        assert!(refused(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(refused(|c| c.token = Some(String::new())).contains("--token"));
         assert!(refused(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
     }

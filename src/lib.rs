@@ -76,7 +76,8 @@
 //!    connection has no task, no buffer and no registration with tokio: under 250 bytes of heap (tokio's readiness record
 //!    alone would be 256, a task 128).
 //! 4. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only what arrived in part.
-//! 5. The end has a `CloseReason`. The connection leaves its channels and the registry at once, and the socket when both
+//! 5. Who is silent is asked, and ended if nothing comes: `engine::keepalive`, one sweep over all connections of the shard.
+//! 6. The end has a `CloseReason`. The connection leaves its channels and the registry at once, and the socket when both
 //!    close frames have passed, when the peer has gone, or after [`config::Config::close_timeout`].
 //!
 //! # What is never there

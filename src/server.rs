@@ -201,6 +201,7 @@ fn listen(config: &Config) -> io::Result<TcpListener> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
     socket.set_tcp_notsent_lowat(config.kernel_bytes_max as u32)?;
+    socket.set_tcp_user_timeout(Some(config.write_timeout))?;
     defer_accept(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&config.listen.into())?;
@@ -379,5 +380,6 @@ mod tests {
         assert!(socket.tcp_nodelay().unwrap());
         assert_eq!(socket.send_buffer_size().unwrap(), 2 * 64 * 1024);
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 64 * 1024);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(config.write_timeout));
     }
 }

@@ -69,6 +69,17 @@ pub enum Sent {
     Gone,
 }
 
+/// How silent a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiet {
+    /// Not too.
+    No,
+    /// It has to be asked whether it is there.
+    Ask,
+    /// It was asked and has not answered.
+    TooLong,
+}
+
 /// What a flush left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
@@ -97,6 +108,10 @@ pub struct Connection<S> {
     writing: Cell<bool>,
     /// It was not read to its end and waits for its next turn.
     pub unread: Cell<bool>,
+    /// The sweep in which it was last heard, or asked.
+    heard: Cell<u16>,
+    /// It got a ping and has not been heard since.
+    asked: Cell<bool>,
     outbox: Cell<Option<Box<Outbox>>>,
     /// What its writer task writes, if it has one: a pointer, so that those without pay for no more.
     feed: OnceCell<Box<Feed>>,
@@ -131,6 +146,8 @@ impl<S: Socket> Connection<S> {
             phase: Cell::new(Phase::Open),
             writing: Cell::new(false),
             unread: Cell::new(false),
+            heard: Cell::default(),
+            asked: Cell::default(),
             outbox: Cell::default(),
             feed: OnceCell::new(),
             decoder: RefCell::default(),
@@ -183,6 +200,14 @@ impl<S: Socket> Connection<S> {
             self.flush_outbox();
         }
         Sent::Part(offered)
+    }
+
+    /// Sends a ping; false when the socket has failed.
+    pub fn ask(&self, sweep: u16) -> bool {
+        self.heard.set(sweep);
+        self.asked.set(true);
+        // In the place of a pong that might have to wait: who sends one later has been heard.
+        self.control(Frame::ping(), Outbox::put_pong)
     }
 
     /// Answers a ping, ahead of data; false when the socket has failed.
@@ -302,6 +327,22 @@ impl<S: Socket> Connection<S> {
 }
 
 impl<S> Connection<S> {
+    /// Something has come, in this sweep.
+    pub fn heard(&self, sweep: u16) {
+        self.heard.set(sweep);
+        self.asked.set(false);
+    }
+
+    /// Whether it has been silent for `ping_after` sweeps, or for `end_after` more since it was asked.
+    pub fn quiet(&self, sweep: u16, ping_after: u16, end_after: u16) -> Quiet {
+        let silent = sweep.wrapping_sub(self.heard.get());
+        match self.asked.get() {
+            true if silent >= end_after => Quiet::TooLong,
+            false if silent >= ping_after => Quiet::Ask,
+            _ => Quiet::No,
+        }
+    }
+
     /// Where it stands in the list of `channel`, if it is subscribed.
     pub fn position(&self, channel: u32) -> Option<u32> {
         self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)

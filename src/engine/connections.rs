@@ -74,6 +74,7 @@ impl Shard {
         readiness::watch(&self.set, &mut stream, slot)?;
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
+        connection.heard(self.sweep.get());
         entry.insert(connection.clone());
         drop(connections);
         self.fanout.attach(&connection);
@@ -166,6 +167,7 @@ impl Shard {
         match connection.receive(&mut scratch[..most]) {
             Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
             Ok(length) => {
+                connection.heard(self.sweep.get());
                 self.feed(connection, &mut scratch[..length]);
                 if length < most && !may_end {
                     return;
@@ -242,7 +244,7 @@ impl Shard {
             CloseReason::Vanished => return self.remove(connection),
             CloseReason::ByClient => (DropReason::Closed, Phase::Closed),
             CloseReason::Slow => (DropReason::Slow, Phase::Closing),
-            CloseReason::Left | CloseReason::Drain => (DropReason::Closed, Phase::Closing),
+            CloseReason::Left | CloseReason::Drain | CloseReason::Silent => (DropReason::Closed, Phase::Closing),
             _ => (DropReason::Closed, Phase::Broken),
         };
         if !connection.close(close, dropped, phase) {

@@ -8,6 +8,7 @@ pub mod connections;
 mod events;
 pub mod home;
 pub mod inbox;
+mod keepalive;
 pub mod publication;
 mod readiness;
 pub mod shard;

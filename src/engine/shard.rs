@@ -64,6 +64,8 @@ pub struct Shard {
     pub(super) says: Cell<u64>,
     /// Messages taken since everything else last had its turn.
     pub(super) round: Cell<u32>,
+    /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
+    pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
     pub(super) unread: RefCell<VecDeque<u32>>,
     /// Closing handshakes, by the moment at which they have lasted long enough.
@@ -101,6 +103,7 @@ impl Shard {
             cut: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
+            sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
             closing_added: Notify::new(),
@@ -124,6 +127,7 @@ impl Shard {
         tokio::select! {
             never = self.work(serve) => match never {},
             never = self.cut_late_closes() => match never {},
+            never = self.keep_alive() => match never {},
             () = self.drain() => {}
             result = ready => match result? {},
         }

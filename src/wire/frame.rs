@@ -24,6 +24,12 @@ impl Frame {
         Self::encode(OpCode::Binary, payload)
     }
 
+    /// A ping without a payload (RFC 6455, section 5.5.2).
+    #[must_use]
+    pub fn ping() -> Self {
+        Self::encode(OpCode::Ping, &[])
+    }
+
     /// The answer to a ping: the same payload, at most 125 bytes (RFC 6455, section 5.5.3).
     #[must_use]
     pub fn pong(payload: &[u8]) -> Self {

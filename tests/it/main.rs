@@ -9,6 +9,7 @@
 mod events;
 mod frames;
 mod http;
+mod keepalive;
 mod ledger;
 mod life;
 mod load;

@@ -29,6 +29,7 @@ pub fn config() -> Config {
         tick: None,
         drain_timeout: PATIENCE,
         close_timeout: PATIENCE,
+        write_timeout: 2 * PATIENCE,
         ..Config::default()
     }
 }
@@ -211,6 +212,7 @@ pub const HANDSHAKE: [&str; 4] = [
 pub enum Received {
     Text(String),
     Binary(Vec<u8>),
+    Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<u16>, String),
     /// The end of the stream.
@@ -278,6 +280,7 @@ impl Client {
         match (head[0], payload.len()) {
             (0x81, _) => Received::Text(text(payload)),
             (0x82, _) => Received::Binary(payload),
+            (0x89, _) => Received::Ping(payload),
             (0x8a, _) => Received::Pong(payload),
             (0x88, 0) => Received::Close(None, String::new()),
             (0x88, _) => {

@@ -1,0 +1,73 @@
+//! Who is still there: a sweep over the shard's connections, in place of a timer for each.
+//!
+//! A connection that has said nothing for [`Config::ping_interval`] gets a ping, and is closed when it has said nothing for
+//! [`Config::idle_timeout`] more. Whatever comes counts as an answer. One for whom something waits gets no ping: its socket
+//! is full, and the kernel ends it when it takes nothing more ([`Config::write_timeout`]).
+//!
+//! Time is counted in sweeps, so that a connection needs three bytes for it; see `conn`.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::sleep;
+
+use super::shard::{Conn, Shard};
+use crate::close::CloseReason;
+use crate::config::{Config, PASS_CHUNK};
+use crate::conn::{Phase, Quiet};
+
+/// The longest time between two sweeps: how late a ping or a close may be.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// The shortest, for the sake of the processor.
+const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// How long a connection may be silent, in sweeps.
+struct Limits {
+    ping_after: u16,
+    end_after: u16,
+}
+
+impl Shard {
+    /// Asks who is silent and ends who does not answer, for ever.
+    pub(super) async fn keep_alive(self: &Rc<Self>) -> Infallible {
+        let Config { ping_interval, idle_timeout, .. } = self.engine.config;
+        let Some(ping_interval) = ping_interval else { pending().await };
+        let sweep_interval = (ping_interval.min(idle_timeout) / 4).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX);
+        // `Config::check` keeps both below an hour.
+        let sweeps = |time: Duration| time.div_duration_f64(sweep_interval).ceil() as u16;
+        let limits = Limits { ping_after: sweeps(ping_interval), end_after: sweeps(idle_timeout) };
+        loop {
+            sleep(sweep_interval).await;
+            self.sweep.set(self.sweep.get().wrapping_add(1));
+            let slots = self.connections.borrow().capacity();
+            for slot in 0..slots {
+                let connection = self.connections.borrow().get(slot).cloned();
+                if let Some(connection) = connection {
+                    self.look_after(&connection, &limits);
+                }
+                if slot % PASS_CHUNK == PASS_CHUNK - 1 {
+                    yield_now().await;
+                }
+            }
+        }
+    }
+
+    fn look_after(&self, connection: &Rc<Conn>, limits: &Limits) {
+        if connection.phase() != Phase::Open {
+            return;
+        }
+        match connection.quiet(self.sweep.get(), limits.ping_after, limits.end_after) {
+            Quiet::No => {}
+            Quiet::Ask if connection.has_backlog() => {}
+            Quiet::Ask => {
+                if !connection.ask(self.sweep.get()) {
+                    self.end(connection, CloseReason::Vanished);
+                }
+            }
+            Quiet::TooLong => self.end(connection, CloseReason::Silent),
+        }
+    }
+}
