@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, SayPolicy, SlowPolicy, Strategy, parse_bytes, parse_duration};
+use crate::config::{Config, FILES_KEPT, SayPolicy, SlowPolicy, Strategy, parse_bytes, parse_duration};
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
@@ -86,6 +86,24 @@ struct Serve {
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
+    /// Most WebSocket connections; one more is answered with 503. 0: as many as open files allow, less 256
+    #[arg(long, env = "HYDRANT_MAX_CONNECTIONS", default_value_t = 0)]
+    max_connections: usize,
+    /// Most connections of one address, WebSockets or not; one more is answered with 429. 0: any number. Costs a connection
+    /// 100 bytes more
+    #[arg(long, env = "HYDRANT_MAX_PER_ADDRESS", default_value_t = 0)]
+    max_per_address: usize,
+    /// Most sockets whose request is not finished, or that wait to send another; one more is answered with 503
+    #[arg(long, env = "HYDRANT_MAX_HANDSHAKES", default_value_t = 4096)]
+    max_handshakes: usize,
+    /// Bytes of heap in use from which on WebSockets are answered with 503; 0 is no bound. What waits for clients counts;
+    /// what the kernel holds for their sockets does not
+    #[arg(long, env = "HYDRANT_MEMORY_MAX", value_parser = parse_bytes, default_value = "0")]
+    memory_max: usize,
+    /// Origins whose pages may connect, beside the server's own host and clients that are no browsers: for example
+    /// https://example.com or https://*.example.com, several with commas; * for all. Others get 403
+    #[arg(long, env = "HYDRANT_ALLOW_ORIGIN", value_delimiter = ',')]
+    allow_origin: Vec<String>,
     /// How long a client may say nothing before it gets a ping; 0 sends none
     #[arg(long, env = "HYDRANT_PING_INTERVAL", value_parser = parse_duration, default_value = "25s")]
     ping_interval: Duration,
@@ -130,6 +148,11 @@ impl Serve {
             kernel_bytes_max: self.kernel_bytes,
             pages_bytes_min: self.pages_bytes,
             drain_timeout: self.drain_timeout,
+            connections_max: if self.max_connections == 0 { usize::MAX } else { self.max_connections },
+            per_address_max: NonZeroUsize::new(self.max_per_address),
+            handshakes_max: self.max_handshakes,
+            memory_bytes_max: NonZeroUsize::new(self.memory_max),
+            allow_origin: self.allow_origin,
             ping_interval: Some(self.ping_interval).filter(|interval| !interval.is_zero()),
             idle_timeout: self.idle_timeout,
             write_timeout: self.write_timeout,
@@ -166,7 +189,7 @@ pub fn run() -> ExitCode {
     let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(io::stderr).with_ansi(false);
     log.with_target(false).init();
     let heap_sample = serve.heap_sample;
-    let config = serve.config();
+    let mut config = serve.config();
     if let Err(error) = config.check() {
         eprintln!("error: {error}");
         return ExitCode::from(USAGE);
@@ -174,7 +197,11 @@ pub fn run() -> ExitCode {
     mem::sample_heap(heap_sample);
     abort_on_panic();
     match raise_open_files() {
-        Ok(limit) => tracing::info!(limit, "open files"),
+        Ok(limit) => {
+            tracing::info!(limit, "open files");
+            let files = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(FILES_KEPT).max(1);
+            config.connections_max = config.connections_max.min(files);
+        }
         Err(error) => tracing::warn!("cannot raise the limit of open files: {error}"),
     }
     match serve_until_signal(config) {

@@ -44,6 +44,17 @@ pub struct Config {
     pub pages_bytes_min: usize,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
+    /// Most WebSocket connections; one more is answered with 503.
+    pub connections_max: usize,
+    /// Most connections of one address, WebSockets or not; one more is answered with 429. `None` for any number.
+    pub per_address_max: Option<NonZeroUsize>,
+    /// Most sockets whose request is not finished, or that wait for another; one more is answered with 503.
+    pub handshakes_max: usize,
+    /// Bytes of heap from which on WebSockets are answered with 503, by the last sample and what came since; `None` for any
+    /// number.
+    pub memory_bytes_max: Option<NonZeroUsize>,
+    /// Origins whose pages may connect beside those of the server's own host, as patterns; see `http::origin`.
+    pub allow_origin: Vec<String>,
     /// How long a client may say nothing before it gets a ping; `None` sends none.
     pub ping_interval: Option<Duration>,
     /// How long a client that got a ping may still say nothing before it is closed with 1011.
@@ -78,6 +89,11 @@ impl Default for Config {
             kernel_bytes_max: 256 * KIB,
             pages_bytes_min: 16 * KIB,
             drain_timeout: Duration::from_secs(10),
+            connections_max: usize::MAX,
+            per_address_max: None,
+            handshakes_max: 4096,
+            memory_bytes_max: None,
+            allow_origin: Vec::new(),
             ping_interval: Some(Duration::from_secs(25)),
             idle_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
@@ -174,6 +190,11 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// The longest ping interval, idle timeout and write timeout.
 pub const KEEPALIVE_MAX: Duration = Duration::from_hours(1);
+/// Open files that connections leave to everything else: listeners, requests, pages, profiles.
+pub const FILES_KEPT: usize = 256;
+/// What a new connection is expected to add to the heap until the next sample, in bytes: an idle one has a fifth, one that is
+/// behind more.
+pub const CONNECTION_BYTES_PROJECTED: usize = KIB;
 /// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
 /// bookkeeping of a backlog.
 pub const FRAME_EXTRA_BYTES: usize = 1024;
@@ -199,6 +220,15 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 3s or 500ms"))?;
     // Beyond any use, and before clocks overflow.
     if duration > Duration::from_hours(24 * 365) { Err("more than a year".to_owned()) } else { Ok(duration) }
+}
+
+/// Whether this is `*`, or a scheme and an authority whose first label may be `*`.
+#[must_use]
+pub fn is_origin_pattern(pattern: &str) -> bool {
+    let Some((scheme, authority)) = pattern.split_once("://") else { return pattern == "*" };
+    let authority = authority.strip_prefix("*.").unwrap_or(authority);
+    let plain = |text: &str| !text.is_empty() && !text.contains(['*', '/', '?', '#', '@', ' ', ',']);
+    plain(scheme) && plain(authority)
 }
 
 /// Why a configuration cannot work: one line that says what to set.
@@ -239,6 +269,10 @@ impl Config {
             "--ping-interval is outside 10ms to 1h: set it to one of these, or to 0 for none".to_owned()
         } else if !timeouts.contains(&self.idle_timeout) || !timeouts.contains(&self.write_timeout) {
             "--idle-timeout and --write-timeout must be within 10ms and 1h".to_owned()
+        } else if let Some(wrong) = self.allow_origin.iter().find(|pattern| !is_origin_pattern(pattern)) {
+            format!("--allow-origin {wrong:?}: write for example https://example.com, https://*.example.com or *")
+        } else if self.connections_max == 0 || self.handshakes_max == 0 {
+            "--max-connections and --max-handshakes must be at least 1".to_owned()
         } else if self.token.as_deref().is_some_and(str::is_empty) {
             "--token is empty: leave it out, or set one".to_owned()
         } else {
@@ -275,6 +309,18 @@ mod tests {
         assert!(refused(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(refused(|c| c.token = Some(String::new())).contains("--token"));
         assert!(refused(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
+    }
+
+    #[test]
+    fn origin_patterns_have_a_scheme_and_a_host() {
+        for good in ["*", "https://example.com", "http://localhost:8080", "https://*.example.com:444"] {
+            assert!(is_origin_pattern(good), "{good}");
+        }
+        for bad in
+            ["", "example.com", "https://", "https://a/b", "https://a.*.com", "https://*", "https://a, https://b"]
+        {
+            assert!(!is_origin_pattern(bad), "{bad}");
+        }
     }
 
     #[test]

@@ -292,6 +292,12 @@ impl Sample {
     pub fn take() -> Self {
         Self { figures: figures(), rss_bytes: rss_bytes() }
     }
+
+    /// Bytes in use by the program; resident ones where the allocator does not say.
+    #[must_use]
+    pub fn in_use_bytes(&self) -> u64 {
+        self.figures.allocated_bytes.or(self.rss_bytes).unwrap_or_default()
+    }
 }
 
 /// What waits for the connections, in bytes.

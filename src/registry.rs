@@ -29,10 +29,32 @@ pub struct Registry {
     /// Beside the map, which would lock each of its parts to count.
     len: AtomicUsize,
     peak: AtomicUsize,
+    /// Connections, and promises of one.
+    places: AtomicUsize,
 }
 
 impl Registry {
-    /// Adds a connection and gives it its number.
+    /// Promises a place, if fewer than `most` are taken; it is given back by [`Registry::deregister`], or by
+    /// [`Registry::give_back`] if it is never used.
+    #[must_use]
+    pub fn reserve(&self, most: usize) -> bool {
+        // Relaxed: a bound, not a signal.
+        let next = |places: usize| (places < most).then_some(places + 1);
+        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+
+    /// A promised place is not needed.
+    pub fn give_back(&self) {
+        self.places.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections, and promises of one.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// Adds a connection, for which a place was promised, and gives it its number.
     pub fn register(&self, handle: ConnHandle) -> ConnId {
         // Relaxed: only uniqueness matters.
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -47,6 +69,7 @@ impl Registry {
     pub fn deregister(&self, id: ConnId) {
         if self.connections.remove(&id).is_some() {
             self.len.fetch_sub(1, Ordering::Relaxed);
+            self.give_back();
         }
     }
 
@@ -93,6 +116,7 @@ mod tests {
     #[test]
     fn connections_come_and_go() {
         let registry = Registry::default();
+        assert!(registry.reserve(2) && registry.reserve(2) && !registry.reserve(2));
         let first = registry.register(ConnHandle { shard: 0, slot: 7 });
         let second = registry.register(ConnHandle { shard: 1, slot: 7 });
         assert_ne!(first, second);
@@ -102,6 +126,8 @@ mod tests {
         registry.deregister(first);
         assert_eq!((registry.len(), registry.find(first), registry.peak()), (1, None, 2));
         assert!(registry.on_shard(0).is_empty());
+        assert!(registry.reserve(2) && !registry.reserve(2), "a place was given back");
+        registry.give_back();
         registry.deregister(second);
         registry.shrink();
         assert!(registry.is_empty());

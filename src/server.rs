@@ -30,6 +30,8 @@ use crate::{http, profile};
 
 /// Between two samples of the peaks.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// The same when the heap has a bound: what comes in between is estimated.
+const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the accept thread waits when it may not open another file, before it tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Requests that may wait for the admin thread; more wait in their HTTP phase.
@@ -106,19 +108,26 @@ impl Server {
             failed = shard_failure(&mut ended) => return Err(failed),
         }
         mem::flush();
-        let watch = Rc::new(RefCell::new(Watch::new(Sample::take())));
+        let baseline = Sample::take();
+        engine.note_heap(baseline.in_use_bytes() as usize);
+        let watch = Rc::new(RefCell::new(Watch::new(baseline)));
         let acceptor = Acceptor::start(listener, &engine, ended_sender)?;
         let Config { shards, fanout, .. } = engine.config;
         tracing::info!(shards, ?fanout, allocator = mem::NAME, "listening on {address}");
 
         let mut shutdown = pin!(shutdown);
         let mut ticks = engine.config.tick.map(timer);
-        let mut samples = timer(SAMPLE_INTERVAL);
+        let bounded = engine.config.memory_bytes_max.is_some();
+        let mut samples = timer(if bounded { BOUNDED_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL });
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
                 () = next(&mut ticks) => tick(&engine),
-                _ = samples.tick() => watch.borrow_mut().note(Sample::take(), engine.registry.peak()),
+                _ = samples.tick() => {
+                    let sample = Sample::take();
+                    engine.note_heap(sample.in_use_bytes() as usize);
+                    watch.borrow_mut().note(sample, engine.registry.peak());
+                }
                 Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
                 failed = shard_failure(&mut ended) => return Err(failed),
             }
@@ -331,9 +340,11 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
         }
         while !stopping.load(Ordering::Acquire) {
             match listener.accept() {
-                Ok((stream, _)) => {
-                    let (inbox, permit) = engine.least_loaded();
-                    inbox.push(Item::Accepted(stream.into(), permit));
+                Ok((stream, peer)) => {
+                    match engine.least_loaded(peer.ip()) {
+                        Ok((inbox, permit)) => inbox.push(Item::Accepted(stream.into(), permit)),
+                        Err(refusal) => http::refuse(stream.into(), engine.refusals.count(refusal)),
+                    }
                     if std::mem::take(&mut backing_off) {
                         tracing::info!("accepting again");
                     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::publication::ChannelName;
 use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
-use crate::admission::Permit;
+use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
 use crate::config::{PASS_CHUNK, TURN_BYTES};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
@@ -36,6 +36,8 @@ pub struct Announced {
     engine: Arc<Engine>,
     shard: u16,
     channels: Vec<ChannelName>,
+    /// Its place in the registry is not used yet.
+    place: bool,
 }
 
 impl Drop for Announced {
@@ -43,16 +45,23 @@ impl Drop for Announced {
         for channel in self.channels.drain(..) {
             self.engine.count(channel, self.shard, false);
         }
+        if self.place {
+            self.engine.registry.give_back();
+        }
     }
 }
 
 impl Shard {
-    /// Tells the homes of `channels`, all distinct, of a subscriber to come.
-    pub fn announce(&self, channels: Vec<ChannelName>) -> Announced {
+    /// Promises a connection its place, and tells the homes of `channels`, all distinct, of a subscriber to come.
+    ///
+    /// # Errors
+    /// Why it has no place.
+    pub fn announce(&self, channels: Vec<ChannelName>) -> Result<Announced, Refusal> {
+        self.engine.admit()?;
         for channel in &channels {
             self.engine.count(channel.clone(), self.index, true);
         }
-        Announced { engine: self.engine.clone(), shard: self.index, channels }
+        Ok(Announced { engine: self.engine.clone(), shard: self.index, channels, place: true })
     }
 
     /// Registers an upgraded connection and subscribes it; `leftover` is what the client has sent behind its handshake.
@@ -72,6 +81,7 @@ impl Shard {
         let entry = connections.vacant_entry();
         let slot = entry.key() as u32;
         readiness::watch(&self.set, &mut stream, slot)?;
+        announced.place = false;
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
         connection.heard(self.sweep.get());

@@ -16,19 +16,19 @@ pub mod shard;
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::ops::AddAssign;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
 use self::publication::{ChannelName, Dispatch, Publication, Refused};
-use crate::admission::{Load, Permit};
+use crate::admission::{Addresses, Load, Permit, Refusal, Refusals};
 use crate::close::CloseReason;
-use crate::config::{Config, SURVEY_TIMEOUT};
+use crate::config::{CONNECTION_BYTES_PROJECTED, Config, SURVEY_TIMEOUT};
 use crate::mem::{Ledger, Queues};
 use crate::metrics::Totals;
 use crate::profile;
@@ -144,6 +144,12 @@ pub struct Engine {
     pub registry: Registry,
     /// The way to the admin thread.
     pub admin: mpsc::Sender<AdminRequest>,
+    /// Who was turned away.
+    pub refusals: Refusals,
+    /// Connections by address, if their number is limited.
+    addresses: Arc<Addresses>,
+    /// The heap at the last sample in bytes, and the places that were taken then.
+    heap: (AtomicUsize, AtomicUsize),
     /// Nothing new is taken.
     draining: AtomicBool,
     /// Keyed afresh in each process, so that nobody can aim at one shard.
@@ -161,6 +167,9 @@ impl Engine {
             loads: (0..shards).map(|_| Load::default()).collect(),
             registry: Registry::default(),
             admin,
+            refusals: Refusals::default(),
+            addresses: Arc::default(),
+            heap: Default::default(),
             draining: AtomicBool::new(false),
             hasher: RandomState::new(),
         })
@@ -199,11 +208,39 @@ impl Engine {
     }
 
     /// The shard with the fewest connections, and a permit for it.
-    #[must_use]
-    pub fn least_loaded(&self) -> (&Inbox<Item>, Permit) {
+    ///
+    /// # Errors
+    /// When the client's address has as many as it may have.
+    pub fn least_loaded(&self, address: IpAddr) -> Result<(&Inbox<Item>, Permit), Refusal> {
         let loads = self.loads.iter().zip(&self.inboxes);
         let (load, inbox) = loads.min_by_key(|(load, _)| load.get()).expect("there is at least one shard");
-        (inbox, load.permit())
+        let permit = match self.config.per_address_max {
+            None => Some(load.permit()),
+            Some(most) => load.permit_of(address, most.get(), &self.addresses),
+        };
+        permit.map(|permit| (inbox, permit)).ok_or(Refusal::Address)
+    }
+
+    /// Promises a place to a WebSocket.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn admit(&self) -> Result<(), Refusal> {
+        if let Some(bytes_max) = self.config.memory_bytes_max {
+            // Relaxed, here and below: an estimate.
+            let (bytes, places) = (self.heap.0.load(Ordering::Relaxed), self.heap.1.load(Ordering::Relaxed));
+            let new = self.registry.places().saturating_sub(places);
+            if bytes.saturating_add(new * CONNECTION_BYTES_PROJECTED) >= bytes_max.get() {
+                return Err(Refusal::Memory);
+            }
+        }
+        if self.registry.reserve(self.config.connections_max) { Ok(()) } else { Err(Refusal::Connections) }
+    }
+
+    /// Notes how large the heap is.
+    pub fn note_heap(&self, bytes: usize) {
+        self.heap.0.store(bytes, Ordering::Relaxed);
+        self.heap.1.store(self.registry.places(), Ordering::Relaxed);
     }
 
     /// Whether nothing new is taken.

@@ -64,6 +64,8 @@ pub struct Shard {
     pub(super) says: Cell<u64>,
     /// Messages taken since everything else last had its turn.
     pub(super) round: Cell<u32>,
+    /// HTTP phases that have not ended.
+    pub http_phases: Cell<usize>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -103,6 +105,7 @@ impl Shard {
             cut: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
+            http_phases: Cell::default(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),

@@ -7,6 +7,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::Answer;
+use crate::admission::Refusal;
 
 /// Seconds after which a publisher or a client that was refused may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
@@ -24,6 +25,30 @@ pub(super) fn unavailable(sentence: &str) -> Answer {
 /// 503: the server ends.
 pub(super) fn draining() -> Answer {
     unavailable("the server is shutting down")
+}
+
+/// Turns somebody away. Counted by whoever sends it: the mark stays in the answer's extensions.
+pub(super) fn refused(refusal: Refusal) -> Answer {
+    // The table has statuses of HTTP only.
+    let status = StatusCode::from_u16(refusal.status()).expect("a status");
+    let mut answer = text(status, refusal.sentence());
+    if status != StatusCode::FORBIDDEN {
+        answer = with(answer, RETRY_AFTER, RETRY_AFTER_S);
+    }
+    answer.extensions_mut().insert(refusal);
+    answer
+}
+
+/// The head of an answer as it travels.
+pub(super) fn wire(answer: &Answer) -> Vec<u8> {
+    let mut wire = format!("HTTP/1.1 {}\r\n", answer.status()).into_bytes();
+    for (name, value) in answer.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            wire.extend_from_slice(part);
+        }
+    }
+    wire.extend_from_slice(b"\r\n");
+    wire
 }
 
 /// An answer of JSON.

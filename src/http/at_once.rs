@@ -15,7 +15,7 @@ use httparse::{EMPTY_HEADER, Status};
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode, Version};
 
-use super::{Answer, HEADERS_MAX, Route, upgrade};
+use super::{HEADERS_MAX, Route, answer, upgrade};
 use crate::admission::Permit;
 use crate::engine::shard::Shard;
 
@@ -45,7 +45,7 @@ pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) 
             Route::Echo => upgrade::echo(shard, &asked, &mut request),
             _ => return None,
         };
-        (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| (head_bytes, wire(&answer)))
+        (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| (head_bytes, answer::wire(&answer)))
     });
     let (Some((head_bytes, answer)), Some(granted)) = (granted, asked.take()) else {
         return Attempt::Left { stream, permit };
@@ -71,18 +71,6 @@ fn parse(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> {
     let request = request.body(Empty::new()).ok()?;
     let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| request.headers().contains_key(name));
     (!has_body).then_some((request, head_bytes))
-}
-
-/// An answer without a body, as it travels.
-fn wire(answer: &Answer) -> Vec<u8> {
-    let mut wire = b"HTTP/1.1 101 Switching Protocols\r\n".to_vec();
-    for (name, value) in answer.headers() {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            wire.extend_from_slice(part);
-        }
-    }
-    wire.extend_from_slice(b"\r\n");
-    wire
 }
 
 #[cfg(test)]

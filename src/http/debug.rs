@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::Answer;
 use super::answer::{draining, json, text, unavailable};
+use crate::admission::Refusal;
 use crate::close::CloseReason;
 use crate::engine::publication::ChannelName;
 use crate::engine::{AdminRequest, Engine, LedgerRequest};
@@ -44,6 +45,8 @@ pub(super) async fn metrics(engine: &Engine) -> Answer {
     let dropped = DropReason::ALL.map(|why| reason(why.label(), dropped[why as usize]));
     let closed = CloseReason::ALL.map(|why| reason(why.row().label, report.closed[why as usize]));
     metric("hydrant_connections", "gauge", "WebSocket connections.", &one(engine.registry.len() as u64));
+    let refused = Refusal::ALL.map(|why| reason(why.label(), engine.refusals.get(why)));
+    metric("hydrant_refused_total", "counter", "Sockets and handshakes that were turned away.", &refused);
     metric("hydrant_frames_matched_total", "counter", "Frames due to subscribers.", &one(totals.matched));
     metric("hydrant_frames_delivered_total", "counter", "Frames handed to the kernel, whole.", &one(totals.delivered));
     metric("hydrant_frames_dropped_total", "counter", "Frames that will not be sent.", &dropped);

@@ -6,6 +6,7 @@
 mod answer;
 mod at_once;
 mod debug;
+pub mod origin;
 mod profile;
 mod publish;
 mod upgrade;
@@ -13,8 +14,8 @@ mod upgrade;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, WWW_AUTHENTICATE};
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,7 +34,7 @@ use tokio::time::timeout;
 use self::answer::{text, with};
 use self::at_once::Attempt;
 use self::upgrade::Upgrade;
-use crate::admission::Permit;
+use crate::admission::{Permit, Refusal};
 use crate::config::{Config, HTTP_TIMEOUT};
 use crate::engine::shard::Shard;
 
@@ -55,13 +56,51 @@ pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
+    let Some(unfinished) = Unfinished::one_more(shard) else {
+        return refuse(stream, shard.engine.refusals.count(Refusal::Handshakes));
+    };
     let shard = shard.clone();
     // The runtime ends with the shard, and every task with it; none outlives its socket.
     tokio::task::spawn_local(async move {
         if let Err(error) = phase(&shard, stream, permit).await {
             tracing::debug!("HTTP phase: {error}");
         }
+        drop(unfinished);
     });
+}
+
+/// One of the HTTP phases that a shard has at once; ends when dropped.
+struct Unfinished(Rc<Shard>);
+
+impl Unfinished {
+    fn one_more(shard: &Rc<Shard>) -> Option<Self> {
+        let config = &shard.engine.config;
+        let phases = shard.http_phases.get();
+        (phases < config.handshakes_max.div_ceil(config.shards.get())).then(|| {
+            shard.http_phases.set(phases + 1);
+            Self(shard.clone())
+        })
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.0.http_phases.set(self.0.http_phases.get() - 1);
+    }
+}
+
+/// Answers a socket that is not worth an HTTP phase, without waiting for anything.
+pub fn refuse(mut stream: TcpStream, refusal: Refusal) {
+    let body = format!("{}\n", refusal.sentence());
+    let answer = with(answer::refused(refusal), CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let head = answer::wire(&with(answer, CONNECTION, HeaderValue::from_static("close")));
+    let mut request = [0; HEAD_BYTES_MAX];
+    // What has come is read, so that closing the socket does not reset it before the client has the answer. Whatever
+    // fails here concerns this client only, and it is being turned away.
+    let _ = stream.set_nonblocking(true);
+    let _ = stream.read(&mut request);
+    let _ = stream.write_all(&[&head, body.as_bytes()].concat());
+    let _ = stream.shutdown(Shutdown::Write);
 }
 
 async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) -> io::Result<()> {
@@ -102,7 +141,7 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: 
     let service = service_fn(move |request| {
         let (shard, asked) = (service_shard.clone(), asked.clone());
         // hyper wants a future that it can move.
-        Box::pin(async move { Ok::<_, Infallible>(route(&shard, &asked, request).await) })
+        Box::pin(async move { Ok::<_, Infallible>(respond(&shard, &asked, request).await) })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -173,6 +212,15 @@ impl<'a> Route<'a> {
     fn is_guarded(&self) -> bool {
         !matches!(self, Self::Events(_) | Self::Echo | Self::Healthz | Self::Readyz)
     }
+}
+
+/// Answers a request, and counts it if that turns somebody away.
+async fn respond(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, request: Request<Incoming>) -> Answer {
+    let answer = route(shard, upgrade, request).await;
+    if let Some(&refusal) = answer.extensions().get::<Refusal>() {
+        shard.engine.refusals.count(refusal);
+    }
+    answer
 }
 
 async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut request: Request<Incoming>) -> Answer {

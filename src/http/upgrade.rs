@@ -10,8 +10,9 @@ use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use hyper::{Request, Response, StatusCode, Version};
 
-use super::Answer;
-use super::answer::{draining, text, with};
+use super::answer::{draining, refused, text, with};
+use super::{Answer, origin};
+use crate::admission::Refusal;
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::conn::Role;
 use crate::engine::connections::Announced;
@@ -52,6 +53,9 @@ fn upgrade<B: Body>(
     if let Err(refusal) = check(request) {
         return *refusal;
     }
+    if !origin::may_connect(request.headers(), &shard.engine.config.allow_origin) {
+        return refused(Refusal::Origin);
+    }
     if shard.engine.is_draining() {
         return draining();
     }
@@ -59,7 +63,10 @@ fn upgrade<B: Body>(
     let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
         return text(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
     };
-    *slot.borrow_mut() = Some(Upgrade { role, announced: shard.announce(channels) });
+    match shard.announce(channels) {
+        Ok(announced) => *slot.borrow_mut() = Some(Upgrade { role, announced }),
+        Err(refusal) => return refused(refusal),
+    }
     let (head, _) = handshake.into_parts();
     Response::from_parts(head, Full::new(Bytes::new()))
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::type_complexity, reason = "tables of cases are read as tables")]
 
+mod admission;
 mod events;
 mod frames;
 mod http;

@@ -1,0 +1,87 @@
+//! Which pages may connect (RFC 6455, section 10.2; RFC 6454).
+//!
+//! A browser names the origin of the page that connects, and a page cannot forge it; other clients name none, or what they
+//! like. So this keeps strangers' pages from speaking with their visitors' credentials, and keeps out nobody else. Without a
+//! pattern, a page may connect to the host that it came from.
+
+use hyper::HeaderMap;
+use hyper::header::{HOST, HeaderValue, ORIGIN};
+
+/// Whether a handshake with these headers comes from a page that may connect, or from no page at all.
+#[must_use]
+pub fn may_connect(headers: &HeaderMap<HeaderValue>, patterns: &[String]) -> bool {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else {
+        // Two are nobody's.
+        return !headers.contains_key(ORIGIN);
+    };
+    let Ok(origin) = origin.to_str() else { return false };
+    patterns.iter().any(|pattern| matches(pattern, origin)) || is_own(origin, headers.get(HOST))
+}
+
+/// Whether this origin is the host that was asked for; the scheme may differ, since a proxy may speak TLS for us.
+fn is_own(origin: &str, host: Option<&HeaderValue>) -> bool {
+    let (Some((scheme, authority)), Some(Ok(host))) = (origin.split_once("://"), host.map(HeaderValue::to_str)) else {
+        return false;
+    };
+    let default_port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    let bare = |authority: &str| authority.strip_suffix(default_port).unwrap_or(authority).to_ascii_lowercase();
+    bare(authority) == bare(host)
+}
+
+/// `*` matches every origin, `https://*.example.com` every host below `example.com`, anything else itself.
+fn matches(pattern: &str, origin: &str) -> bool {
+    let (pattern, origin) = (pattern.to_ascii_lowercase(), origin.to_ascii_lowercase());
+    match pattern.split_once("*.") {
+        Some((scheme, domain)) => {
+            let host = origin.strip_prefix(scheme).and_then(|rest| rest.strip_suffix(domain)?.strip_suffix('.'));
+            host.is_some_and(|labels| !labels.is_empty() && !labels.contains(['/', ':', '@']))
+        }
+        None => pattern == "*" || pattern == origin,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(origin: &[&str], host: &str, patterns: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, host.parse().unwrap());
+        for origin in origin {
+            headers.append(ORIGIN, origin.parse().unwrap());
+        }
+        may_connect(&headers, &patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn no_origin_and_the_own_host_may() {
+        assert!(may(&[], "a.com", &[]));
+        assert!(may(&["http://a.com"], "a.com", &[]) && may(&["https://A.com"], "a.COM:443", &[]));
+        assert!(may(&["http://127.0.0.1:3000"], "127.0.0.1:3000", &[]));
+        for stranger in ["http://b.com", "http://a.com:81", "http://a.com.b.com", "null", "a.com", "http://xa.com", ""]
+        {
+            assert!(!may(&[stranger], "a.com", &[]), "{stranger}");
+        }
+        assert!(!may(&["http://a.com", "http://a.com"], "a.com", &["*"]));
+    }
+
+    #[test]
+    fn patterns_name_strangers_who_may() {
+        let patterns = ["https://b.com", "https://*.c.com"];
+        for good in ["https://b.com", "HTTPS://B.com", "https://x.c.com", "https://x.y.c.com"] {
+            assert!(may(&[good], "a.com", &patterns), "{good}");
+        }
+        for bad in [
+            "http://b.com",
+            "https://xb.com",
+            "https://c.com",
+            "https://.c.com",
+            "https://evil.com/.c.com",
+            "https://xc.com",
+        ] {
+            assert!(!may(&[bad], "a.com", &patterns), "{bad}");
+        }
+        assert!(may(&["null"], "a.com", &["*"]));
+    }
+}

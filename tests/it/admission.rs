@@ -1,0 +1,149 @@
+//! Who is turned away: with the right status, counted, and only for as long as the reason lasts.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
+
+use hydrant::admission::Refusal;
+use hydrant::config::Config;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::support::{Answer, Binary, Client, HANDSHAKE, TestServer, config, read_answer, request, until};
+
+fn handshake(server: SocketAddr, more: &[&str]) -> Answer {
+    request(server, "GET", "/ws", &[&HANDSHAKE[..], more].concat(), b"")
+}
+
+fn is_refused(server: &TestServer, answer: &Answer, refusal: Refusal, times: u64) {
+    assert_eq!((answer.status, answer.body.trim()), (refusal.status(), refusal.sentence()));
+    assert_eq!(server.engine.refusals.get(refusal), times);
+    let metrics = request(server.address, "GET", "/metrics", &[], b"").body;
+    let line = format!("hydrant_refused_total{{reason=\"{}\"}} {times}", refusal.label());
+    assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+}
+
+#[test]
+fn a_full_server_refuses_websockets_and_answers_everything_else() {
+    let server = TestServer::start(Config { connections_max: 3, ..config() });
+    let mut clients: Vec<_> = (0..3).map(|_| server.client("/ws")).collect();
+    let answer = handshake(server.address, &[]);
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    is_refused(&server, &answer, Refusal::Connections, 1);
+    assert_eq!(server.publish("all", b"x").matched, 3);
+    drop(clients.pop());
+    server.wait_for_connections(2);
+    clients.push(server.client("/ws"));
+    is_refused(&server, &handshake(server.address, &[]), Refusal::Connections, 2);
+}
+
+#[test]
+fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
+    let server = TestServer::start(Config { connections_max: 20, ..config() });
+    let address = server.address;
+    let racers: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut streams: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
+                let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+                streams.iter_mut().for_each(|stream| std::io::Write::write_all(stream, head.as_bytes()).unwrap());
+                streams.retain_mut(|stream| read_answer(stream).status == 101);
+                streams
+            })
+        })
+        .collect();
+    let streams: Vec<_> = racers.into_iter().flat_map(|racer| racer.join().unwrap()).collect();
+    assert_eq!((streams.len(), server.engine.refusals.get(Refusal::Connections)), (20, 60));
+    drop(streams);
+    server.wait_for_connections(0);
+    assert_eq!(server.engine.registry.places(), 0);
+}
+
+/// A connection from another loopback address.
+fn connect_from(server: SocketAddr, last: u8) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.bind(&SocketAddr::new(IpAddr::from(Ipv4Addr::new(127, 0, 0, last)), 0).into()).unwrap();
+    socket.connect(&server.into()).unwrap();
+    socket.into()
+}
+
+#[test]
+fn an_address_has_its_share_and_leaves_the_rest_to_others() {
+    let server = TestServer::start(Config { per_address_max: NonZeroUsize::new(2), ..config() });
+    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+    let ask = |last| {
+        let mut stream = connect_from(server.address, last);
+        std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+        (read_answer(&mut stream), stream)
+    };
+    let first: Vec<_> = (0..2).map(|_| ask(9)).collect();
+    assert!(first.iter().all(|(answer, _)| answer.status == 101));
+    let (answer, _) = ask(9);
+    is_refused(&server, &answer, Refusal::Address, 1);
+    let other = ask(10);
+    assert_eq!(other.0.status, 101);
+    drop(first);
+    until(|| (ask(9).0.status == 101).then_some(()), || "the places are not given back".to_owned());
+}
+
+#[test]
+fn unfinished_requests_are_bounded_and_whole_handshakes_go_on() {
+    let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
+    let half = || {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        std::io::Write::write_all(&mut stream, b"GET /ws HTTP/1.1\r\nHost: h\r\n").unwrap();
+        stream
+    };
+    let unfinished = [half(), half()];
+    let mut third = half();
+    third.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    let answer = read_answer(&mut third);
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+    assert_eq!(answer.body.trim(), Refusal::Handshakes.sentence());
+    assert_eq!(server.engine.refusals.get(Refusal::Handshakes), 1);
+    // A handshake that comes in one piece needs no such place.
+    let client = server.client("/ws");
+    drop(unfinished);
+    let publish = || (request(server.address, "POST", "/publish", &[], b"x").status == 202).then_some(());
+    until(publish, || "the places are not given back".to_owned());
+    drop(client);
+}
+
+#[test]
+fn strangers_pages_may_not_connect() {
+    let allowed = vec!["https://friend.example".to_owned()];
+    let server = TestServer::start(Config { allow_origin: allowed, ..config() });
+    is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Refusal::Origin, 1);
+    for origin in ["Origin: https://friend.example", "Origin: http://hydrant"] {
+        assert_eq!(handshake(server.address, &[origin]).status, 101, "{origin}");
+    }
+    let echo = request(server.address, "GET", "/echo", &[&HANDSHAKE[..], &["Origin: null"]].concat(), b"");
+    is_refused(&server, &echo, Refusal::Origin, 2);
+}
+
+#[cfg(feature = "jemalloc")]
+#[test]
+fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
+    let mut binary =
+        Binary::start(&["--memory-max", "3MiB", "--shards", "1", "--slow", "drop-newest", "--outbox-bytes", "4MiB"]);
+    let _quick = Client::connect(binary.address, "/ws/other");
+    let slow = Client::connect_narrow(binary.address, "/ws/room");
+    // What waits for it is on the heap, below the size that goes into pages.
+    for _ in 0..400 {
+        crate::support::publish(binary.address, "room", &[b'x'; 10_000]);
+    }
+    let status = || handshake(binary.address, &[]).status;
+    until(|| (status() == 503).then_some(()), || "nobody is refused".to_owned());
+    assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
+    drop(slow);
+    until(|| (status() == 101).then_some(()), || "everybody is refused".to_owned());
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
+}
+
+#[test]
+fn open_files_are_left_to_everything_else() {
+    let binary = Binary::start_with_files(300, &["--shards", "1"]);
+    let clients: Vec<_> = (0..44).map(|_| Client::connect(binary.address, "/ws")).collect();
+    assert_eq!(handshake(binary.address, &[]).status, 503);
+    assert_eq!(request(binary.address, "GET", "/debug/mem", &[], b"").status, 200);
+    drop(clients);
+}
