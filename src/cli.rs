@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, FILES_KEPT, SayPolicy, SlowPolicy, Strategy, parse_bytes, parse_duration};
+use crate::config::{Config, FILES_KEPT, SayPolicy, SlowPolicy, Strategy, TooFastPolicy, parse_bytes, parse_duration};
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
@@ -86,6 +86,15 @@ struct Serve {
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
+    /// Most messages of one client in a second, control frames included; at the bound --too-fast decides. 0: any number
+    #[arg(long, env = "HYDRANT_CLIENT_MESSAGES", default_value_t = 0)]
+    client_messages: u32,
+    /// Most bytes of one client in a second, beside one message of the longest; at the bound --too-fast decides. 0: any number
+    #[arg(long, env = "HYDRANT_CLIENT_BYTES", value_parser = parse_bytes, default_value = "0")]
+    client_bytes: usize,
+    /// What happens to a client that sends too fast: it is closed with 1008, or its messages and pings are dropped and counted
+    #[arg(long, env = "HYDRANT_TOO_FAST", value_enum, default_value = "disconnect")]
+    too_fast: TooFastPolicy,
     /// Most WebSocket connections; one more is answered with 503. 0: as many as open files allow, less 256
     #[arg(long, env = "HYDRANT_MAX_CONNECTIONS", default_value_t = 0)]
     max_connections: usize,
@@ -148,6 +157,9 @@ impl Serve {
             kernel_bytes_max: self.kernel_bytes,
             pages_bytes_min: self.pages_bytes,
             drain_timeout: self.drain_timeout,
+            client_messages_max: NonZeroU32::new(self.client_messages),
+            client_bytes_max: NonZeroUsize::new(self.client_bytes),
+            too_fast: self.too_fast,
             connections_max: if self.max_connections == 0 { usize::MAX } else { self.max_connections },
             per_address_max: NonZeroUsize::new(self.max_per_address),
             handshakes_max: self.max_handshakes,

@@ -17,6 +17,8 @@ pub enum CloseReason {
     Drain,
     /// A ping was not answered in time.
     Silent,
+    /// The client sent faster than `config::Config::client_messages_max` or `client_bytes_max`.
+    TooFast,
     /// The client did not read fast enough; see `config::SlowPolicy::Disconnect`.
     Slow,
     /// A frame without a mask (RFC 6455, section 5.1).
@@ -60,12 +62,13 @@ pub struct Row {
 
 impl CloseReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ByClient,
         Self::Left,
         Self::Vanished,
         Self::Drain,
         Self::Silent,
+        Self::TooFast,
         Self::Slow,
         Self::Unmasked,
         Self::ReservedBit,
@@ -95,6 +98,7 @@ impl CloseReason {
             Self::Vanished => quiet(None, "", "vanished"),
             Self::Drain => quiet(Some(1001), "server is shutting down", "drain"),
             Self::Silent => quiet(Some(1011), "a ping was not answered in time", "silent"),
+            Self::TooFast => broken(1008, "too many messages or bytes in a second", "too_fast"),
             Self::Slow => Row {
                 code: Some(1013),
                 text: "too slow: the backlog is full, read faster",

@@ -4,7 +4,7 @@
 //! nothing above this module has to.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -44,6 +44,14 @@ pub struct Config {
     pub pages_bytes_min: usize,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
+    /// Most messages and control frames of one client in a second; at the bound [`Config::too_fast`] decides. `None` for any
+    /// number.
+    pub client_messages_max: Option<NonZeroU32>,
+    /// Most bytes of one client in a second, beside one message of the longest; at the bound [`Config::too_fast`] decides.
+    /// `None` for any number.
+    pub client_bytes_max: Option<NonZeroUsize>,
+    /// What happens to a client that sends too fast.
+    pub too_fast: TooFastPolicy,
     /// Most WebSocket connections; one more is answered with 503.
     pub connections_max: usize,
     /// Most connections of one address, WebSockets or not; one more is answered with 429. `None` for any number.
@@ -89,6 +97,9 @@ impl Default for Config {
             kernel_bytes_max: 256 * KIB,
             pages_bytes_min: 16 * KIB,
             drain_timeout: Duration::from_secs(10),
+            client_messages_max: None,
+            client_bytes_max: None,
+            too_fast: TooFastPolicy::Disconnect,
             connections_max: usize::MAX,
             per_address_max: None,
             handshakes_max: 4096,
@@ -128,6 +139,15 @@ pub enum SlowPolicy {
     DropNewest,
     /// Drop the frames that have waited longest until the new one fits.
     DropOldest,
+}
+
+/// What happens to a client that sends too fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TooFastPolicy {
+    /// Close the connection with 1008.
+    Disconnect,
+    /// Drop its messages, and its pings, until it is slow enough again; they are counted.
+    Drop,
 }
 
 /// Whom a client's `SAY` reaches.

@@ -13,18 +13,19 @@ use socket2::SockRef;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+use super::meter::Meter;
 use super::publication::ChannelName;
 use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
-use crate::config::{PASS_CHUNK, TURN_BYTES};
+use crate::config::{PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
 use crate::mem;
 use crate::metrics::DropReason;
 use crate::registry::{ConnHandle, ConnId};
 use crate::wire::Frame;
-use crate::wire::inbound::{Input, Limits};
+use crate::wire::inbound::{Inbound, Input, Limits};
 
 /// Between two looks of a drain at what is still open.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
@@ -85,6 +86,13 @@ impl Shard {
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
         connection.heard(self.sweep.get());
+        if let Some((rates, meters)) = &self.meters {
+            let (mut meters, full) = (meters.borrow_mut(), Meter::new(Instant::now(), rates));
+            if meters.len() <= slot as usize {
+                meters.resize(slot as usize + 1, full);
+            }
+            meters[slot as usize] = full;
+        }
         entry.insert(connection.clone());
         drop(connections);
         self.fanout.attach(&connection);
@@ -198,13 +206,20 @@ impl Shard {
             message_bytes_max: self.engine.config.message_bytes_max,
             fragments_max: self.engine.config.message_fragments_max,
         };
+        if let Some((rates, meters)) = &self.meters {
+            meters.borrow_mut()[connection.slot as usize].read(bytes.len(), Instant::now(), rates);
+        }
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
             self.round.set(self.round.get() + 1);
             let decoded = connection.decoder.borrow_mut().next(&mut input, &limits);
             match decoded {
                 Ok(None) => return,
-                Ok(Some(inbound)) => self.on_inbound(connection, inbound),
+                Ok(Some(inbound)) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),
+                Ok(Some(_)) if self.engine.config.too_fast == TooFastPolicy::Drop => {
+                    self.ignored.set(self.ignored.get() + 1);
+                }
+                Ok(Some(_)) => return self.end(connection, CloseReason::TooFast),
                 Err(reason) if connection.phase() == Phase::Open => return self.end(connection, reason),
                 Err(_) => {
                     connection.set_phase(Phase::Broken);
@@ -212,6 +227,12 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Whether this has not come too fast; a close frame never does.
+    fn may_send(&self, connection: &Conn, inbound: &Inbound<'_>) -> bool {
+        let Some((_, meters)) = &self.meters else { return true };
+        matches!(inbound, Inbound::Close(_)) || meters.borrow_mut()[connection.slot as usize].take()
     }
 
     fn is_here(&self, connection: &Rc<Conn>) -> bool {
@@ -301,6 +322,9 @@ impl Shard {
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
             connections.shrink_to_fit();
+            if let Some((_, meters)) = &self.meters {
+                meters.take();
+            }
             self.engine.registry.shrink();
             mem::flush();
         }

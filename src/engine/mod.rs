@@ -9,6 +9,7 @@ mod events;
 pub mod home;
 pub mod inbox;
 mod keepalive;
+mod meter;
 pub mod publication;
 mod readiness;
 pub mod shard;
@@ -90,6 +91,8 @@ pub struct Report {
     pub pages_refused: u64,
     /// `SAY` events accepted.
     pub says: u64,
+    /// Messages and pings of clients that were dropped because they came too fast.
+    pub ignored: u64,
     /// Connections that ended, by reason.
     pub closed: [u64; CloseReason::ALL.len()],
     /// Connections that a drain had to cut.
@@ -108,6 +111,7 @@ impl AddAssign for Report {
         self.pages_open += other.pages_open;
         self.pages_refused += other.pages_refused;
         self.says += other.says;
+        self.ignored += other.ignored;
         self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);
         self.cut += other.cut;
     }

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::channel::{Channels, Surroundings};
 use super::home::{Bounds, Home};
+use super::meter::{Meter, Rates};
 use super::publication::{Origin, Publication};
 use super::{Engine, Inbox, Item, Report, readiness};
 use crate::admission::Permit;
@@ -64,6 +65,10 @@ pub struct Shard {
     pub(super) says: Cell<u64>,
     /// Messages taken since everything else last had its turn.
     pub(super) round: Cell<u32>,
+    /// What each connection may send, by slot, if there is a limit.
+    pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
+    /// Messages that came too fast and were dropped.
+    pub(super) ignored: Cell<u64>,
     /// HTTP phases that have not ended.
     pub http_phases: Cell<usize>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
@@ -105,6 +110,8 @@ impl Shard {
             cut: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
+            meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
+            ignored: Cell::default(),
             http_phases: Cell::default(),
             sweep: Cell::default(),
             unread: RefCell::default(),
@@ -290,6 +297,7 @@ impl Shard {
             pages_open: self.pages.open() as u64,
             pages_refused: self.pages.refused(),
             says: self.says.get(),
+            ignored: self.ignored.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),
             cut: self.cut.get(),
         }

@@ -69,6 +69,8 @@ pub(super) async fn metrics(engine: &Engine) -> Answer {
     let help = "Batches that were worth shared pages and were copied to each subscriber.";
     metric("hydrant_pages_refused_total", "counter", help, &one(report.pages_refused));
     metric("hydrant_says_total", "counter", "SAY events accepted.", &one(report.says));
+    let help = "Messages and pings of clients that came too fast and were dropped.";
+    metric("hydrant_ignored_total", "counter", help, &one(report.ignored));
     metric("hydrant_closed_total", "counter", "Connections that ended.", &closed);
     text(StatusCode::OK, out.trim_end())
 }

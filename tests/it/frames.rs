@@ -1,9 +1,10 @@
 //! Every frame that RFC 6455 forbids, with its close code; frames in pieces; and the closing handshake.
 
 use std::net::Shutdown;
+use std::num::NonZeroU32;
 
 use hydrant::close::CloseReason;
-use hydrant::config::Config;
+use hydrant::config::{Config, TooFastPolicy};
 
 use crate::support::{Received, TestServer, config, masked};
 
@@ -53,6 +54,32 @@ fn every_refused_frame_has_its_close_code() {
     let report = server.survey();
     assert_eq!(report.says, 0);
     assert_eq!(report.closed.iter().sum::<u64>(), 18);
+}
+
+#[test]
+fn who_sends_too_fast_is_closed_or_ignored() {
+    let limited = |too_fast| Config { client_messages_max: NonZeroU32::new(3), too_fast, ..config() };
+    // Pings are messages here, and these come within far less than a second each.
+    let flood = masked(0x89, b"x").repeat(50);
+    let server = TestServer::start(limited(TooFastPolicy::Disconnect));
+    let mut client = server.client("/ws");
+    client.send_raw(&flood);
+    for _ in 0..3 {
+        assert_eq!(client.receive(), Received::Pong(b"x".to_vec()));
+    }
+    assert_eq!(client.receive(), Received::Close(Some(1008), CloseReason::TooFast.row().text.to_owned()));
+    assert_eq!(client.receive(), Received::End);
+    assert_eq!(server.survey().closed[CloseReason::TooFast as usize], 1);
+
+    let server = TestServer::start(limited(TooFastPolicy::Drop));
+    let mut client = server.client("/ws");
+    client.send_raw(&[&flood[..], &masked(0x88, &1000_u16.to_be_bytes())].concat());
+    let mut pongs = 0;
+    while client.receive() == Received::Pong(b"x".to_vec()) {
+        pongs += 1;
+    }
+    let report = server.survey_until(|report| report.closed[CloseReason::ByClient as usize] == 1);
+    assert!((3..50).contains(&pongs) && report.ignored == 50 - pongs, "{pongs} pongs, {report:?}");
 }
 
 #[test]

@@ -1,0 +1,102 @@
+//! How fast a client may send: a token bucket of messages and one of bytes for each connection.
+//!
+//! Kept beside the connections, by slot, and only if there is a limit: without one it costs nothing. Pure: time and bytes
+//! come in as arguments. Control frames count as messages, so that a flood of pings is one of messages.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::Config;
+
+/// What a connection may send in a second; infinite without a limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    messages: f64,
+    bytes: f64,
+    /// Beside a second's bytes, the longest message: whoever sends one now and then is not too fast.
+    bytes_burst: f64,
+}
+
+impl Rates {
+    /// The limits of this configuration, if it has any.
+    pub(super) fn of(config: &Config) -> Option<Self> {
+        let (messages, bytes) = (config.client_messages_max, config.client_bytes_max);
+        (messages.is_some() || bytes.is_some()).then(|| Self {
+            messages: messages.map_or(f64::INFINITY, |most| most.get().into()),
+            bytes: bytes.map_or(f64::INFINITY, |most| most.get() as f64),
+            bytes_burst: config.message_bytes_max as f64,
+        })
+    }
+}
+
+/// What one connection may still send.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meter {
+    at: Instant,
+    messages: f64,
+    bytes: f64,
+}
+
+impl Meter {
+    /// A second's worth.
+    pub(super) fn new(now: Instant, rates: &Rates) -> Self {
+        Self { at: now, messages: rates.messages, bytes: rates.bytes + rates.bytes_burst }
+    }
+
+    /// So many bytes have come.
+    pub(super) fn read(&mut self, bytes: usize, now: Instant, rates: &Rates) {
+        let seconds = now.saturating_duration_since(self.at).min(Duration::from_hours(1)).as_secs_f64();
+        self.at = now;
+        self.messages = (self.messages + seconds * rates.messages).min(rates.messages);
+        self.bytes = (self.bytes + seconds * rates.bytes).min(rates.bytes + rates.bytes_burst) - bytes as f64;
+    }
+
+    /// One message has come; whether it may.
+    pub(super) fn take(&mut self) -> bool {
+        let may = self.messages >= 1.0 && self.bytes >= 0.0;
+        self.messages -= if may { 1.0 } else { 0.0 };
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::{NonZeroU32, NonZeroUsize};
+
+    use super::*;
+
+    fn rates(messages: u32, bytes: usize) -> Rates {
+        let (client_messages_max, client_bytes_max) = (NonZeroU32::new(messages), NonZeroUsize::new(bytes));
+        let config = Config { client_messages_max, client_bytes_max, message_bytes_max: 100, ..Config::default() };
+        Rates::of(&config).unwrap()
+    }
+
+    #[test]
+    fn a_burst_of_a_second_and_then_the_rate() {
+        let (start, rates) = (Instant::now(), rates(4, 0));
+        let mut meter = Meter::new(start, &rates);
+        assert_eq!((0..6).filter(|_| meter.take()).count(), 4);
+        meter.read(1_000_000, start + Duration::from_millis(500), &rates);
+        assert_eq!((0..6).filter(|_| meter.take()).count(), 2, "bytes have no limit");
+        meter.read(0, start + Duration::from_hours(9), &rates);
+        assert_eq!((0..6).filter(|_| meter.take()).count(), 4, "no more than a second's");
+    }
+
+    #[test]
+    fn bytes_have_room_for_the_longest_message() {
+        let (start, rates) = (Instant::now(), rates(0, 50));
+        let mut meter = Meter::new(start, &rates);
+        meter.read(150, start, &rates);
+        assert!(meter.take() && meter.take(), "messages have no limit");
+        meter.read(1, start, &rates);
+        assert!(!meter.take());
+        meter.read(0, start + Duration::from_secs(1), &rates);
+        assert!(meter.take());
+    }
+
+    #[test]
+    fn without_a_limit_there_are_no_rates() {
+        assert!(Rates::of(&Config::default()).is_none());
+    }
+}
