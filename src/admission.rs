@@ -25,11 +25,14 @@ pub enum Refusal {
     Handshakes,
     /// A page of another origin.
     Origin,
+    /// The server drains.
+    Draining,
 }
 
 impl Refusal {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Connections, Self::Address, Self::Memory, Self::Handshakes, Self::Origin];
+    pub const ALL: [Self; 6] =
+        [Self::Connections, Self::Address, Self::Memory, Self::Handshakes, Self::Origin, Self::Draining];
 
     /// The value of the metric label `reason`.
     #[must_use]
@@ -40,6 +43,7 @@ impl Refusal {
             Self::Memory => "memory",
             Self::Handshakes => "handshakes",
             Self::Origin => "origin",
+            Self::Draining => "draining",
         }
     }
 
@@ -47,7 +51,7 @@ impl Refusal {
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
-            Self::Connections | Self::Memory | Self::Handshakes => 503,
+            Self::Connections | Self::Memory | Self::Handshakes | Self::Draining => 503,
             Self::Address => 429,
             Self::Origin => 403,
         }
@@ -61,6 +65,7 @@ impl Refusal {
             Self::Address => "your address has as many connections as it may have (--max-per-address)",
             Self::Memory => "the server has as much memory in use as it may have (--memory-max): try again later",
             Self::Handshakes => "too many requests are unfinished (--max-handshakes): try again later",
+            Self::Draining => "the server is shutting down",
             Self::Origin => "pages of this origin may not connect: see --allow-origin",
         }
     }

@@ -83,6 +83,9 @@ struct Serve {
     /// are copied to each socket
     #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = parse_bytes, default_value = "16KiB")]
     pages_bytes: usize,
+    /// Connections that a drain closes in a second, so that not all of them come back in the same one
+    #[arg(long, env = "HYDRANT_DRAIN_RATE", default_value = "2000")]
+    drain_rate: NonZeroU32,
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
@@ -156,6 +159,7 @@ impl Serve {
             pending_bytes_max: self.pending_bytes,
             kernel_bytes_max: self.kernel_bytes,
             pages_bytes_min: self.pages_bytes,
+            drain_rate: self.drain_rate,
             drain_timeout: self.drain_timeout,
             client_messages_max: NonZeroU32::new(self.client_messages),
             client_bytes_max: NonZeroUsize::new(self.client_bytes),

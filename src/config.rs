@@ -42,6 +42,9 @@ pub struct Config {
     pub kernel_bytes_max: usize,
     /// Batches of at least so many bytes are sent from shared pages (`direct`); shorter ones are copied to each socket.
     pub pages_bytes_min: usize,
+    /// Connections that a drain closes in a second, so that not all come back in the same one; at its deadline, all that are
+    /// left.
+    pub drain_rate: NonZeroU32,
     /// How long a drain may take; then what is left is cut.
     pub drain_timeout: Duration,
     /// Most messages and control frames of one client in a second; at the bound [`Config::too_fast`] decides. `None` for any
@@ -96,6 +99,7 @@ impl Default for Config {
             pending_bytes_max: 16 * MIB,
             kernel_bytes_max: 256 * KIB,
             pages_bytes_min: 16 * KIB,
+            drain_rate: NonZeroU32::new(2000).expect("not zero"),
             drain_timeout: Duration::from_secs(10),
             client_messages_max: None,
             client_bytes_max: None,

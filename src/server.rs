@@ -20,6 +20,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
+use crate::admission::Refusal;
+use crate::close::CloseReason;
 use crate::config::{Config, LISTEN_BACKLOG};
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
@@ -134,21 +136,24 @@ impl Server {
         }
 
         tracing::info!(connections = engine.registry.len(), "draining");
-        acceptor.stop()?;
-        let deadline = Instant::now() + engine.config.drain_timeout;
+        let (begun, deadline) = (Instant::now(), Instant::now() + engine.config.drain_timeout);
         engine.drain(deadline).await;
-        let mut report = Report::default();
-        loop {
+        let (mut report, mut running) = (Report::default(), engine.config.shards.get());
+        while running > 0 {
             tokio::select! {
-                shard = ended.recv() => match shard {
-                    Some(shard) => report += shard?,
-                    None => break,
-                },
+                // The accept thread, which has the other end too, tells of failures only.
+                Some(end) = ended.recv() => {
+                    report += end?;
+                    running -= 1;
+                }
                 Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
                 () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
             }
         }
-        tracing::info!(cut = report.cut, "drained");
+        // Until here, who came was told to try again.
+        acceptor.stop()?;
+        let (closed, refused) = (report.closed[CloseReason::Drain as usize], engine.refusals.get(Refusal::Draining));
+        tracing::info!(cut = report.cut, closed, refused, took = ?begun.elapsed(), "drained");
         Ok(report)
     }
 }
@@ -340,6 +345,9 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
         }
         while !stopping.load(Ordering::Acquire) {
             match listener.accept() {
+                Ok((stream, _)) if engine.is_draining() => {
+                    http::refuse(stream.into(), engine.refusals.count(Refusal::Draining));
+                }
                 Ok((stream, peer)) => {
                     match engine.least_loaded(peer.ip()) {
                         Ok((inbox, permit)) => inbox.push(Item::Accepted(stream.into(), permit)),

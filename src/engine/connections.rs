@@ -361,10 +361,13 @@ impl Shard {
         }
     }
 
-    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001; what is
-    /// left at the deadline is cut.
+    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001, so many in a
+    /// second; what is left at the deadline is cut.
     pub(super) async fn drain(&self) {
         self.draining().await;
+        let config = &self.engine.config;
+        let per_second = f64::from(config.drain_rate.get()) / config.shards.get() as f64;
+        let (begun, mut closed) = (Instant::now(), 0.0);
         while let Some(deadline) = self.drain_deadline.get()
             && self.engine.loads[usize::from(self.index)].get() > 0
         {
@@ -374,8 +377,10 @@ impl Shard {
                 let connection = self.connections.borrow().get(slot).cloned();
                 let Some(connection) = connection else { continue };
                 let idle = self.channels.borrow().is_idle() && !connection.has_backlog();
-                if idle || late {
+                let is_its_turn = closed <= begun.elapsed().as_secs_f64() * per_second;
+                if late || idle && is_its_turn && connection.phase() == Phase::Open {
                     self.end(&connection, CloseReason::Drain);
+                    closed += 1.0;
                 }
                 if late && self.is_here(&connection) {
                     self.cut.set(self.cut.get() + 1);

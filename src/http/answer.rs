@@ -24,7 +24,7 @@ pub(super) fn unavailable(sentence: &str) -> Answer {
 
 /// 503: the server ends.
 pub(super) fn draining() -> Answer {
-    unavailable("the server is shutting down")
+    unavailable(Refusal::Draining.sentence())
 }
 
 /// Turns somebody away. Counted by whoever sends it: the mark stays in the answer's extensions.
