@@ -151,12 +151,12 @@ impl Outbox {
         } else {
             match bound.policy {
                 SlowPolicy::Disconnect => {
-                    self.queue(batch, written, owed);
+                    self.queue_part(batch, written, owed);
                     queued.end = queued.start;
                 }
                 SlowPolicy::DropNewest => {
                     let end = batch.boundary_before(written + room).max(owed);
-                    self.queue(batch, written, end);
+                    self.queue_part(batch, written, end);
                     queued.end = batch.frames_before(end);
                 }
                 SlowPolicy::DropOldest => {
@@ -174,6 +174,16 @@ impl Outbox {
             books.dropped(DropReason::Slow, (last - queued.end) as u64);
         }
         Offered { delivered, started, queued, overflow: overflow && bound.policy == SlowPolicy::Disconnect }
+    }
+
+    /// As [`Outbox::queue`], when the rest is dropped: a small part is copied, so that it does not keep the whole in memory.
+    fn queue_part(&mut self, batch: &Rc<Batch>, start: usize, end: usize) {
+        let base = batch.boundary_before(start);
+        let part = (start < end && 2 * (end - base) < batch.len()).then(|| batch.part(base..end)).flatten();
+        match part {
+            Some(part) => self.queue(&Rc::new(part), start - base, end - base),
+            None => self.queue(batch, start, end),
+        }
     }
 
     fn queue(&mut self, batch: &Rc<Batch>, start: usize, end: usize) {
@@ -414,6 +424,24 @@ mod tests {
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..0, overflow: false });
         assert_eq!(drain(&mut outbox, 2), b"\x81\x01a\x81\x01b");
         assert_eq!(settled(&books).dropped_slow, 2);
+    }
+
+    #[test]
+    fn a_few_frames_do_not_keep_their_batch_in_memory() {
+        for (policy, written) in [(SlowPolicy::DropNewest, 0), (SlowPolicy::DropNewest, 4), (SlowPolicy::Disconnect, 4)]
+        {
+            let books = Rc::default();
+            let mut outbox = Outbox::default();
+            let large = batch(&books, &["a", "b", "c", "d", "e", "f", "g"]);
+            let offered = outbox.offer(&large, written, bound(6 + ENTRY_BYTES, policy));
+            assert!(offered.pending() > 0 && Rc::strong_count(&large) == 1, "{policy:?}");
+            let sent = drain(&mut outbox, 100);
+            let all = b"\x81\x01a\x81\x01b\x81\x01c";
+            assert_eq!(sent, all[written..written + sent.len()], "{policy:?}");
+            let totals = settled(&books);
+            assert_eq!(totals.delivered + totals.dropped_slow, 7);
+            assert_eq!(totals.delivered as usize, offered.delivered + offered.pending());
+        }
     }
 
     #[test]

@@ -83,6 +83,19 @@ impl Batch {
         }
     }
 
+    /// A copy of some whole frames, for who would keep all of the batch alive for a few of them; nothing when pages cannot be
+    /// read. `range` goes from boundary to boundary.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Option<Self> {
+        let inside = |end: &&u32| (range.start + 1..=range.end).contains(&(**end as usize));
+        let ends = self.ends.iter().filter(inside).map(|end| end - range.start as u32).collect();
+        let bytes = match &self.store {
+            Store::Bytes(bytes) => Bytes::copy_from_slice(&bytes[range]),
+            Store::Pages(pages) => pages.read(range).ok()?.into(),
+        };
+        Some(Self { store: Store::Bytes(bytes), ends, books: self.books.clone() })
+    }
+
     /// Length of all frames on the wire, in bytes; never 0.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "no batch is empty")]
@@ -187,6 +200,11 @@ mod tests {
         let Piece::Pages(pages, range) = batch.piece(3..9) else { panic!("they are in pages") };
         assert_eq!((pages.read(range).unwrap(), batch.len()), (b"\x81\x02bc\x81\x00".to_vec(), 9));
         batch.move_to_pages(|_| panic!("they are there already"));
+        let part = batch.part(3..9).unwrap();
+        assert_eq!(
+            (wire(&part), part.frames(), part.message(0)),
+            (&b"\x81\x02bc\x81\x00"[..], 2, (OpCode::Text, &b"bc"[..]))
+        );
     }
 
     #[test]
