@@ -202,8 +202,11 @@ pub fn run() -> ExitCode {
         Some(Command::Load(arguments)) => return run_load(*arguments),
         None => cli.serve,
     };
-    let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(io::stderr).with_ansi(false);
-    log.with_target(false).init();
+    // Written by a thread of its own, which drops lines when it falls behind: nobody who reads the log slowly, or not at
+    // all, may hold up a shard. The guard writes what is left.
+    let (stderr, _log) = tracing_appender::non_blocking(io::stderr());
+    let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(stderr).with_ansi(false);
+    log.with_target(false).log_internal_errors(false).init();
     let heap_sample = serve.heap_sample;
     let mut config = serve.config();
     if let Err(error) = config.check() {

@@ -203,3 +203,30 @@ fn a_panic_in_a_shard_ends_the_process() {
     assert_eq!((status.code(), status.signal()), (None, Some(libc::SIGABRT)));
     assert!(binary.seen.iter().any(|line| line.contains("was told to panic")), "{:?}", binary.seen);
 }
+
+#[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    use std::io::{BufRead, BufReader};
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
+    command.args(["--listen", "127.0.0.1:0", "--tick", "0", "--log", "debug"]).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let address = loop {
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        if let Some((_, rest)) = line.split_once("listening on ") {
+            break rest.split(' ').next().unwrap().parse().unwrap();
+        }
+    };
+    // Each says more than fifty bytes, and a pipe holds 64 KiB.
+    let talk = || (0..1500).for_each(|_| drop(Client::connect(address, "/ws")));
+    talk();
+    assert_eq!(request(address, "GET", "/healthz", &[], b"").status, 200);
+    // Now every line fails.
+    drop(log);
+    talk();
+    assert_eq!(request(address, "GET", "/healthz", &[], b"").status, 200);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
