@@ -64,6 +64,13 @@ pub(crate) fn head(response: &[u8]) -> io::Result<Option<Head<'_>>> {
     Ok(Some(Head { status, bytes: end + 4, text }))
 }
 
+/// Longest response, in bytes: of what a load asks for, none is longer.
+pub(crate) const RESPONSE_BYTES_MAX: usize = 1 << 20;
+
+fn too_long() -> io::Error {
+    io::Error::other(format!("a response is longer than {RESPONSE_BYTES_MAX} bytes"))
+}
+
 /// Length of the response at the start of `received`, in bytes; nothing as long as its end has not arrived. `ended` says that
 /// nothing more will come.
 ///
@@ -71,13 +78,16 @@ pub(crate) fn head(response: &[u8]) -> io::Result<Option<Head<'_>>> {
 /// When it cannot be understood.
 pub(crate) fn response_bytes(received: &[u8], ended: bool) -> io::Result<Option<usize>> {
     let Some(head) = head(received)? else {
-        return Ok(None);
+        return if received.len() > RESPONSE_BYTES_MAX { Err(too_long()) } else { Ok(None) };
     };
     let end = match head.body()? {
-        Body::Bytes(bytes) => Some(head.bytes + bytes),
+        Body::Bytes(bytes) => Some(head.bytes.checked_add(bytes).ok_or_else(too_long)?),
         Body::Chunked => chunks_bytes(&received[head.bytes..])?.map(|bytes| head.bytes + bytes),
         Body::ToTheEnd => ended.then_some(received.len()),
     };
+    if end.unwrap_or(received.len()) > RESPONSE_BYTES_MAX {
+        return Err(too_long());
+    }
     Ok(end.filter(|end| *end <= received.len()))
 }
 
@@ -91,7 +101,7 @@ fn chunks_bytes(body: &[u8]) -> io::Result<Option<usize>> {
         let size = String::from_utf8_lossy(&body[at..at + line]);
         let size = size.split(';').next().unwrap_or_default().trim();
         let size = usize::from_str_radix(size, 16).map_err(io::Error::other)?;
-        at += line + 2 + size + 2;
+        at = at.checked_add(line + 4).and_then(|at| at.checked_add(size)).ok_or_else(too_long)?;
         if at > body.len() || size == 0 {
             return Ok((at <= body.len()).then_some(at));
         }
@@ -140,6 +150,12 @@ mod tests {
         assert!(head(unending).unwrap().unwrap().closes());
         assert!(head(b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n").unwrap().unwrap().closes());
         assert!(!head(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap().unwrap().closes());
+        let endless = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffec\r\n";
+        assert!(response_bytes(endless, false).is_err());
+        let long = [&unending[..], &[b'x'; RESPONSE_BYTES_MAX]].concat();
+        assert!(
+            response_bytes(&long, false).is_err() && response_bytes(&[b'x'; RESPONSE_BYTES_MAX + 1], false).is_err()
+        );
         assert!(head(b"SSH-2.0-x\r\n\r\n").is_err());
     }
 }

@@ -16,7 +16,7 @@ impl Schedule {
 
     /// When the message with this number is due, counted from 0.
     pub(crate) fn due_ns(&self, number: u64) -> u64 {
-        self.start_ns + (number as f64 * 1e9 / self.per_second) as u64
+        self.start_ns.saturating_add((number as f64 * 1e9 / self.per_second) as u64)
     }
 
     /// How many messages are due before this time.
@@ -55,6 +55,7 @@ mod tests {
         assert_eq!([0, 1, 3].map(|number| schedule.due_ns(number)), [500, 333_333_833, 1_000_000_500]);
         assert_eq!(schedule.due_ns(3_000_000), 1_000_000_000_000_500);
         assert_eq!([500, 501, 333_333_834].map(|end_ns| schedule.due_before(end_ns)), [0, 1, 2]);
+        assert_eq!(Schedule::new(500, 1e-300).due_ns(1), u64::MAX, "never, not at once");
         let slow = Schedule::new(0, 0.1);
         assert_eq!(slow.due_ns(1), 10_000_000_000);
     }

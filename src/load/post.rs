@@ -196,6 +196,9 @@ impl Http {
                 Ok(0) => break true,
                 Ok(read) => {
                     exchange.answer.extend_from_slice(&piece[..read]);
+                    if exchange.answer.len() > http::RESPONSE_BYTES_MAX {
+                        break false;
+                    }
                     if read < piece.len() && !event.is_read_closed() {
                         break false;
                     }

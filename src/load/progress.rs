@@ -1,6 +1,6 @@
 //! How far a load is, on standard error: a bar on a terminal, a line a second elsewhere, nothing when asked for quiet.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,7 +35,8 @@ impl Progress {
                 bar.set_position((1000.0 * done.clamp(0.0, 1.0)) as u64);
                 bar.set_message(text());
             }
-            None => eprintln!("{:>3.0} % {}", 100.0 * done.clamp(0.0, 1.0), text()),
+            // Nobody may be there to read it; the load goes on.
+            None => drop(writeln!(io::stderr(), "{:>3.0} % {}", 100.0 * done.clamp(0.0, 1.0), text())),
         }
         self.next_ns = now_ns + if self.bar.is_some() { BAR_NS } else { LINE_NS };
     }
