@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_appender::non_blocking::NonBlockingBuilder;
 
 use crate::config::{Config, FILES_KEPT, SayPolicy, SlowPolicy, Strategy, TooFastPolicy, parse_bytes, parse_duration};
 pub use crate::load::process::raise_open_files;
@@ -16,6 +17,8 @@ use crate::load::{self, LoadError, Report};
 use crate::mem;
 use crate::server::{Server, ServerError};
 
+/// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
+const LOG_LINES_MAX: usize = 4096;
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 /// Exit code for a load that has lost something.
@@ -137,7 +140,7 @@ struct Serve {
     token: Option<String>,
     /// Mean number of bytes between two samples for /debug/pprof/heap, a power of two; 0 takes none. A sample costs a page
     /// of memory: with 16KiB a connection's 210 bytes of heap show well, and cost 100 bytes more
-    #[arg(long, env = "HYDRANT_HEAP_SAMPLE", value_parser = parse_bytes, default_value = "512KiB")]
+    #[arg(long, env = "HYDRANT_HEAP_SAMPLE", value_parser = parse_heap_sample, default_value = "512KiB")]
     heap_sample: usize,
     /// Least level that is logged to standard error: error, warn, info, debug or trace
     #[arg(long, env = "HYDRANT_LOG", default_value = "info")]
@@ -180,6 +183,14 @@ impl Serve {
     }
 }
 
+/// Reads what `--heap-sample` takes: 0 or a power of two, of a gibibyte at most.
+fn parse_heap_sample(text: &str) -> Result<usize, String> {
+    match parse_bytes(text)? {
+        bytes if bytes == 0 || bytes.is_power_of_two() && bytes <= 1 << 30 => Ok(bytes),
+        _ => Err("write 0, or a power of two up to 1GiB, for example 16KiB".to_owned()),
+    }
+}
+
 /// Runs the command line; the exit code of the process.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -204,7 +215,7 @@ pub fn run() -> ExitCode {
     };
     // Written by a thread of its own, which drops lines when it falls behind: nobody who reads the log slowly, or not at
     // all, may hold up a shard. The guard writes what is left.
-    let (stderr, _log) = tracing_appender::non_blocking(io::stderr());
+    let (stderr, _log) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).finish(io::stderr());
     let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(stderr).with_ansi(false);
     log.with_target(false).log_internal_errors(false).init();
     let heap_sample = serve.heap_sample;

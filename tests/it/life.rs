@@ -151,6 +151,10 @@ fn a_bad_value_exits_64_with_a_line_that_names_it() {
         (&["--tick", "soon"], "--tick"),
         (&["--outbox-bytes", "1KiB"], "--outbox-bytes"),
         (&["--slow", "wait"], "--slow"),
+        (&["--heap-sample", "3"], "--heap-sample"),
+        (&["--heap-sample", "16EiB"], "--heap-sample"),
+        (&["--allow-origin", "example.com"], "--allow-origin"),
+        (&["--ping-interval", "1ms"], "--ping-interval"),
         (&["--token", ""], "--token"),
         (&["--nonsense"], "--nonsense"),
     ] {
