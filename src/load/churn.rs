@@ -80,7 +80,12 @@ impl Churn {
                     self.away.insert(churner);
                     self.leaves += 1;
                 }
-                None => self.skipped += 1,
+                None => {
+                    // Nor will anybody be for the others that are due by now.
+                    let due = self.schedule.map_or(0, |schedule| schedule.due_before(now_ns + 1)).max(self.steps);
+                    self.skipped += 1 + due - self.steps;
+                    self.steps = due;
+                }
             }
         }
         for gone in crowd.take_gone() {

@@ -113,7 +113,7 @@ impl Fanout {
     /// # Errors
     /// When there is no server, or what answers is none.
     pub fn connect(options: &Options) -> Result<Self, LoadError> {
-        facts::raise_open_files()?;
+        facts::require_open_files(options)?;
         let clock = Clock::start();
         let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow);
         let server = resolve(&options.url)?;
@@ -254,8 +254,7 @@ impl Fanout {
     }
 
     fn measure(&mut self, messages: u64, until_ns: u64) -> Result<Counted, LoadError> {
-        self.hearers.tally.deliveries.clear();
-        self.hearers.tally.last.clear();
+        self.hearers.tally.measure_from_here();
         let counts = self.hearers.tally.counts();
         let (reads, idle_ns, refused) = (self.crowd.reads, self.event_loop.idle_ns(), self.refused());
         let (cpu, waited) = (facts::cpu_time(process::id())?, facts::time_waited(process::id())?);
@@ -270,6 +269,7 @@ impl Fanout {
         let client_waited = facts::time_waited(process::id())?.saturating_sub(waited);
         let reads = self.crowd.reads - reads;
         self.settle()?;
+        self.hearers.tally.close_slow();
         let tally = &self.hearers.tally;
         Ok(Counted {
             counts: tally.counts().since(&counts),

@@ -103,6 +103,16 @@ pub enum LoadError {
     /// The process given with --pid cannot be looked at.
     #[error("--pid {0}: {1}")]
     Process(u32, io::Error),
+    /// There are more connections than open files allowed.
+    #[error(
+        "{needed} open files are needed and {most} are allowed: fewer --connections, or a higher hard limit (ulimit -Hn)"
+    )]
+    OpenFiles {
+        /// Files that the load would have open.
+        needed: u64,
+        /// The hard limit.
+        most: u64,
+    },
     /// A system call failed.
     #[error("the load cannot go on: {0}")]
     Kernel(#[from] io::Error),
@@ -209,7 +219,8 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     std::thread::sleep(SETTLE);
     let start = Reading::take(options)?;
     let counted = load.run_as_told()?;
-    let end = Reading::take(options)?;
+    // A server that has died has no figures; what was counted stands.
+    let end = Reading::take(options).ok().flatten();
     let counts = &counted.counts;
     let handshakes_cpu = load.server_cpu_connected.zip(before).map(|(cpu, before)| cpu.saturating_sub(before.cpu));
     let per_handshake = |cpu: Duration| cpu.as_nanos() as f64 / handshakes.count().max(1) as f64;
@@ -275,7 +286,7 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
 fn run_chat(options: &Options, command: &str) -> Result<Report, LoadError> {
     let before = Reading::take(options)?;
     let chatted = chat::run(options)?;
-    let end = Reading::take(options)?;
+    let end = Reading::take(options).ok().flatten();
     let (crowd, counts) = (&chatted.crowd, chatted.counts);
     let received = counts.messages_received + counts.errors_received + counts.unknown_received;
     let server = before.zip(end).map(|(before, end)| {

@@ -337,6 +337,8 @@ impl Options {
             "--churn-share of --connections is nobody".to_owned()
         } else if self.scenario == Scenario::Churn && !is_rate(self.churn_rate) {
             format!("--churn-rate has to be more than 0 and at most {RATE_MAX} a second")
+        } else if self.duration.is_zero() && self.messages.is_none() && self.scenario != Scenario::Idle {
+            "--duration has to be more than 0".to_owned()
         } else if self.scenario == Scenario::Chat && (self.session.is_zero() || self.say_interval.is_zero()) {
             "--session and --say-interval have to be more than 0".to_owned()
         } else {

@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use super::{LoadError, Options};
+
 /// The cores for the server and for the client: the first two that this process may use. They are asked for rather
 /// than assumed to be 0 and 1, since a container may own any two. With a single core both share it.
 ///
@@ -131,6 +133,9 @@ fn kib_of(text: &str, name: &str) -> Option<u64> {
     Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
+/// Open files of a load beside its connections.
+const FILES_BESIDE: usize = 16;
+
 /// The hard limit of open files of a process.
 ///
 /// # Errors
@@ -151,6 +156,12 @@ pub fn raise_open_files() -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(limit.rlim_max)
+}
+
+/// Raises the limit of open files, and refuses what goes beyond it before anybody is connected.
+pub(super) fn require_open_files(options: &Options) -> Result<(), LoadError> {
+    let (needed, most) = ((options.connections + options.publishers + FILES_BESIDE) as u64, raise_open_files()?);
+    if needed > most { Err(LoadError::OpenFiles { needed, most }) } else { Ok(()) }
 }
 
 fn open_files() -> io::Result<libc::rlimit> {

@@ -128,6 +128,8 @@ pub(crate) struct Tally {
     counts: Counts,
     /// Messages that everybody has to whom they are owed.
     complete: u64,
+    /// The first message that counts for slow subscribers: what they still have to read of the warm-up does not.
+    slow_from: u32,
     /// Due until received, for each delivery.
     pub(crate) deliveries: Latencies,
     /// Due until the last subscriber has it, for each message.
@@ -144,8 +146,26 @@ impl Tally {
             skipped: HashMap::new(),
             counts: Counts::default(),
             complete: 0,
+            slow_from: 0,
             deliveries: Latencies::default(),
             last: Latencies::default(),
+        }
+    }
+
+    /// What is published from here on is measured.
+    pub(crate) fn measure_from_here(&mut self) {
+        self.slow_from = self.publications.len() as u32;
+        self.deliveries.clear();
+        self.last.clear();
+    }
+
+    /// Nothing more will come: what slow subscribers lack at the end of their order is a gap too.
+    pub(crate) fn close_slow(&mut self) {
+        for follower in self.followers.iter_mut().filter(|follower| follower.standing == Standing::Slow) {
+            let order = &self.rooms[follower.room as usize].order;
+            let measured = |number: &&u32| **number >= self.slow_from && **number >= follower.owed_from;
+            self.counts.slow_gaps += order[follower.next as usize..].iter().filter(measured).count() as u64;
+            follower.next = order.len() as u32;
         }
     }
 
@@ -280,7 +300,10 @@ impl Tally {
                         // Expected since the gap was seen, and once more when it is delivered.
                         self.counts.expected -= 1;
                     }
-                    *(if slow { &mut self.counts.slow_gaps } else { &mut self.counts.gaps }) -= 1;
+                    match slow {
+                        true => self.counts.slow_gaps -= u64::from(number >= self.slow_from),
+                        false => self.counts.gaps -= 1,
+                    }
                 }
                 _ => {
                     self.counts.repeats += 1;
@@ -300,7 +323,9 @@ impl Tally {
             if !skipped.is_empty() {
                 let count = skipped.len() as u64;
                 if slow {
-                    self.counts.slow_gaps += count;
+                    let order = &self.rooms[follower.room as usize].order;
+                    let measured = skipped.iter().filter(|skip| order[**skip as usize] >= self.slow_from);
+                    self.counts.slow_gaps += measured.count() as u64;
                 } else {
                     self.counts.gaps += count;
                     let order = &self.rooms[follower.room as usize].order;
@@ -311,7 +336,7 @@ impl Tally {
             }
         }
         if slow {
-            self.counts.slow_received += 1;
+            self.counts.slow_received += u64::from(number >= self.slow_from);
         } else {
             self.deliver(number, number >= follower.owed_from, now_ns);
         }
@@ -500,6 +525,26 @@ mod tests {
         assert_eq!((counts.expected, counts.received, counts.slow_received, counts.slow_gaps), (4, 4, 2, 2));
         receive(&mut tally, 1, &[3, 2]);
         assert_eq!((tally.counts().repeats, tally.counts().reordered, tally.counts().slow_gaps), (1, 1, 1));
+    }
+
+    #[test]
+    fn what_a_slow_subscriber_reads_of_the_warm_up_does_not_count_and_a_missing_end_does() {
+        let mut tally = tally(1, 0);
+        tally.join(1, 0, true);
+        let publish = |tally: &mut Tally| {
+            for _ in 0..3 {
+                let number = tally.publish(0, 10);
+                receive(tally, 0, &[number]);
+            }
+        };
+        publish(&mut tally);
+        tally.measure_from_here();
+        publish(&mut tally);
+        receive(&mut tally, 1, &[0, 2, 3]);
+        assert_eq!((tally.counts().slow_received, tally.counts().slow_gaps), (1, 0));
+        tally.close_slow();
+        tally.close_slow();
+        assert_eq!((tally.counts().slow_received, tally.counts().slow_gaps), (1, 2));
     }
 
     #[test]

@@ -103,6 +103,10 @@ fn slow_clients_lose_what_the_policy_says_and_nobody_else_does() {
         assert!(report["slow"]["received"].as_u64() < Some(4 * 60), "{report:#}");
         assert_eq!(report["received"], 16 * 60);
     }
+    // Nor does it pass for a server that keeps the last messages back.
+    let server = TestServer::start(narrow(SlowPolicy::DropNewest));
+    let (code, report) = load(server.address, &format!("slow {arguments} --policy disconnect"));
+    assert_eq!(code, 1, "{report:#}");
     // The same as before, but nothing said that messages may be dropped.
     let server = TestServer::start(narrow(SlowPolicy::DropOldest));
     let (code, report) = load(server.address, &format!("slow {arguments} --policy disconnect"));
@@ -167,6 +171,7 @@ fn what_cannot_be_run_is_one_line() {
         (64, "--url wss://127.0.0.1:3000/ws", "TLS"),
         (64, "--payload 3", "--payload"),
         (64, "--rate 0", "--rate"),
+        (64, "--duration 0", "--duration"),
         (64, "--rate 1 --flood", "--flood"),
         (64, "--duration soon", "--duration"),
         (64, "dance", "dance"),
