@@ -108,7 +108,8 @@ struct Serve {
     /// 100 bytes more
     #[arg(long, env = "HYDRANT_MAX_PER_ADDRESS", default_value_t = 0)]
     max_per_address: usize,
-    /// Most sockets whose request is not finished, or that wait to send another; one more is answered with 503
+    /// Most sockets whose request is not finished, or that wait to send another; one more takes the place of the one that has
+    /// been longest without finishing any, or gets 503
     #[arg(long, env = "HYDRANT_MAX_HANDSHAKES", default_value_t = 4096)]
     max_handshakes: usize,
     /// Bytes of heap in use from which on WebSockets are answered with 503; 0 is no bound. What waits for clients counts;

@@ -59,7 +59,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Most connections of one address, WebSockets or not; one more is answered with 429. `None` for any number.
     pub per_address_max: Option<NonZeroUsize>,
-    /// Most sockets whose request is not finished, or that wait for another; one more is answered with 503.
+    /// Most sockets whose request is not finished, or that wait for another; one more takes the place of the one that has been
+    /// longest without finishing any, or is answered with 503.
     pub handshakes_max: usize,
     /// Bytes of heap from which on WebSockets are answered with 503, by the last sample and what came since; `None` for any
     /// number.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test, with outside programs too: lints, cargo test under both allocators, the benches as tests, the RFC 6455
-# conformance suite, a smoke run of k6 and go tool pprof against the release binary. What is missing is installed under target/, or
+# conformance suite, a smoke run of k6, go tool pprof and hostile clients against the release binary. What is missing is installed under target/, or
 # one sentence says what is missing. The last lines are those of cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,6 +34,9 @@ bash tests/k6.sh target/release/hydrant
 
 step 'profiles: go tool pprof reads them under load'
 bash tests/pprof.sh target/release/hydrant
+
+step 'faults: hostile clients and full machines against the release binary'
+python3 tests/faults/run.py target/release/hydrant --seconds 2
 
 step 'benches, as tests'
 # In the test profile: what is measured has no meaning here, and five optimised programs less are linked.

@@ -5,7 +5,7 @@
 //! `connections`, the meaning of its messages in `events`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -45,6 +45,15 @@ const HANDSHAKE_ITEMS: usize = 64;
 /// Connections that a survey looks at before everything else has its turn.
 const SURVEY_CHUNK: usize = 512;
 
+/// A socket that asks for something by HTTP.
+#[derive(Debug, Default)]
+pub struct HttpPhase {
+    /// It has finished a request.
+    pub asked: Cell<bool>,
+    /// Its place goes to somebody else.
+    pub evicted: Notify,
+}
+
 /// One thread's part of the node.
 pub struct Shard {
     /// What all shards share.
@@ -69,8 +78,8 @@ pub struct Shard {
     pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
-    /// HTTP phases that have not ended.
-    pub http_phases: Cell<usize>,
+    /// HTTP phases that have not ended, in the order in which they began.
+    pub http_phases: RefCell<BTreeMap<u64, Rc<HttpPhase>>>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -112,7 +121,7 @@ impl Shard {
             round: Cell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
-            http_phases: Cell::default(),
+            http_phases: RefCell::default(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),

@@ -36,7 +36,8 @@ use self::at_once::Attempt;
 use self::upgrade::Upgrade;
 use crate::admission::{Permit, Refusal};
 use crate::config::{Config, HTTP_TIMEOUT};
-use crate::engine::shard::Shard;
+use crate::engine::shard::{HttpPhase, Shard};
+use crate::mem;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -44,6 +45,8 @@ type Answer = Response<Full<Bytes>>;
 const HEADERS_MAX: usize = 64;
 /// Longest head of a request in bytes; a longer one is answered with 431.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// HTTP phases in a row, without a moment in which there is none, after which the memory that the thread keeps is given back.
+const FLUSH_AFTER: u64 = 64;
 /// How long the rest of a request that was answered early is read and thrown away, so that the answer is not lost to a
 /// reset.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -56,36 +59,54 @@ pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
-    let Some(unfinished) = Unfinished::one_more(shard) else {
+    let Some(place) = Place::take(shard) else {
         return refuse(stream, shard.engine.refusals.count(Refusal::Handshakes));
     };
     let shard = shard.clone();
     // The runtime ends with the shard, and every task with it; none outlives its socket.
     tokio::task::spawn_local(async move {
-        if let Err(error) = phase(&shard, stream, permit).await {
+        if let Err(error) = phase(&shard, stream, permit, place).await {
             tracing::debug!("HTTP phase: {error}");
         }
-        drop(unfinished);
     });
 }
 
-/// One of the HTTP phases that a shard has at once; ends when dropped.
-struct Unfinished(Rc<Shard>);
+/// A place among the HTTP phases of a shard; given back on drop.
+struct Place {
+    shard: Rc<Shard>,
+    number: u64,
+    phase: Rc<HttpPhase>,
+}
 
-impl Unfinished {
-    fn one_more(shard: &Rc<Shard>) -> Option<Self> {
+impl Place {
+    /// A place behind all others. At the bound, whoever has been longest without finishing a request loses its own: who only
+    /// holds places keeps nobody out who uses one. Nothing when everybody has finished one.
+    fn take(shard: &Rc<Shard>) -> Option<Self> {
         let config = &shard.engine.config;
-        let phases = shard.http_phases.get();
-        (phases < config.handshakes_max.div_ceil(config.shards.get())).then(|| {
-            shard.http_phases.set(phases + 1);
-            Self(shard.clone())
-        })
+        let mut phases = shard.http_phases.borrow_mut();
+        if phases.len() >= config.handshakes_max.div_ceil(config.shards.get()) {
+            let (&number, _) = phases.iter().find(|(_, phase)| !phase.asked.get())?;
+            phases.remove(&number)?.evicted.notify_one();
+            shard.engine.refusals.count(Refusal::Handshakes);
+        }
+        let number = phases.last_key_value().map_or(0, |(last, _)| last + 1);
+        let phase = Rc::<HttpPhase>::default();
+        phases.insert(number, phase.clone());
+        Some(Self { shard: shard.clone(), number, phase })
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.http_phases.set(self.0.http_phases.get() - 1);
+        let mut phases = self.shard.http_phases.borrow_mut();
+        // Evicted ones have none any more, and the number may be somebody else's.
+        if phases.get(&self.number).is_some_and(|holder| Rc::ptr_eq(holder, &self.phase)) {
+            phases.remove(&self.number);
+        }
+        // Numbers begin again when nobody is left: after so many, what the thread keeps of their buffers is worth the call.
+        if phases.is_empty() && self.number >= FLUSH_AFTER {
+            mem::flush();
+        }
     }
 }
 
@@ -103,9 +124,10 @@ pub fn refuse(mut stream: TcpStream, refusal: Refusal) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) -> io::Result<()> {
+async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit, place: Place) -> io::Result<()> {
     let Conversation { done, mut stream, leftover, upgrade } =
-        converse(shard, tokio::net::TcpStream::from_std(stream)?).await;
+        converse(shard, tokio::net::TcpStream::from_std(stream)?, &place.phase).await;
+    drop(place);
     match (done, upgrade) {
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
         (Ok(()), Some(Upgrade { role, announced })) => {
@@ -135,13 +157,20 @@ struct Conversation<I> {
 }
 
 /// Answers requests until one asks for a WebSocket, the client ends, its time is over, or the server drains.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: I) -> Conversation<I> {
+async fn converse<I>(shard: &Rc<Shard>, stream: I, phase: &Rc<HttpPhase>) -> Conversation<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
     let upgrade = Rc::new(RefCell::new(None));
-    let (service_shard, asked) = (shard.clone(), upgrade.clone());
+    let (service_shard, asked, service_phase) = (shard.clone(), upgrade.clone(), phase.clone());
     let service = service_fn(move |request| {
-        let (shard, asked) = (service_shard.clone(), asked.clone());
+        let (shard, asked, phase) = (service_shard.clone(), asked.clone(), service_phase.clone());
         // hyper wants a future that it can move.
-        Box::pin(async move { Ok::<_, Infallible>(respond(&shard, &asked, request).await) })
+        Box::pin(async move {
+            let answer = respond(&shard, &asked, request).await;
+            phase.asked.set(true);
+            Ok::<_, Infallible>(answer)
+        })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -151,6 +180,7 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(shard: &Rc<Shard>, stream: 
         .serve_connection(TokioIo::new(stream), service);
     let done = tokio::select! {
         done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
+        () = phase.evicted.notified() => Ok(()),
         () = shard.draining() => {
             pin::Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|context| connection.poll_without_shutdown(context)).await
@@ -308,7 +338,7 @@ mod tests {
             let (ours, theirs) = duplex(64 * 1024);
             let begun = Instant::now();
             let server = async {
-                drop(converse(&shard, ours).await);
+                drop(converse(&shard, ours, &Rc::default()).await);
             };
             let client = async {
                 let mut stream = client(theirs).await;

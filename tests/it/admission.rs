@@ -85,26 +85,36 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
 }
 
 #[test]
-fn unfinished_requests_are_bounded_and_whole_handshakes_go_on() {
+fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
-    let half = || {
+    let connect = |first: &[u8]| {
         let mut stream = TcpStream::connect(server.address).unwrap();
-        std::io::Write::write_all(&mut stream, b"GET /ws HTTP/1.1\r\nHost: h\r\n").unwrap();
+        stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+        std::io::Write::write_all(&mut stream, first).unwrap();
         stream
     };
-    let unfinished = [half(), half()];
-    let mut third = half();
-    third.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
-    let answer = read_answer(&mut third);
+    let half = b"GET /ws HTTP/1.1\r\nHost: h\r\n";
+    let refusals = || server.engine.refusals.get(Refusal::Handshakes);
+    let mut oldest = connect(half);
+    let _second = connect(half);
+    let _third = connect(half);
+    // The oldest has lost its place.
+    assert_eq!(std::io::Read::read(&mut oldest, &mut [0]).unwrap(), 0);
+    assert_eq!(refusals(), 1);
+    // A handshake that comes in one piece needs no place; who has finished a request keeps it.
+    let _client = server.client("/ws");
+    let mut publishers = [(); 2].map(|()| {
+        let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(read_answer(&mut stream).status, 202);
+        stream
+    });
+    let answer = read_answer(&mut connect(half));
     assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
-    assert_eq!(answer.body.trim(), Refusal::Handshakes.sentence());
-    assert_eq!(server.engine.refusals.get(Refusal::Handshakes), 1);
-    // A handshake that comes in one piece needs no such place.
-    let client = server.client("/ws");
-    drop(unfinished);
-    let publish = || (request(server.address, "POST", "/publish", &[], b"x").status == 202).then_some(());
-    until(publish, || "the places are not given back".to_owned());
-    drop(client);
+    assert_eq!((answer.body.trim(), refusals()), (Refusal::Handshakes.sentence(), 4));
+    for stream in &mut publishers {
+        std::io::Write::write_all(stream, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        assert_eq!(read_answer(stream).status, 200);
+    }
 }
 
 #[test]
