@@ -91,11 +91,11 @@ impl Bound {
 
 /// What [`Outbox::fill`] wants written next, in one call.
 #[derive(Debug)]
-pub enum Write<'a> {
+pub enum Write {
     /// The first so many slices.
     Slices(usize),
     /// This part of these pages.
-    Pages(&'a Pages, Range<usize>),
+    Pages(Rc<Pages>, Range<usize>),
 }
 
 /// What waits for one connection.
@@ -260,7 +260,7 @@ impl Outbox {
     }
 
     /// What to write next, in order: pages, or as many pieces as come before any and `slices` has room for.
-    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> Write<'a> {
+    pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> Write {
         let mut data = self.data.iter();
         let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|cut| (entry, cut)));
         let control = [&self.pong, &self.close].into_iter().flatten().map(|frame| &frame.wire()[..]);

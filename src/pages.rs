@@ -56,6 +56,12 @@ impl PagePool {
         self.refused.get()
     }
 
+    /// Whether no further batch can have pages.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.files.get() >= PAGES_FILES_MAX
+    }
+
     /// Files that are open: of batches that have not left.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -70,7 +76,7 @@ impl PagePool {
         if !is_worth_it {
             return None;
         }
-        let file = if self.files.get() < PAGES_FILES_MAX { memory_file(bytes).ok() } else { None };
+        let file = if self.is_full() { None } else { memory_file(bytes).ok() };
         let Some(file) = file else {
             self.refused.set(self.refused.get() + 1);
             return None;

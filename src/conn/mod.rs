@@ -257,7 +257,7 @@ impl<S: Socket> Connection<S> {
         }
         let written = match piece {
             Piece::Bytes(bytes) => retry(|| self.socket.send(bytes)),
-            Piece::Pages(pages, range) => retry(|| self.socket.send_pages(pages, range.clone())),
+            Piece::Pages(pages, range) => retry(|| self.socket.send_pages(&pages, range.clone())),
         };
         match written {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -294,7 +294,7 @@ impl<S: Socket> Connection<S> {
                 let mut slices = [IoSlice::new(&[]); FLUSH_SLICES];
                 let written = match outbox.fill(&mut slices) {
                     Write::Slices(filled) => retry(|| self.socket.send_vectored(&slices[..filled])),
-                    Write::Pages(pages, range) => retry(|| self.socket.send_pages(pages, range.clone())),
+                    Write::Pages(pages, range) => retry(|| self.socket.send_pages(&pages, range.clone())),
                 };
                 match written {
                     Ok(sent) => outbox.advance(sent),

@@ -38,7 +38,7 @@ impl Strategy {
     #[must_use]
     pub fn build<S: Socket + 'static>(self, bound: Bound) -> Box<dyn Fanout<S>> {
         match self {
-            Self::Direct => Box::new(direct::Direct),
+            Self::Direct => Box::<direct::Direct>::default(),
             Self::Wake => Box::new(wake::Wake),
             Self::Ring => Box::new(ring::Ring::new(RING_BATCHES_MAX, bound)),
             Self::Mailbox => Box::new(mailbox::Mailbox),

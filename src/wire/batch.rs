@@ -4,6 +4,7 @@
 //! that still owe parts of it share one copy. It knows where each frame ends, because a backlog may only be cut
 //! between frames, and whose books its frames are written in.
 
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -17,19 +18,13 @@ use crate::pages::Pages;
 /// One or more whole frames, in the order in which they are to be sent.
 #[derive(Debug)]
 pub struct Batch {
-    store: Store,
+    /// The bytes, unless they are in pages.
+    bytes: OnceCell<Bytes>,
+    /// The bytes, where sockets can share them.
+    pages: RefCell<Option<Rc<Pages>>>,
     /// Where each frame ends; the last one is the length of the batch.
     ends: Box<[u32]>,
     books: Rc<Books>,
-}
-
-/// Where the wire bytes are; in one place only.
-#[derive(Debug)]
-enum Store {
-    /// On the heap.
-    Bytes(Bytes),
-    /// Where sockets can share them.
-    Pages(Pages),
 }
 
 impl Batch {
@@ -56,30 +51,44 @@ impl Batch {
             frames.iter().for_each(|frame| joined.extend_from_slice(frame.wire()));
             joined.freeze()
         };
-        Self { store: Store::Bytes(bytes), ends, books }
+        Self::of(bytes, ends, books)
+    }
+
+    fn of(bytes: Bytes, ends: Box<[u32]>, books: Rc<Books>) -> Self {
+        Self { bytes: bytes.into(), pages: RefCell::default(), ends, books }
     }
 
     /// Puts the bytes into the pages that `hold` gives for them, if it does; the heap then keeps none.
     pub fn move_to_pages(&mut self, hold: impl FnOnce(&[u8]) -> Option<Pages>) {
-        if let Store::Bytes(bytes) = &self.store
-            && let Some(pages) = hold(bytes)
-        {
-            self.store = Store::Pages(pages);
+        let pages = self.bytes.get().and_then(|bytes| hold(bytes));
+        if let Some(pages) = pages {
+            self.bytes = OnceCell::new();
+            self.pages = RefCell::new(Some(Rc::new(pages)));
+        }
+    }
+
+    /// Puts the bytes back on the heap, and gives the pages back: few wait for them, and others may need them more. Not when
+    /// they cannot be read.
+    pub fn leave_pages(&self) {
+        let whole = self.pages.borrow().as_ref().and_then(|pages| pages.read(0..self.len()).ok());
+        if let Some(bytes) = whole {
+            self.bytes.get_or_init(|| bytes.into());
+            self.pages.replace(None);
         }
     }
 
     /// Whether sockets are referred to pages.
     #[must_use]
     pub fn has_pages(&self) -> bool {
-        matches!(self.store, Store::Pages(_))
+        self.bytes.get().is_none()
     }
 
     /// Part of the wire bytes, in the form in which a socket takes it at the least cost.
     #[must_use]
     pub fn piece(&self, range: Range<usize>) -> Piece<'_> {
-        match &self.store {
-            Store::Pages(pages) => Piece::Pages(pages, range),
-            Store::Bytes(bytes) => Piece::Bytes(&bytes[range]),
+        match self.bytes.get() {
+            Some(bytes) => Piece::Bytes(&bytes[range]),
+            None => Piece::Pages(self.pages.borrow().clone().expect("bytes are in pages or on the heap"), range),
         }
     }
 
@@ -89,11 +98,11 @@ impl Batch {
     pub fn part(&self, range: Range<usize>) -> Option<Self> {
         let inside = |end: &&u32| (range.start + 1..=range.end).contains(&(**end as usize));
         let ends = self.ends.iter().filter(inside).map(|end| end - range.start as u32).collect();
-        let bytes = match &self.store {
-            Store::Bytes(bytes) => Bytes::copy_from_slice(&bytes[range]),
-            Store::Pages(pages) => pages.read(range).ok()?.into(),
+        let bytes = match self.piece(range) {
+            Piece::Bytes(bytes) => Bytes::copy_from_slice(bytes),
+            Piece::Pages(pages, range) => pages.read(range).ok()?.into(),
         };
-        Some(Self { store: Store::Bytes(bytes), ends, books: self.books.clone() })
+        Some(Self::of(bytes, ends, self.books.clone()))
     }
 
     /// Length of all frames on the wire, in bytes; never 0.
@@ -148,7 +157,7 @@ impl Batch {
     /// When the bytes are in pages: who takes single messages has no use for those.
     #[must_use]
     pub fn message(&self, index: usize) -> (OpCode, &[u8]) {
-        let Store::Bytes(bytes) = &self.store else { panic!("the message of a batch in pages") };
+        let bytes = self.bytes.get().expect("the caller's strategy uses no pages");
         let wire = &bytes[self.range(index)];
         let opcode = if wire[0] & 0x0f == OpCode::Binary as u8 { OpCode::Binary } else { OpCode::Text };
         (opcode, &wire[frame::header_bytes(wire)..])
@@ -172,7 +181,7 @@ pub enum Piece<'a> {
     /// To be copied.
     Bytes(&'a [u8]),
     /// To be referred to: this part of these pages.
-    Pages(&'a Pages, Range<usize>),
+    Pages(Rc<Pages>, Range<usize>),
 }
 
 #[cfg(test)]
@@ -200,6 +209,8 @@ mod tests {
         let Piece::Pages(pages, range) = batch.piece(3..9) else { panic!("they are in pages") };
         assert_eq!((pages.read(range).unwrap(), batch.len()), (b"\x81\x02bc\x81\x00".to_vec(), 9));
         batch.move_to_pages(|_| panic!("they are there already"));
+        batch.leave_pages();
+        assert_eq!((wire(&batch), batch.has_pages()), (&b"\x81\x01a\x81\x02bc\x81\x00"[..], false));
         let part = batch.part(3..9).unwrap();
         assert_eq!(
             (wire(&part), part.frames(), part.message(0)),

@@ -2,7 +2,7 @@
 
 use std::net::Shutdown;
 
-use hydrant::config::{Config, SlowPolicy};
+use hydrant::config::{Config, PAGES_FILES_MAX, SlowPolicy};
 
 use crate::support::{Client, POLICIES, Received, TestServer, config, request};
 
@@ -70,6 +70,25 @@ fn every_byte_arrives_from_shared_pages() {
         assert_eq!(report.totals.matched, ((READERS + 1) * MESSAGES) as u64);
         assert!(report.totals.delivered >= (READERS * MESSAGES) as u64);
     }
+}
+
+#[test]
+fn one_who_never_reads_keeps_no_pages_from_others() {
+    let server = TestServer::start(paged(SlowPolicy::DropNewest));
+    let mut quick: Vec<_> = (0..READERS).map(|_| server.client("/ws/room")).collect();
+    let _slow = Client::connect_narrow(server.address, "/ws/room");
+    server.wait_for_connections(READERS + 1);
+    // More than there are files of pages, and less than may wait for one.
+    for number in 0..2 * PAGES_FILES_MAX {
+        let text = format!("{number:04}{}", "x".repeat(8000));
+        server.publish("room", text.as_bytes());
+        for client in &mut quick {
+            assert_eq!(client.receive_text(), text);
+        }
+    }
+    let report = server.survey();
+    assert!(report.pending > PAGES_FILES_MAX as u64, "{report:?}");
+    assert!(report.pages_refused == 0 && report.pages_open < PAGES_FILES_MAX as u64, "{report:?}");
 }
 
 #[test]
