@@ -6,8 +6,10 @@
 //! WebSocket, so that a full server still answers `/healthz` and publishers.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -88,6 +90,37 @@ impl Refusals {
     #[must_use]
     pub fn get(&self, refusal: Refusal) -> u64 {
         self.0[refusal as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// How fast sockets are accepted. Pure: time comes in as an argument.
+#[derive(Debug)]
+pub struct AcceptPace {
+    per_second: f64,
+    /// Sockets that may be accepted now.
+    left: f64,
+    at: Instant,
+}
+
+impl AcceptPace {
+    /// So many in a second, and a tenth of them at once.
+    #[must_use]
+    pub fn new(per_second: NonZeroU32, now: Instant) -> Self {
+        Self { per_second: per_second.get().into(), left: 1.0, at: now }
+    }
+
+    /// How long the next socket has to wait; nothing if it may be accepted now.
+    #[must_use]
+    pub fn wait(&mut self, now: Instant) -> Option<Duration> {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + passed * self.per_second).min((self.per_second / 10.0).max(1.0));
+        self.at = now;
+        (self.left < 1.0).then(|| Duration::from_secs_f64((1.0 - self.left) / self.per_second))
+    }
+
+    /// One was accepted.
+    pub fn accepted(&mut self) {
+        self.left -= 1.0;
     }
 }
 
@@ -193,6 +226,21 @@ mod tests {
         assert!(permit(1).is_some(), "a place is free again");
         drop((second, other));
         assert_eq!((load.get(), addresses.0.len()), (0, 0));
+    }
+
+    #[test]
+    fn sockets_are_accepted_at_a_pace() {
+        let start = Instant::now();
+        let mut pace = AcceptPace::new(NonZeroU32::new(20).unwrap(), start);
+        assert_eq!(pace.wait(start), None);
+        pace.accepted();
+        assert_eq!(pace.wait(start), Some(Duration::from_millis(50)));
+        let later = start + Duration::from_secs(10);
+        for _ in 0..2 {
+            assert_eq!(pace.wait(later), None, "a tenth of a second's at once");
+            pace.accepted();
+        }
+        assert!(pace.wait(later).is_some());
     }
 
     #[test]

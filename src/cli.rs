@@ -112,6 +112,12 @@ struct Serve {
     /// been longest without finishing any, or gets 503
     #[arg(long, env = "HYDRANT_MAX_HANDSHAKES", default_value_t = 4096)]
     max_handshakes: usize,
+    /// How long a client may take for a request head, for a body, or to use an idle HTTP connection again
+    #[arg(long, env = "HYDRANT_HANDSHAKE_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
+    handshake_timeout: Duration,
+    /// Sockets accepted in a second; the others wait in the kernel's queue, which holds 4,096. 0: any number
+    #[arg(long, env = "HYDRANT_ACCEPT_RATE", default_value_t = 0)]
+    accept_rate: u32,
     /// Bytes of heap in use from which on WebSockets are answered with 503; 0 is no bound. What waits for clients counts;
     /// what the kernel holds for their sockets does not
     #[arg(long, env = "HYDRANT_MEMORY_MAX", value_parser = parse_bytes, default_value = "0")]
@@ -171,6 +177,8 @@ impl Serve {
             connections_max: if self.max_connections == 0 { usize::MAX } else { self.max_connections },
             per_address_max: NonZeroUsize::new(self.max_per_address),
             handshakes_max: self.max_handshakes,
+            handshake_timeout: self.handshake_timeout,
+            accept_rate: NonZeroU32::new(self.accept_rate),
             memory_bytes_max: NonZeroUsize::new(self.memory_max),
             allow_origin: self.allow_origin,
             ping_interval: Some(self.ping_interval).filter(|interval| !interval.is_zero()),

@@ -62,6 +62,10 @@ pub struct Config {
     /// Most sockets whose request is not finished, or that wait for another; one more takes the place of the one that has been
     /// longest without finishing any, or is answered with 503.
     pub handshakes_max: usize,
+    /// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
+    pub handshake_timeout: Duration,
+    /// Sockets accepted in a second; the others wait in the kernel's queue. `None` for any number.
+    pub accept_rate: Option<NonZeroU32>,
     /// Bytes of heap from which on WebSockets are answered with 503, by the last sample and what came since; `None` for any
     /// number.
     pub memory_bytes_max: Option<NonZeroUsize>,
@@ -108,6 +112,8 @@ impl Default for Config {
             connections_max: usize::MAX,
             per_address_max: None,
             handshakes_max: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            accept_rate: None,
             memory_bytes_max: None,
             allow_origin: Vec::new(),
             ping_interval: Some(Duration::from_secs(25)),
@@ -174,8 +180,6 @@ pub const CHANNEL_NAME_BYTES_MAX: usize = 128;
 pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
 /// Longest name that `SET_NAME` takes, in bytes; a longer one gets an `ERROR` event.
 pub const USER_NAME_BYTES_MAX: usize = 64;
-/// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
-pub const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes that one pass joins into one write, unless a single frame is longer, and never more than a backlog may
 /// hold. Larger joins win nothing per byte (the copy dominates) and let a
 /// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
@@ -292,8 +296,11 @@ impl Config {
             "--tick is shorter than 1ms: set it to at least that, or to 0 for none".to_owned()
         } else if self.ping_interval.is_some_and(|interval| !timeouts.contains(&interval)) {
             "--ping-interval is outside 10ms to 1h: set it to one of these, or to 0 for none".to_owned()
-        } else if !timeouts.contains(&self.idle_timeout) || !timeouts.contains(&self.write_timeout) {
-            "--idle-timeout and --write-timeout must be within 10ms and 1h".to_owned()
+        } else if ![self.idle_timeout, self.write_timeout, self.handshake_timeout]
+            .iter()
+            .all(|time| timeouts.contains(time))
+        {
+            "--idle-timeout, --write-timeout and --handshake-timeout must be within 10ms and 1h".to_owned()
         } else if let Some(wrong) = self.allow_origin.iter().find(|pattern| !is_origin_pattern(pattern)) {
             format!("--allow-origin {wrong:?}: write for example https://example.com, https://*.example.com or *")
         } else if self.connections_max == 0 || self.handshakes_max == 0 {

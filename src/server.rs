@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
-use crate::admission::Refusal;
+use crate::admission::{AcceptPace, Refusal};
 use crate::close::CloseReason;
 use crate::config::{Config, LISTEN_BACKLOG};
 use crate::engine::publication::{ChannelName, Origin, Publication};
@@ -336,15 +336,24 @@ impl Acceptor {
 /// Hands each new socket to the shard with the fewest connections, until told to stop.
 fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stopping: &AtomicBool) -> io::Result<()> {
     let mut events = Events::with_capacity(4);
-    let mut backing_off = false;
+    let (mut backing_off, mut waits) = (false, None);
+    let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
     // Acquire: pairs with the release in `Acceptor::stop`.
     while !stopping.load(Ordering::Acquire) {
-        match set.poll(&mut events, backing_off.then_some(ACCEPT_BACKOFF)) {
+        match set.poll(&mut events, waits.take().or(backing_off.then_some(ACCEPT_BACKOFF))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         }
         while !stopping.load(Ordering::Acquire) {
-            match listener.accept() {
+            waits = pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now()));
+            if waits.is_some() {
+                break;
+            }
+            let accepted = listener.accept();
+            if let (Ok(_), Some(pace)) = (&accepted, &mut pace) {
+                pace.accepted();
+            }
+            match accepted {
                 Ok((stream, _)) if engine.is_draining() => {
                     http::refuse(stream.into(), engine.refusals.count(Refusal::Draining));
                 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Answer;
 use super::answer::{draining, json, text, unavailable};
-use crate::config::HTTP_TIMEOUT;
+use crate::config::Config;
 use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
 use crate::engine::shard::Shard;
 use crate::wire::Frame;
@@ -50,7 +50,7 @@ async fn try_publish(
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
-    let body = read(request.into_body(), shard.engine.config.message_bytes_max).await?;
+    let body = read(request.into_body(), &shard.engine.config).await?;
     let frame = if binary {
         Frame::binary(&body)
     } else {
@@ -86,14 +86,15 @@ fn is_binary(content_type: &HeaderValue) -> bool {
 }
 
 /// The whole body: refused by its announced length before it is read, and by its real one while it is.
-async fn read(body: Incoming, bytes_max: usize) -> Result<Bytes, Box<Answer>> {
+async fn read(body: Incoming, config: &Config) -> Result<Bytes, Box<Answer>> {
+    let bytes_max = config.message_bytes_max;
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let too_big =
         || refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_big());
     }
-    match timeout(HTTP_TIMEOUT, Limited::new(body, bytes_max).collect()).await {
+    match timeout(config.handshake_timeout, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_big()),
         Ok(Err(error)) => Err(refuse(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"))),

@@ -1,7 +1,7 @@
 //! Who is turned away: with the right status, counted, and only for as long as the reason lasts.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use hydrant::admission::Refusal;
 use hydrant::config::Config;
@@ -55,6 +55,14 @@ fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
     drop(streams);
     server.wait_for_connections(0);
     assert_eq!(server.engine.registry.places(), 0);
+}
+
+#[test]
+fn who_comes_too_fast_waits_and_is_served() {
+    let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), ..config() });
+    let clients: Vec<_> = (0..15).map(|_| server.client("/ws")).collect();
+    assert_eq!(server.publish("all", b"x").matched, 15);
+    drop(clients);
 }
 
 /// A connection from another loopback address.
