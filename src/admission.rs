@@ -29,12 +29,24 @@ pub enum Refusal {
     Origin,
     /// The server drains.
     Draining,
+    /// No token, or one that grants nothing.
+    Unauthorized,
+    /// A token for other channels.
+    Forbidden,
 }
 
 impl Refusal {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Connections, Self::Address, Self::Memory, Self::Handshakes, Self::Origin, Self::Draining];
+    pub const ALL: [Self; 8] = [
+        Self::Connections,
+        Self::Address,
+        Self::Memory,
+        Self::Handshakes,
+        Self::Origin,
+        Self::Draining,
+        Self::Unauthorized,
+        Self::Forbidden,
+    ];
 
     /// The value of the metric label `reason`.
     #[must_use]
@@ -46,6 +58,8 @@ impl Refusal {
             Self::Handshakes => "handshakes",
             Self::Origin => "origin",
             Self::Draining => "draining",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
         }
     }
 
@@ -55,7 +69,8 @@ impl Refusal {
         match self {
             Self::Connections | Self::Memory | Self::Handshakes | Self::Draining => 503,
             Self::Address => 429,
-            Self::Origin => 403,
+            Self::Origin | Self::Forbidden => 403,
+            Self::Unauthorized => 401,
         }
     }
 
@@ -68,6 +83,8 @@ impl Refusal {
             Self::Memory => "the server has as much memory in use as it may have (--memory-max): try again later",
             Self::Handshakes => "too many requests are unfinished (--max-handshakes): try again later",
             Self::Draining => "the server is shutting down",
+            Self::Unauthorized => "a WebSocket needs a valid token: Authorization: Bearer TOKEN, or ?token=TOKEN",
+            Self::Forbidden => "your token does not reach as far as this channel",
             Self::Origin => "pages of this origin may not connect: see --allow-origin",
         }
     }
@@ -249,7 +266,7 @@ mod tests {
         for (number, refusal) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(refusal as usize, number);
             assert_eq!((refusals.count(refusal), refusals.get(refusal)), (refusal, 1));
-            assert!(refusal.sentence().len() > 20 && refusal.status() >= 403);
+            assert!(refusal.sentence().len() > 20 && refusal.status() >= 401);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The command line: flags and their environment twins, the log, and exit codes.
 
+use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 
 use crate::config::{Config, FILES_KEPT, SayPolicy, SlowPolicy, Strategy, TooFastPolicy, parse_bytes, parse_duration};
+use crate::jwt::TokenKey;
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
@@ -142,6 +145,13 @@ struct Serve {
     /// Whom a client's SAY reaches: nobody, the rooms that it joined by name, or these and the channel `all`
     #[arg(long, env = "HYDRANT_SAY", value_enum, default_value = "rooms")]
     say: SayPolicy,
+    /// Shared secret of subscribers' tokens (JWT, HS256): WebSockets then need one, in `Authorization: Bearer` or `?token=`,
+    /// with `exp`, and with the claim `channels` only those channels (`room-*` for all that begin so)
+    #[arg(long, env = "HYDRANT_JWT_SECRET", hide_env_values = true, conflicts_with = "jwt_key")]
+    jwt_secret: Option<String>,
+    /// The same with a public key in a PEM file: RSA for RS256, P-256 for ES256
+    #[arg(long, env = "HYDRANT_JWT_KEY")]
+    jwt_key: Option<PathBuf>,
     /// Bearer token for publish and admin routes; without one they answer only while --listen is a loopback address
     #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -155,9 +165,22 @@ struct Serve {
 }
 
 impl Serve {
-    fn config(self) -> Config {
+    fn config(self) -> Result<Config, String> {
         let default = Config::default();
-        Config {
+        let subscriber_key = match (self.jwt_secret, self.jwt_key) {
+            (Some(secret), _) if secret.is_empty() => {
+                return Err("--jwt-secret is empty: leave it out, or set one".to_owned());
+            }
+            (Some(secret), _) => Some(TokenKey::from_secret(&secret)),
+            (None, Some(path)) => {
+                let key = fs::read(&path).map_err(|error| error.to_string()).and_then(|pem| TokenKey::from_pem(&pem));
+                let wrong = |error| format!("--jwt-key {}: {error}: name a public key in PEM", path.display());
+                Some(key.map_err(wrong)?)
+            }
+            (None, None) => None,
+        };
+        Ok(Config {
+            subscriber_key,
             listen: self.listen,
             shards: self.shards.unwrap_or(default.shards),
             fanout: self.fanout,
@@ -188,7 +211,7 @@ impl Serve {
             say: self.say,
             token: self.token,
             ..default
-        }
+        })
     }
 }
 
@@ -228,11 +251,14 @@ pub fn run() -> ExitCode {
     let log = tracing_subscriber::fmt().with_max_level(serve.log).with_writer(stderr).with_ansi(false);
     log.with_target(false).log_internal_errors(false).init();
     let heap_sample = serve.heap_sample;
-    let mut config = serve.config();
-    if let Err(error) = config.check() {
-        eprintln!("error: {error}");
-        return ExitCode::from(USAGE);
-    }
+    let checked = serve.config().and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string()));
+    let mut config = match checked {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
     mem::sample_heap(heap_sample);
     abort_on_panic();
     match raise_open_files() {
@@ -336,7 +362,7 @@ mod tests {
     #[test]
     fn its_defaults_are_those_of_the_config() {
         let cli = Cli::try_parse_from(["hydrant"]).unwrap();
-        assert_eq!(format!("{:?}", cli.serve.config()), format!("{:?}", Config::default()));
+        assert_eq!(format!("{:?}", cli.serve.config().unwrap()), format!("{:?}", Config::default()));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub enum CloseReason {
     Drain,
     /// A ping was not answered in time.
     Silent,
+    /// The token that it came with has expired.
+    Expired,
     /// The client sent faster than `config::Config::client_messages_max` or `client_bytes_max`.
     TooFast,
     /// The client did not read fast enough; see `config::SlowPolicy::Disconnect`.
@@ -62,12 +64,13 @@ pub struct Row {
 
 impl CloseReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ByClient,
         Self::Left,
         Self::Vanished,
         Self::Drain,
         Self::Silent,
+        Self::Expired,
         Self::TooFast,
         Self::Slow,
         Self::Unmasked,
@@ -98,6 +101,7 @@ impl CloseReason {
             Self::Vanished => quiet(None, "", "vanished"),
             Self::Drain => quiet(Some(1001), "server is shutting down", "drain"),
             Self::Silent => quiet(Some(1011), "a ping was not answered in time", "silent"),
+            Self::Expired => quiet(Some(1008), "the token has expired: come back with a new one", "expired"),
             Self::TooFast => broken(1008, "too many messages or bytes in a second", "too_fast"),
             Self::Slow => Row {
                 code: Some(1013),

@@ -10,6 +10,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 
+use crate::jwt::TokenKey;
+
 /// One kibibyte, in bytes.
 const KIB: usize = 1024;
 /// One mebibyte, in bytes.
@@ -86,6 +88,8 @@ pub struct Config {
     pub pace_max: Duration,
     /// Whom a client's `SAY` reaches.
     pub say: SayPolicy,
+    /// What the tokens of subscribers are verified with; without one, nobody needs a token to subscribe.
+    pub subscriber_key: Option<TokenKey>,
     /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
     pub token: Option<String>,
 }
@@ -122,6 +126,7 @@ impl Default for Config {
             close_timeout: Duration::from_secs(5),
             pace_max: Duration::from_millis(50),
             say: SayPolicy::Rooms,
+            subscriber_key: None,
             token: None,
         }
     }

@@ -39,7 +39,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`jwt`], [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
 //! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
 //! a request, only `mem` knows an allocator.
 //!
@@ -102,6 +102,7 @@ pub mod conn;
 pub mod engine;
 pub mod fanout;
 pub mod http;
+pub mod jwt;
 pub mod load;
 pub mod mem;
 pub mod metrics;

@@ -6,12 +6,12 @@ use std::io;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use socket2::SockRef;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::meter::Meter;
 use super::publication::ChannelName;
@@ -21,12 +21,15 @@ use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
 use crate::config::{PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Socket};
+use crate::jwt::Grant;
 use crate::mem;
 use crate::metrics::DropReason;
 use crate::registry::{ConnHandle, ConnId};
 use crate::wire::Frame;
 use crate::wire::inbound::{Inbound, Input, Limits};
 
+/// Between two looks at which tokens have expired: how late a connection may be ended.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of a drain at what is still open.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -39,6 +42,7 @@ pub struct Announced {
     channels: Vec<ChannelName>,
     /// Its place in the registry is not used yet.
     place: bool,
+    grant: Option<Grant>,
 }
 
 impl Drop for Announced {
@@ -57,12 +61,12 @@ impl Shard {
     ///
     /// # Errors
     /// Why it has no place.
-    pub fn announce(&self, channels: Vec<ChannelName>) -> Result<Announced, Refusal> {
+    pub fn announce(&self, channels: Vec<ChannelName>, grant: Option<Grant>) -> Result<Announced, Refusal> {
         self.engine.admit()?;
         for channel in &channels {
             self.engine.count(channel.clone(), self.index, true);
         }
-        Ok(Announced { engine: self.engine.clone(), shard: self.index, channels, place: true })
+        Ok(Announced { engine: self.engine.clone(), shard: self.index, channels, place: true, grant })
     }
 
     /// Registers an upgraded connection and subscribes it; `leftover` is what the client has sent behind its handshake.
@@ -86,6 +90,9 @@ impl Shard {
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
         connection.heard(self.sweep.get());
+        if let Some(grant) = announced.grant.take() {
+            self.grants.borrow_mut().insert(slot, grant);
+        }
         if let Some((rates, meters)) = &self.meters {
             let (mut meters, full) = (meters.borrow_mut(), Meter::new(Instant::now(), rates));
             if meters.len() <= slot as usize {
@@ -275,7 +282,9 @@ impl Shard {
             CloseReason::Vanished => return self.remove(connection),
             CloseReason::ByClient => (DropReason::Closed, Phase::Closed),
             CloseReason::Slow => (DropReason::Slow, Phase::Closing),
-            CloseReason::Left | CloseReason::Drain | CloseReason::Silent => (DropReason::Closed, Phase::Closing),
+            CloseReason::Left | CloseReason::Drain | CloseReason::Silent | CloseReason::Expired => {
+                (DropReason::Closed, Phase::Closing)
+            }
             _ => (DropReason::Closed, Phase::Broken),
         };
         if !connection.close(close, dropped, phase) {
@@ -317,6 +326,7 @@ impl Shard {
         }
         let mut connections = self.connections.borrow_mut();
         connections.remove(connection.slot as usize);
+        self.grants.borrow_mut().remove(&connection.slot);
         // What it has sent behind its end means nothing: it may not join a channel any more.
         connection.set_phase(Phase::Closed);
         connection.abandon(DropReason::Closed);
@@ -325,6 +335,7 @@ impl Shard {
             if let Some((_, meters)) = &self.meters {
                 meters.take();
             }
+            self.grants.take();
             self.engine.registry.shrink();
             mem::flush();
         }
@@ -335,6 +346,22 @@ impl Shard {
         // Without it the kernel would go on trying to send; it fails only on a socket that is gone already.
         let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
         self.remove(connection);
+    }
+
+    /// Ends connections whose token has expired, for ever.
+    pub(super) async fn end_expired(&self) -> Infallible {
+        loop {
+            sleep(EXPIRY_INTERVAL).await;
+            let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+            let is_over = |(&slot, grant): (&u32, &Grant)| (grant.expires <= now).then_some(slot);
+            let slots: Vec<_> = self.grants.borrow().iter().filter_map(is_over).collect();
+            for slot in slots {
+                let connection = self.connections.borrow().get(slot as usize).cloned();
+                if let Some(connection) = connection {
+                    self.end(&connection, CloseReason::Expired);
+                }
+            }
+        }
     }
 
     /// Cuts closing handshakes that last too long, for ever.

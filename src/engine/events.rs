@@ -61,6 +61,9 @@ impl Shard {
                     let most = format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels");
                     return Err(EventError::InvalidChannel(most));
                 }
+                if self.grants.borrow().get(&connection.slot).is_some_and(|grant| !grant.allows(channel.as_str())) {
+                    return Err(EventError::Forbidden);
+                }
                 self.subscribe(connection, channel);
             }
             ClientEvent::Unsubscribe { channel } => {

@@ -5,7 +5,7 @@
 //! `connections`, the meaning of its messages in `events`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -28,6 +28,7 @@ use crate::close::CloseReason;
 use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::Connection;
 use crate::fanout::Fanout;
+use crate::jwt::Grant;
 use crate::mem::{self, Queues};
 use crate::metrics::Books;
 use crate::outbox::Bound;
@@ -74,6 +75,8 @@ pub struct Shard {
     pub(super) says: Cell<u64>,
     /// Messages taken since everything else last had its turn.
     pub(super) round: Cell<u32>,
+    /// What the tokens of connections grant, by slot, where tokens are asked for.
+    pub(super) grants: RefCell<HashMap<u32, Grant>>,
     /// What each connection may send, by slot, if there is a limit.
     pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
     /// Messages that came too fast and were dropped.
@@ -119,6 +122,7 @@ impl Shard {
             cut: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
+            grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
             http_phases: RefCell::default(),
@@ -147,6 +151,7 @@ impl Shard {
             never = self.work(serve) => match never {},
             never = self.cut_late_closes() => match never {},
             never = self.keep_alive() => match never {},
+            never = self.end_expired() => match never {},
             () = self.drain() => {}
             result = ready => match result? {},
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -32,8 +32,10 @@ pub(super) fn refused(refusal: Refusal) -> Answer {
     // The table has statuses of HTTP only.
     let status = StatusCode::from_u16(refusal.status()).expect("a status");
     let mut answer = text(status, refusal.sentence());
-    if status != StatusCode::FORBIDDEN {
-        answer = with(answer, RETRY_AFTER, RETRY_AFTER_S);
+    match status {
+        StatusCode::UNAUTHORIZED => answer = with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+        StatusCode::FORBIDDEN => {}
+        _ => answer = with(answer, RETRY_AFTER, RETRY_AFTER_S),
     }
     answer.extensions_mut().insert(refusal);
     answer

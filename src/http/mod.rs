@@ -296,6 +296,12 @@ fn only(request: &Request<Incoming>, methods: &[Method]) -> Option<Answer> {
     Some(with(refusal, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
 }
 
+/// The token of the header `Authorization: Bearer TOKEN`.
+fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
+    let (scheme, token) = request.headers().get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
 /// Refuses publish and admin routes to whoever may not use them.
 fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
     let Some(token) = &config.token else {
@@ -306,11 +312,7 @@ fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
             "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";
         return Some(text(StatusCode::FORBIDDEN, set));
     };
-    let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let given = match given.split_at_checked(7) {
-        Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer ") => given,
-        _ => b"",
-    };
+    let given = bearer(request).unwrap_or_default();
     if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
         return None;
     }

@@ -11,13 +11,14 @@ use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOC
 use hyper::{Request, Response, StatusCode, Version};
 
 use super::answer::{draining, refused, text, with};
-use super::{Answer, origin};
+use super::{Answer, bearer, origin};
 use crate::admission::Refusal;
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::conn::Role;
 use crate::engine::connections::Announced;
 use crate::engine::publication::ChannelName;
 use crate::engine::shard::Shard;
+use crate::jwt::Grant;
 
 /// What becomes of the socket once the 101 has left.
 pub(super) struct Upgrade {
@@ -56,6 +57,10 @@ fn upgrade<B: Body>(
     if !origin::may_connect(request.headers(), &shard.engine.config.allow_origin) {
         return refused(Refusal::Origin);
     }
+    let grant = match grant(shard, request, &channels) {
+        Ok(grant) => grant,
+        Err(refusal) => return refused(refusal),
+    };
     if shard.engine.is_draining() {
         return draining();
     }
@@ -63,12 +68,23 @@ fn upgrade<B: Body>(
     let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
         return text(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
     };
-    match shard.announce(channels) {
+    match shard.announce(channels, grant) {
         Ok(announced) => *slot.borrow_mut() = Some(Upgrade { role, announced }),
         Err(refusal) => return refused(refusal),
     }
     let (head, _) = handshake.into_parts();
     Response::from_parts(head, Full::new(Bytes::new()))
+}
+
+/// What the request's token grants, if one is asked for and reaches as far as these channels.
+fn grant<B>(shard: &Shard, request: &Request<B>, channels: &[ChannelName]) -> Result<Option<Grant>, Refusal> {
+    let Some(key) = &shard.engine.config.subscriber_key else { return Ok(None) };
+    let header = bearer(request).and_then(|token| std::str::from_utf8(token).ok());
+    let query = request.uri().query().unwrap_or_default();
+    let token = header.or_else(|| query.split('&').find_map(|pair| pair.strip_prefix("token=")));
+    let grant = token.and_then(|token| key.verify(token).ok()).ok_or(Refusal::Unauthorized)?;
+    let reaches = channels.iter().all(|channel| grant.allows(channel.as_str()));
+    if reaches { Ok(Some(grant)) } else { Err(Refusal::Forbidden) }
 }
 
 /// What RFC 6455, section 4.2.1 asks of a client's handshake.

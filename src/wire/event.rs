@@ -62,6 +62,9 @@ pub enum EventError {
     /// A channel's name that cannot be one, or one channel too many.
     #[error("{0}")]
     InvalidChannel(String),
+    /// The client's token does not reach as far as this channel.
+    #[error("your token does not reach as far as this channel")]
+    Forbidden,
     /// Too much is pending for a room; the message was not sent.
     #[error("the channel has too much pending: the message was not sent, try again later")]
     Overloaded,
@@ -77,6 +80,7 @@ impl EventError {
             Self::UnknownEvent => "UNKNOWN_EVENT",
             Self::InvalidName(_) => "INVALID_NAME",
             Self::InvalidChannel(_) => "INVALID_CHANNEL",
+            Self::Forbidden => "FORBIDDEN",
             Self::Overloaded => "OVERLOADED",
         }
     }

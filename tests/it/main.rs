@@ -20,3 +20,4 @@ mod pages;
 mod profile;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;
+mod tokens;

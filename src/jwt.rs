@@ -1,0 +1,142 @@
+//! Who may subscribe to what: signed tokens of subscribers (JSON Web Token, RFC 7519).
+//!
+//! A [`TokenKey`] verifies a token; what comes out is a [`Grant`]: the channels that its bearer may subscribe to, and until
+//! when. Tokens and secrets are in no log and in no `Debug` output.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use serde::Deserialize;
+
+/// What tokens are verified with: a shared secret (HS256), or a public key (RS256, ES256).
+#[derive(Clone)]
+pub struct TokenKey(Arc<(DecodingKey, Validation)>);
+
+impl fmt::Debug for TokenKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("TokenKey").field(&self.0.1.algorithms).finish()
+    }
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: u64,
+    channels: Option<Vec<String>>,
+}
+
+/// What the bearer of a token may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// Names of channels, or beginnings of names with a `*` behind them; without any claim, every channel.
+    channels: Option<Box<[String]>>,
+}
+
+impl Grant {
+    /// Whether it reaches as far as this channel.
+    #[must_use]
+    pub fn allows(&self, channel: &str) -> bool {
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => channel.starts_with(beginning),
+            None => channel == pattern,
+        };
+        self.channels.as_ref().is_none_or(|patterns| patterns.iter().any(matches))
+    }
+}
+
+impl TokenKey {
+    fn new(key: DecodingKey, algorithm: Algorithm) -> Self {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = 0;
+        // Who issues tokens for others, too, has a key for each.
+        validation.validate_aud = false;
+        validation.validate_nbf = true;
+        Self(Arc::new((key, validation)))
+    }
+
+    /// A shared secret, for HS256.
+    #[must_use]
+    pub fn from_secret(secret: &str) -> Self {
+        Self::new(DecodingKey::from_secret(secret.as_bytes()), Algorithm::HS256)
+    }
+
+    /// A public key in PEM: of RSA for RS256, or of the curve P-256 for ES256.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        if let Ok(key) = DecodingKey::from_ec_pem(pem) {
+            return Ok(Self::new(key, Algorithm::ES256));
+        }
+        let key = DecodingKey::from_rsa_pem(pem);
+        key.map(|key| Self::new(key, Algorithm::RS256)).map_err(|error| error.to_string())
+    }
+
+    /// What a token grants at this moment.
+    ///
+    /// # Errors
+    /// When it is not signed by this key, not valid yet or any more, or no token.
+    pub fn verify(&self, token: &str) -> Result<Grant, Invalid> {
+        let (key, validation) = &*self.0;
+        let claims = decode::<Claims>(token, key, validation).map_err(|_| Invalid)?.claims;
+        Ok(Grant { expires: claims.exp, channels: claims.channels.map(Vec::into_boxed_slice) })
+    }
+}
+
+/// A token that grants nothing. Why, is nobody's business who cannot make one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Invalid;
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const FAR: u64 = 4_000_000_000;
+
+    fn token(claims: Value, secret: &str) -> String {
+        encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn a_grant_is_what_the_token_says() {
+        let key = TokenKey::from_secret("s");
+        let everything = key.verify(&token(json!({"exp": FAR}), "s")).unwrap();
+        assert!(everything.expires == FAR && everything.allows("any"));
+        let some = key.verify(&token(json!({"exp": FAR, "channels": ["a", "room-*"]}), "s")).unwrap();
+        assert_eq!(
+            ["a", "ab", "room-1", "room", "all"].map(|name| some.allows(name)),
+            [true, false, true, false, false]
+        );
+        assert!(!key.verify(&token(json!({"exp": FAR, "channels": []}), "s")).unwrap().allows("a"));
+    }
+
+    #[test]
+    fn anything_else_grants_nothing() {
+        let key = TokenKey::from_secret("s");
+        let good = token(json!({"exp": FAR}), "s");
+        let unsigned = "eyJhbGciOiJub25lIn0.eyJleHAiOjQwMDAwMDAwMDB9.";
+        let tampered = format!("{}x", &good[..good.len() - 1]);
+        let texts = [
+            token(json!({"exp": FAR}), "t"),
+            token(json!({"exp": 1}), "s"),
+            token(json!({}), "s"),
+            token(json!({"exp": FAR, "nbf": FAR}), "s"),
+            token(json!({"exp": FAR, "channels": "a"}), "s"),
+        ];
+        for bad in ["", "x", "a.b.c", unsigned, &tampered].into_iter().chain(texts.iter().map(String::as_str)) {
+            assert_eq!(key.verify(bad), Err(Invalid), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_one_of_two_kinds_and_stays_secret() {
+        assert!(TokenKey::from_pem(b"no key").is_err());
+        let debug = format!("{:?}", TokenKey::from_secret("very secret"));
+        assert!(debug.contains("HS256") && !debug.contains("secret"), "{debug}");
+    }
+}

@@ -1,0 +1,90 @@
+//! Tokens of subscribers: who has a good one joins what it names, for as long as it lasts.
+
+use std::time::UNIX_EPOCH;
+
+use hydrant::admission::Refusal;
+use hydrant::close::CloseReason;
+use hydrant::config::Config;
+use hydrant::jwt::TokenKey;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+
+use crate::support::{Binary, Client, HANDSHAKE, Received, TestServer, config, request};
+
+/// A key made for these tests, and for nothing else.
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
+const FAR: u64 = 4_000_000_000;
+
+fn token(claims: &Value) -> String {
+    encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(b"secret")).unwrap()
+}
+
+fn server() -> TestServer {
+    TestServer::start(Config { subscriber_key: Some(TokenKey::from_secret("secret")), ..config() })
+}
+
+#[test]
+fn without_a_good_token_nobody_subscribes() {
+    let server = server();
+    let status = |path: &str, headers: &[&str]| {
+        request(server.address, "GET", path, &[&HANDSHAKE[..], headers].concat(), b"").status
+    };
+    let other = encode(&Header::default(), &json!({"exp": FAR}), &EncodingKey::from_secret(b"other")).unwrap();
+    let expired = token(&json!({"exp": 1}));
+    for bad in ["", &other, &expired, "x"] {
+        assert_eq!(status("/ws", &[&format!("Authorization: Bearer {bad}")]), 401);
+        assert_eq!(status(&format!("/echo?token={bad}"), &[]), 401);
+    }
+    assert_eq!(status("/ws/room", &[]), 401);
+    assert_eq!(server.engine.refusals.get(Refusal::Unauthorized), 9);
+    let some = format!("Authorization: Bearer {}", token(&json!({"exp": FAR, "channels": ["room-*"]})));
+    assert_eq!((status("/ws/room-1", &[&some]), status("/ws/room-1?channel=other", &[&some])), (101, 403));
+    assert_eq!((status("/ws", &[&some]), server.engine.refusals.get(Refusal::Forbidden)), (403, 2));
+    // Publishers are another matter: they have --token.
+    assert_eq!(request(server.address, "POST", "/publish", &[], b"x").status, 202);
+}
+
+#[test]
+fn a_token_bounds_what_its_bearer_joins_later() {
+    let server = server();
+    let some = token(&json!({"exp": FAR, "channels": ["a", "b"]}));
+    let mut client = server.client(&format!("/ws/a?token={some}"));
+    client.text(r#"{"event":"SUBSCRIBE","channel":"c"}"#);
+    assert!(client.receive_text().contains(r#""code":"FORBIDDEN""#));
+    client.text(r#"{"event":"SUBSCRIBE","channel":"b"}"#);
+    client.text(r#"{"event":"SUBSCRIBE","channel":"c"}"#);
+    assert!(client.receive_text().contains("FORBIDDEN"), "the one before it has been read");
+    assert_eq!([("a", 1), ("b", 1), ("c", 0)].map(|(room, _)| server.publish(room, b"x").matched), [1, 1, 0]);
+}
+
+#[test]
+fn a_connection_ends_with_its_token() {
+    let server = server();
+    let soon = UNIX_EPOCH.elapsed().unwrap().as_secs() + 2;
+    let mut client = server.client(&format!("/ws?token={}", token(&json!({"exp": soon}))));
+    let mut lasting = server.client(&format!("/ws?token={}", token(&json!({"exp": FAR}))));
+    let close = Received::Close(Some(1008), CloseReason::Expired.row().text.to_owned());
+    assert_eq!(client.receive(), close);
+    assert_eq!(server.publish("all", b"x").matched, 1);
+    assert_eq!(lasting.receive_text(), "x");
+}
+
+#[test]
+fn public_keys_verify_and_secrets_are_not_told() {
+    let pem = |name: &str| std::fs::read(format!("{KEYS}/{name}.pem")).unwrap();
+    let rsa = (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem("rsa-private")).unwrap(), "rsa-public");
+    let ec = (Algorithm::ES256, EncodingKey::from_ec_pem(&pem("ec-private")).unwrap(), "ec-public");
+    for (algorithm, key, public) in [rsa, ec] {
+        let good = encode(&Header::new(algorithm), &json!({"exp": FAR}), &key).unwrap();
+        let mut binary = Binary::start(&["--jwt-key", &format!("{KEYS}/{public}.pem"), "--log", "trace"]);
+        let client = Client::connect(binary.address, &format!("/ws?token={good}"));
+        // The public key as a shared secret is an old trick.
+        let forged = encode(&Header::default(), &json!({"exp": FAR}), &EncodingKey::from_secret(&pem(public))).unwrap();
+        let answer = request(binary.address, "GET", &format!("/ws?token={forged}"), &HANDSHAKE, b"");
+        assert_eq!(answer.status, 401, "{algorithm:?}");
+        drop(client);
+        binary.signal(libc::SIGTERM);
+        assert_eq!(binary.wait().code(), Some(0));
+        assert!(!binary.seen.iter().any(|line| line.contains(&good) || line.contains(&forged)), "{:?}", binary.seen);
+    }
+}
