@@ -27,9 +27,12 @@ pub fn config() -> Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         shards: 2.try_into().unwrap(),
         tick: None,
+        // Only what a test is about may end a client on a machine that stands still for half a minute.
         drain_timeout: PATIENCE,
         close_timeout: PATIENCE,
+        handshake_timeout: PATIENCE,
         write_timeout: 2 * PATIENCE,
+        ping_interval: None,
         ..Config::default()
     }
 }
