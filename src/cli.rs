@@ -19,6 +19,8 @@ pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
 use crate::server::{Server, ServerError};
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
 const LOG_LINES_MAX: usize = 4096;
@@ -152,6 +154,15 @@ struct Serve {
     /// The same with a public key in a PEM file: RSA for RS256, P-256 for ES256
     #[arg(long, env = "HYDRANT_JWT_KEY")]
     jwt_key: Option<PathBuf>,
+    /// Certificate chain in a PEM file: every client then has to come by TLS, with wss:// and https://. Read again at SIGHUP, for
+    /// the connections to come
+    #[cfg(feature = "tls")]
+    #[arg(long, env = "HYDRANT_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key in a PEM file
+    #[cfg(feature = "tls")]
+    #[arg(long, env = "HYDRANT_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Bearer token for publish and admin routes; without one they answer only while --listen is a loopback address
     #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -167,6 +178,16 @@ struct Serve {
 impl Serve {
     fn config(self) -> Result<Config, String> {
         let default = Config::default();
+        #[cfg(feature = "tls")]
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(cert), Some(key)) => {
+                let wrong = |error| format!("--tls-cert and --tls-key: {error}");
+                Some(Tls::load(&cert, &key).map_err(wrong)?.into())
+            }
+            _ => None,
+        };
+        #[cfg(not(feature = "tls"))]
+        let tls = None;
         let subscriber_key = match (self.jwt_secret, self.jwt_key) {
             (Some(secret), _) if secret.is_empty() => {
                 return Err("--jwt-secret is empty: leave it out, or set one".to_owned());
@@ -209,6 +230,7 @@ impl Serve {
             write_timeout: self.write_timeout,
             close_timeout: self.close_timeout,
             say: self.say,
+            tls,
             token: self.token,
             ..default
         })
@@ -318,6 +340,14 @@ fn serve_until_signal(config: Config) -> Result<(), ServerError> {
         let server = Server::bind(config)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+        let engine = server.engine();
+        // The runtime ends it.
+        tokio::task::spawn_local(async move {
+            while hangup.recv().await.is_some() {
+                read_again(&engine.config);
+            }
+        });
         let (first, seen) = tokio::sync::oneshot::channel();
         tokio::task::spawn_local(async move {
             let mut first = Some(first);
@@ -337,6 +367,19 @@ fn serve_until_signal(config: Config) -> Result<(), ServerError> {
         });
         server.run(async { drop(seen.await) }).await.map(drop)
     })
+}
+
+/// What SIGHUP asks for.
+fn read_again(config: &Config) {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &config.tls {
+        return match tls.reload() {
+            Ok(()) => tracing::info!("the certificate was read again"),
+            Err(error) => tracing::error!("{error}; the certificate that was read before stays in use"),
+        };
+    }
+    let _ = config;
+    tracing::info!("SIGHUP: there is no certificate to read again");
 }
 
 /// A panic in any thread ends the process with its message: half a server is worse than none.

@@ -5,12 +5,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
 
 use crate::jwt::TokenKey;
+use crate::tls::Tls;
 
 /// One kibibyte, in bytes.
 const KIB: usize = 1024;
@@ -90,6 +92,8 @@ pub struct Config {
     pub say: SayPolicy,
     /// What the tokens of subscribers are verified with; without one, nobody needs a token to subscribe.
     pub subscriber_key: Option<TokenKey>,
+    /// The certificate, if clients come by TLS: then all of them do.
+    pub tls: Option<Arc<Tls>>,
     /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
     pub token: Option<String>,
 }
@@ -127,6 +131,7 @@ impl Default for Config {
             pace_max: Duration::from_millis(50),
             say: SayPolicy::Rooms,
             subscriber_key: None,
+            tls: None,
             token: None,
         }
     }

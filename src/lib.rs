@@ -39,7 +39,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`jwt`], [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`jwt`], [`tls`], [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
 //! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
 //! a request, only `mem` knows an allocator.
 //!
@@ -111,4 +111,6 @@ pub mod pages;
 pub mod profile;
 pub mod registry;
 pub mod server;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+pub mod tls;
 pub mod wire;

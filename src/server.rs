@@ -355,12 +355,12 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
             }
             match accepted {
                 Ok((stream, _)) if engine.is_draining() => {
-                    http::refuse(stream.into(), engine.refusals.count(Refusal::Draining));
+                    http::refuse(engine, stream.into(), Refusal::Draining);
                 }
                 Ok((stream, peer)) => {
                     match engine.least_loaded(peer.ip()) {
                         Ok((inbox, permit)) => inbox.push(Item::Accepted(stream.into(), permit)),
-                        Err(refusal) => http::refuse(stream.into(), engine.refusals.count(refusal)),
+                        Err(refusal) => http::refuse(engine, stream.into(), refusal),
                     }
                     if std::mem::take(&mut backing_off) {
                         tracing::info!("accepting again");

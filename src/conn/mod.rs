@@ -9,6 +9,8 @@
 pub mod feed;
 pub mod mailbox;
 pub mod ring;
+#[cfg_attr(not(feature = "tls"), path = "no_session.rs")]
+mod session;
 mod socket;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -18,7 +20,8 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-pub use self::socket::Socket;
+pub use self::session::Session;
+pub use self::socket::{Socket, Stream};
 use crate::admission::Permit;
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered, Outbox, Write};
@@ -119,15 +122,15 @@ pub struct Connection<S> {
     pub decoder: RefCell<Decoder>,
     /// The channels it is subscribed to.
     pub memberships: RefCell<SmallVec<[Membership; 2]>>,
-    /// The name it speaks under.
-    pub name: Cell<Option<Box<str>>>,
+    /// The name it speaks under; behind two pointers, so that those without one pay for one.
+    pub name: Cell<Option<Box<Box<str>>>>,
     /// Given back when the connection is freed.
     _permit: Permit,
 }
 
 /// With the two counts of its `Rc`, 128 bytes; the next class of jemalloc's has 160. mio's sockets are larger in debug
 /// builds.
-const _: () = assert!(cfg!(debug_assertions) || size_of::<Connection<mio::net::TcpStream>>() <= 112);
+const _: () = assert!(cfg!(debug_assertions) || size_of::<Connection<Stream>>() <= 112);
 
 impl<S> fmt::Debug for Connection<S> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -267,6 +270,11 @@ impl<S: Socket> Connection<S> {
 
     /// Writes what waits until it is gone or the socket is full.
     pub fn flush(&self) -> Flushed {
+        match self.socket.flush() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
+            Err(_) => return Flushed::Gone,
+        }
         loop {
             let flushed = self.flush_outbox();
             if flushed != Flushed::Idle {
@@ -309,6 +317,20 @@ impl<S: Socket> Connection<S> {
         Flushed::Idle
     }
 
+    /// Whether anything waits to be written.
+    pub fn has_backlog(&self) -> bool {
+        self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false)
+            || self.feed_backlog().1 > 0
+            || self.socket.unsent_bytes() > 0
+    }
+
+    /// Bytes and data frames that wait.
+    pub fn backlog(&self) -> (usize, u64) {
+        let (bytes, frames) = self.with_outbox(|outbox| (outbox.bytes(), outbox.frames())).unwrap_or_default();
+        let (more_bytes, more_frames) = self.feed_backlog();
+        (bytes + more_bytes + self.socket.unsent_bytes(), frames + more_frames)
+    }
+
     /// Ends the sending side: the client reads to the end of what was sent, then sees the end of the stream.
     pub fn shutdown_write(&self) {
         self.socket.shutdown_write();
@@ -346,18 +368,6 @@ impl<S> Connection<S> {
     /// Where it stands in the list of `channel`, if it is subscribed.
     pub fn position(&self, channel: u32) -> Option<u32> {
         self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)
-    }
-
-    /// Whether anything waits to be written.
-    pub fn has_backlog(&self) -> bool {
-        self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false) || self.feed_backlog().1 > 0
-    }
-
-    /// Data bytes and frames that wait.
-    pub fn backlog(&self) -> (usize, u64) {
-        let (bytes, frames) = self.with_outbox(|outbox| (outbox.bytes(), outbox.frames())).unwrap_or_default();
-        let (more_bytes, more_frames) = self.feed_backlog();
-        (bytes + more_bytes, frames + more_frames)
     }
 
     fn feed_backlog(&self) -> (usize, u64) {

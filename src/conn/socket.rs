@@ -1,11 +1,18 @@
 //! What a connection needs of a socket: non-blocking, and usable through a shared reference.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use mio::net::TcpStream;
+
+use super::session::Session;
 use crate::pages::Pages;
+
+/// Bytes that go into a TLS record at most (RFC 8446, section 5.1).
+pub(super) const RECORD_BYTES: usize = 16 * 1024;
 
 /// A byte stream that never blocks: where it would, it fails with `WouldBlock`.
 pub trait Socket {
@@ -37,9 +44,22 @@ pub trait Socket {
 
     /// Ends the sending side, after everything that was sent.
     fn shutdown_write(&self);
+
+    /// Writes what was taken and has not left: plain sockets have nothing of the kind.
+    ///
+    /// # Errors
+    /// As [`Socket::send`].
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Bytes that were taken and have not left.
+    fn unsent_bytes(&self) -> usize {
+        0
+    }
 }
 
-impl Socket for mio::net::TcpStream {
+impl Socket for TcpStream {
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         (&mut &*self).write(bytes)
     }
@@ -62,5 +82,90 @@ impl Socket for mio::net::TcpStream {
     fn shutdown_write(&self) {
         // It fails only when the peer has already gone: then there is nothing to end.
         let _ = self.shutdown(Shutdown::Write);
+    }
+}
+
+/// A client's TCP socket, and its TLS session if it has one.
+#[derive(Debug)]
+pub struct Stream {
+    tcp: TcpStream,
+    session: Option<Box<RefCell<Session>>>,
+}
+
+impl Stream {
+    /// A socket, and its session.
+    #[must_use]
+    pub fn new(tcp: TcpStream, session: Option<Box<Session>>) -> Self {
+        Self { tcp, session: session.map(|session| Box::new(RefCell::new(*session))) }
+    }
+
+    /// Whether something was received of which the socket will not tell.
+    #[must_use]
+    pub fn has_received(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.borrow().has_received())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp.as_fd()
+    }
+}
+
+impl Socket for Stream {
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.session {
+            None => self.tcp.send(bytes),
+            Some(session) => session.borrow_mut().send(&self.tcp, bytes),
+        }
+    }
+
+    fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.session.is_none() {
+            return self.tcp.send_vectored(pieces);
+        }
+        // Joined, so that small frames share a record.
+        let mut record = Vec::new();
+        for piece in pieces {
+            record.extend_from_slice(&piece[..piece.len().min(RECORD_BYTES - record.len())]);
+        }
+        self.send(&record)
+    }
+
+    fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
+        match &self.session {
+            None => self.tcp.send_pages(pages, range),
+            Some(_) => self.send(&pages.read(range.start..range.end.min(range.start + RECORD_BYTES))?),
+        }
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.session {
+            None => self.tcp.receive(buffer),
+            Some(session) => session.borrow_mut().receive(&self.tcp, buffer),
+        }
+    }
+
+    fn shutdown_write(&self) {
+        if let Some(session) = &self.session {
+            session.borrow_mut().close(&self.tcp);
+        }
+        self.tcp.shutdown_write();
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.session.as_ref().map_or(Ok(()), |session| session.borrow_mut().flush(&self.tcp))
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, |session| session.borrow().unsent_bytes())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(session) = &self.session {
+            session.borrow_mut().close(&self.tcp);
+        }
     }
 }

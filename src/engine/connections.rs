@@ -20,7 +20,7 @@ use super::{Engine, readiness};
 use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
 use crate::config::{PASS_CHUNK, TURN_BYTES, TooFastPolicy};
-use crate::conn::{Connection, Flushed, Phase, Role, Socket};
+use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
 use crate::jwt::Grant;
 use crate::mem;
 use crate::metrics::DropReason;
@@ -76,6 +76,7 @@ impl Shard {
     pub fn register(
         &self,
         stream: TcpStream,
+        session: Option<Box<Session>>,
         leftover: Bytes,
         role: Role,
         mut announced: Announced,
@@ -88,7 +89,7 @@ impl Shard {
         readiness::watch(&self.set, &mut stream, slot)?;
         announced.place = false;
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
-        let connection = Rc::new(Connection::new(id, slot, role, stream, permit));
+        let connection = Rc::new(Connection::new(id, slot, role, Stream::new(stream, session), permit));
         connection.heard(self.sweep.get());
         if let Some(grant) = announced.grant.take() {
             self.grants.borrow_mut().insert(slot, grant);
@@ -109,6 +110,9 @@ impl Shard {
         tracing::debug!(id = id.0, "registered");
         if !leftover.is_empty() {
             self.feed(&connection, &mut Vec::from(leftover));
+        }
+        if connection.socket().has_received() {
+            self.read_later(&connection);
         }
         Ok(())
     }
@@ -201,7 +205,11 @@ impl Shard {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
         }
-        // Once is enough: without the flag, each new event would add a turn.
+        self.read_later(connection);
+    }
+
+    /// Gives a connection another turn; once is enough: without the flag, each new event would add one.
+    fn read_later(&self, connection: &Conn) {
         if !connection.unread.replace(true) {
             self.unread.borrow_mut().push_back(connection.slot);
         }

@@ -50,7 +50,7 @@ impl Shard {
                 if !(1..=USER_NAME_BYTES_MAX).contains(&new_name.len()) {
                     return Err(EventError::InvalidName(USER_NAME_BYTES_MAX));
                 }
-                connection.name.set(Some(new_name.into()));
+                connection.name.set(Some(Box::new(new_name.into())));
             }
             ClientEvent::Say { message } => return self.say(connection, &message),
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
@@ -89,7 +89,7 @@ impl Shard {
             return Ok(());
         }
         let name = connection.name.take();
-        let frame = event::chat_msg(name.as_deref().unwrap_or(NAMELESS), message);
+        let frame = event::chat_msg(name.as_deref().map_or(NAMELESS, Box::as_ref), message);
         connection.name.set(name);
         let mut result = Ok(());
         for channel in channels {

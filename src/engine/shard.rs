@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use super::{Engine, Inbox, Item, Report, readiness};
 use crate::admission::Permit;
 use crate::close::CloseReason;
 use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
-use crate::conn::Connection;
+use crate::conn::{Connection, Stream};
 use crate::fanout::Fanout;
 use crate::jwt::Grant;
 use crate::mem::{self, Queues};
@@ -36,8 +36,8 @@ use crate::pages::PagePool;
 use crate::registry::ConnId;
 use crate::wire::event::EventError;
 
-/// A connection over TCP.
-pub type Conn = Connection<mio::net::TcpStream>;
+/// A connection over TCP, with TLS or without.
+pub type Conn = Connection<Stream>;
 
 /// Between two looks at whether subscribers that are behind have caught up.
 const PACE_INTERVAL: Duration = Duration::from_millis(1);
@@ -60,11 +60,11 @@ pub struct Shard {
     /// What all shards share.
     pub engine: Arc<Engine>,
     pub(super) index: u16,
-    pub(super) fanout: Box<dyn Fanout<mio::net::TcpStream>>,
+    pub(super) fanout: Box<dyn Fanout<Stream>>,
     /// The shard's sockets: `readiness`.
     pub(super) set: mio::Registry,
     pub(super) connections: RefCell<Slab<Rc<Conn>>>,
-    pub(super) channels: RefCell<Channels<mio::net::TcpStream>>,
+    pub(super) channels: RefCell<Channels<Stream>>,
     home: RefCell<Home>,
     pages: PagePool,
     books: Rc<Books>,
@@ -286,7 +286,7 @@ impl Shard {
                 yield_now().await;
             }
             if let Some(connection) = self.connections.borrow().get(slot) {
-                kernel_bytes += mem::socket_bytes(connection.socket().as_raw_fd());
+                kernel_bytes += mem::socket_bytes(connection.socket().as_fd().as_raw_fd());
             }
         }
         let mut report = self.report();

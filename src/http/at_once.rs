@@ -32,8 +32,11 @@ pub(super) enum Attempt {
     Failed(io::Error),
 }
 
-/// Answers the handshake that waits in `stream`, if one does.
+/// Answers the handshake that waits in `stream`, if one does. With TLS, none does.
 pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) -> Attempt {
+    if shard.engine.config.tls.is_some() {
+        return Attempt::Left { stream, permit };
+    }
     let mut buffer = [0; PEEK_BYTES];
     let asked = RefCell::default();
     // An error shows again to whoever reads next.
@@ -52,7 +55,8 @@ pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) 
     };
     // The head has been seen, and a socket that has sent nothing yet has room for one answer.
     let sent = stream.read_exact(&mut buffer[..head_bytes]).and_then(|()| stream.write_all(&answer));
-    let registered = sent.and_then(|()| shard.register(stream, Bytes::new(), granted.role, granted.announced, permit));
+    let registered =
+        sent.and_then(|()| shard.register(stream, None, Bytes::new(), granted.role, granted.announced, permit));
     registered.map_or_else(Attempt::Failed, |()| Attempt::Done)
 }
 

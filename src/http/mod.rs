@@ -9,6 +9,7 @@ mod debug;
 pub mod origin;
 mod profile;
 mod publish;
+mod transport;
 mod upgrade;
 
 use std::cell::RefCell;
@@ -33,9 +34,11 @@ use tokio::time::timeout;
 
 use self::answer::{text, with};
 use self::at_once::Attempt;
+use self::transport::Transport;
 use self::upgrade::Upgrade;
 use crate::admission::{Permit, Refusal};
 use crate::config::Config;
+use crate::engine::Engine;
 use crate::engine::shard::{HttpPhase, Shard};
 use crate::mem;
 
@@ -60,7 +63,7 @@ pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
     let Some(place) = Place::take(shard) else {
-        return refuse(stream, shard.engine.refusals.count(Refusal::Handshakes));
+        return refuse(&shard.engine, stream, Refusal::Handshakes);
     };
     let shard = shard.clone();
     // The runtime ends with the shard, and every task with it; none outlives its socket.
@@ -110,8 +113,13 @@ impl Drop for Place {
     }
 }
 
-/// Answers a socket that is not worth an HTTP phase, without waiting for anything.
-pub fn refuse(mut stream: TcpStream, refusal: Refusal) {
+/// Answers a socket that is not worth an HTTP phase, without waiting for anything. With TLS, the end of the stream has to do:
+/// an answer would cost a handshake.
+pub fn refuse(engine: &Engine, mut stream: TcpStream, refusal: Refusal) {
+    engine.refusals.count(refusal);
+    if engine.config.tls.is_some() {
+        return;
+    }
     let body = format!("{}\n", refusal.sentence());
     let answer = with(answer::refused(refusal), CONTENT_LENGTH, HeaderValue::from(body.len()));
     let head = answer::wire(&with(answer, CONNECTION, HeaderValue::from_static("close")));
@@ -126,12 +134,13 @@ pub fn refuse(mut stream: TcpStream, refusal: Refusal) {
 
 async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit, place: Place) -> io::Result<()> {
     let Conversation { done, mut stream, leftover, upgrade } =
-        converse(shard, tokio::net::TcpStream::from_std(stream)?, &place.phase).await;
+        converse(shard, Transport::new(stream, shard.engine.config.tls.as_deref())?, &place.phase).await;
     drop(place);
     match (done, upgrade) {
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
         (Ok(()), Some(Upgrade { role, announced })) => {
-            shard.register(stream.into_std()?, leftover, role, announced, permit)
+            let (stream, session) = stream.into_parts()?;
+            shard.register(stream, session, leftover, role, announced, permit)
         }
         (done, _) => {
             stream.shutdown().await?;
@@ -328,7 +337,6 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::engine::Engine;
 
     /// Runs an HTTP phase against `client`, with a clock that moves only while both sides wait. The whole output of the
     /// server, and how long it took.

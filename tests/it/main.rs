@@ -20,4 +20,6 @@ mod pages;
 mod profile;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
 mod tokens;

@@ -172,12 +172,12 @@ pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], 
 }
 
 /// Reads one answer, to the end of its body.
-pub fn read_answer(stream: &mut TcpStream) -> Answer {
+pub fn read_answer(stream: &mut impl Read) -> Answer {
     read_answer_to("GET", stream)
 }
 
 /// An answer to HEAD names a body that it does not have.
-pub fn read_answer_to(method: &str, stream: &mut TcpStream) -> Answer {
+pub fn read_answer_to(method: &str, stream: &mut impl Read) -> Answer {
     let head = read_head(stream);
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let mut answer =
@@ -191,7 +191,7 @@ pub fn read_answer_to(method: &str, stream: &mut TcpStream) -> Answer {
 }
 
 /// Reads byte by byte, so that nothing behind the head is taken.
-fn read_head(stream: &mut TcpStream) -> String {
+fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -222,9 +222,17 @@ pub enum Received {
     End,
 }
 
+/// A stream whose receive buffer is so small that it is full after a few messages.
+pub fn narrow_stream(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&address.into()).unwrap();
+    socket.into()
+}
+
 /// A WebSocket client.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
 }
 
 impl Client {
@@ -232,17 +240,20 @@ impl Client {
         Self::upgrade(TcpStream::connect(address).unwrap(), path)
     }
 
-    /// With a receive buffer so small that it is full after a few messages.
+    /// Over a [`narrow_stream`].
     pub fn connect_narrow(address: SocketAddr, path: &str) -> Self {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        socket.connect(&address.into()).unwrap();
-        Self::upgrade(socket.into(), path)
+        Self::upgrade(narrow_stream(address), path)
     }
 
-    fn upgrade(mut stream: TcpStream, path: &str) -> Self {
+    fn upgrade(stream: TcpStream, path: &str) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::shake_hands(stream, path)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn shake_hands(mut stream: S, path: &str) -> Self {
         let head = format!("GET {path} HTTP/1.1\r\nHost: hydrant\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
         stream.write_all(head.as_bytes()).unwrap();
         let answer = read_head(&mut stream);

@@ -1,0 +1,266 @@
+//! One client's TLS session, between its connection and its socket.
+//!
+//! Owns what has arrived of a record that is not whole, and what the socket has not taken of records that are encrypted: at rest
+//! neither, and no buffer. Both ways go through two buffers that all sessions of a thread share. Never waits.
+//!
+//! What was encrypted counts as sent: it cannot be taken back. So much is a record at most, of 16 KiB; a backlog waits in the
+//! outbox as it does without TLS.
+
+use std::cell::RefCell;
+use std::{fmt, io};
+
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
+
+use super::retry;
+use super::socket::{RECORD_BYTES, Socket};
+use crate::tls::Tls;
+
+/// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
+const WIRE_BYTES: usize = 5 + RECORD_BYTES + 2048;
+
+/// The buffers of a thread, made when its first session needs them.
+struct Scratch {
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        incoming: vec![0; WIRE_BYTES],
+        outgoing: vec![0; WIRE_BYTES],
+    });
+}
+
+type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
+
+/// See the module.
+pub struct Session {
+    connection: UnbufferedServerConnection,
+    /// The beginning of a record.
+    received: Vec<u8>,
+    /// Decrypted, and not asked for yet, in the order of arrival; the first `plain_taken` bytes are gone.
+    plain: Vec<u8>,
+    plain_taken: usize,
+    /// Encrypted, and not taken by the socket.
+    unsent: Vec<u8>,
+    /// Nothing more comes.
+    ended: bool,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("unsent", &self.unsent.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session whose client has said nothing yet.
+    ///
+    /// # Errors
+    /// When the library refuses its configuration.
+    pub fn new(tls: &Tls) -> io::Result<Self> {
+        let connection = UnbufferedServerConnection::new(tls.current()).map_err(io::Error::other)?;
+        let (received, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { connection, received, plain, plain_taken: 0, unsent, ended: false })
+    }
+
+    /// As [`Socket::receive`]; a buffer that is not filled says that the socket is empty.
+    ///
+    /// # Errors
+    /// As [`Socket::receive`]; `InvalidData` when the client breaks the protocol.
+    pub fn receive(&mut self, socket: &impl Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        loop {
+            filled += self.take_plain(&mut buffer[filled..]);
+            if filled == buffer.len() || self.ended {
+                return Ok(filled);
+            }
+            match self.read(socket) {
+                Ok(()) => {}
+                // What has come counts; who has failed fails again.
+                Err(_) if filled > 0 => return Ok(filled),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether something was decrypted that nobody has asked for: the socket will not tell of it.
+    #[must_use]
+    pub fn has_received(&self) -> bool {
+        !self.plain.is_empty()
+    }
+
+    fn take_plain(&mut self, buffer: &mut [u8]) -> usize {
+        let rest = &self.plain[self.plain_taken..];
+        let taken = rest.len().min(buffer.len());
+        buffer[..taken].copy_from_slice(&rest[..taken]);
+        if taken == rest.len() {
+            (self.plain, self.plain_taken) = (Vec::new(), 0);
+        } else {
+            self.plain_taken += taken;
+        }
+        taken
+    }
+
+    /// Reads the socket once.
+    fn read(&mut self, socket: &impl Socket) -> io::Result<()> {
+        SCRATCH.with_borrow_mut(|Scratch { incoming, .. }| {
+            let kept = self.received.len();
+            incoming[..kept].copy_from_slice(&self.received);
+            if kept == incoming.len() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake message is too long"));
+            }
+            let read = retry(|| socket.receive(&mut incoming[kept..]))?;
+            self.ended |= read == 0;
+            let arrived = &mut incoming[..kept + read];
+            let driven = self.drive(arrived, |_| ());
+            // What a handshake answers, or why it is refused; what does not leave now waits for the socket.
+            let flushed = self.flush(socket);
+            let (taken, _) = driven.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            self.received = arrived[taken..].to_vec();
+            flushed.or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) })
+        })
+    }
+
+    /// Takes whole records from the front of `incoming`, and how many bytes they had; then `write`, once the handshake is
+    /// through.
+    fn drive<T>(
+        &mut self,
+        incoming: &mut [u8],
+        write: impl FnOnce(&mut Traffic<'_>) -> T,
+    ) -> Result<(usize, Option<T>), rustls::Error> {
+        let mut taken = 0;
+        loop {
+            let UnbufferedStatus { discard, state } = self.connection.process_tls_records(&mut incoming[taken..]);
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        self.plain.extend_from_slice(record?.payload);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut message)) => {
+                    let start = self.unsent.len();
+                    if let Err(EncodeError::InsufficientSize(size)) = message.encode(&mut []) {
+                        self.unsent.resize(start + size.required_size, 0);
+                        message
+                            .encode(&mut self.unsent[start..])
+                            .map_err(|error| rustls::Error::General(error.to_string()))?;
+                    }
+                }
+                // It is among what waits for the socket.
+                Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
+                Ok(ConnectionState::PeerClosed) => self.ended = true,
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    return Ok((taken + discard, Some(write(&mut traffic))));
+                }
+                Ok(ConnectionState::BlockedHandshake) => return Ok((taken + discard, None)),
+                // Early data is not offered, and nothing is sent behind the end.
+                Ok(_) => {
+                    self.ended = true;
+                    return Ok((taken + discard, None));
+                }
+                Err(error) => {
+                    self.put_alert(&mut incoming[taken + discard..]);
+                    return Err(error);
+                }
+            }
+            taken += discard;
+        }
+    }
+
+    /// Has the client told why its session has failed.
+    fn put_alert(&mut self, incoming: &mut [u8]) {
+        let UnbufferedStatus { state, .. } = self.connection.process_tls_records(incoming);
+        if let Ok(ConnectionState::EncodeTlsData(mut alert)) = state {
+            let mut wire = [0; 64];
+            // A longer one there is not; without it, the end of the stream has to do.
+            if let Ok(length) = alert.encode(&mut wire) {
+                self.unsent.extend_from_slice(&wire[..length]);
+            }
+        }
+    }
+
+    /// As [`Socket::send`]; what is taken and does not fit waits here, less than a record.
+    ///
+    /// # Errors
+    /// As [`Socket::send`]; `NotConnected` before the handshake is through.
+    pub fn send(&mut self, socket: &impl Socket, bytes: &[u8]) -> io::Result<usize> {
+        self.flush(socket)?;
+        let mut taken = 0;
+        for record in bytes.chunks(RECORD_BYTES) {
+            let fits = self.put(socket, |traffic, wire| traffic.encrypt(record, wire).map_err(io::Error::other))?;
+            taken += record.len();
+            if !fits {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Tells the client that nothing more comes, if there is room.
+    pub fn close(&mut self, socket: &impl Socket) {
+        if self.flush(socket).is_ok() {
+            let close =
+                |traffic: &mut Traffic<'_>, wire: &mut [u8]| traffic.queue_close_notify(wire).map_err(io::Error::other);
+            // Who is gone needs no goodbye.
+            let _ = self.put(socket, close);
+        }
+    }
+
+    /// Hands a record to the socket; whether it took all of it.
+    fn put(
+        &mut self,
+        socket: &impl Socket,
+        encrypt: impl FnOnce(&mut Traffic<'_>, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
+        SCRATCH.with_borrow_mut(|Scratch { outgoing, .. }| {
+            // The library wants to see the beginning of a record that it has seen before.
+            let mut received = std::mem::take(&mut self.received);
+            let driven = self.drive(&mut received, |traffic| encrypt(traffic, outgoing));
+            let (taken, length) = driven.map_err(io::Error::other)?;
+            received.drain(..taken);
+            self.received = received;
+            let record = &outgoing[..length.ok_or(io::ErrorKind::NotConnected)??];
+            // What the session had to say by itself goes first.
+            let mut sent = 0;
+            while self.unsent.is_empty() && sent < record.len() {
+                match retry(|| socket.send(&record[sent..])) {
+                    Ok(more) => sent += more,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            self.unsent.extend_from_slice(&record[sent..]);
+            Ok(self.unsent.is_empty())
+        })
+    }
+
+    /// Writes what waits for the socket.
+    ///
+    /// # Errors
+    /// `WouldBlock` when some of it still does.
+    pub fn flush(&mut self, socket: &impl Socket) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < self.unsent.len() {
+            match retry(|| socket.send(&self.unsent[sent..])) {
+                Ok(more) => sent += more,
+                Err(error) => {
+                    self.unsent.drain(..sent);
+                    return Err(error);
+                }
+            }
+        }
+        self.unsent = Vec::new();
+        Ok(())
+    }
+
+    /// Bytes that wait for the socket.
+    #[must_use]
+    pub fn unsent_bytes(&self) -> usize {
+        self.unsent.len()
+    }
+}

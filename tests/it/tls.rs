@@ -1,0 +1,252 @@
+//! Clients that come by TLS: the same messages, the same promises, and a certificate that can be replaced.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hydrant::close::CloseReason;
+use hydrant::config::{Config, SlowPolicy};
+use hydrant::tls::Tls;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+
+use crate::support::{
+    Binary, Client, PATIENCE, Received, STRATEGIES, TestServer, config, masked, narrow_stream, read_answer, until,
+};
+
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
+
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+fn pem(name: &str) -> PathBuf {
+    Path::new(KEYS).join(format!("{name}.pem"))
+}
+
+fn certificate(name: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(pem(name)).unwrap()
+}
+
+fn secure() -> Config {
+    Config { tls: Some(Tls::load(&pem("tls-cert"), &pem("tls-key")).unwrap().into()), ..config() }
+}
+
+/// A session over `stream` with who shows one of the two certificates.
+fn session(stream: TcpStream, version: &'static SupportedProtocolVersion) -> TlsStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut roots = RootCertStore::empty();
+    for name in ["tls-cert", "other-cert"] {
+        roots.add(certificate(name)).unwrap();
+    }
+    let config = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    StreamOwned::new(ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap(), stream)
+}
+
+fn dial(address: SocketAddr) -> TlsStream {
+    session(TcpStream::connect(address).unwrap(), &TLS13)
+}
+
+fn connect(address: SocketAddr, path: &str) -> Client<TlsStream> {
+    Client::shake_hands(dial(address), path)
+}
+
+fn publish(address: SocketAddr, channel: &str, body: &[u8]) -> String {
+    let mut stream = dial(address);
+    let head =
+        format!("POST /publish/{channel}?receipt=1 HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    let answer = read_answer(&mut stream);
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    answer.body
+}
+
+#[test]
+fn a_client_by_tls_is_a_client() {
+    for fanout in STRATEGIES {
+        let server = TestServer::start(Config { fanout, ..secure() });
+        let mut clients = [&TLS13, &TLS12].map(|version| {
+            let stream = session(TcpStream::connect(server.address).unwrap(), version);
+            Client::shake_hands(stream, "/ws/room")
+        });
+        let receipt = publish(server.address, "room", b"hello");
+        assert!(receipt.contains("\"matched\":2"), "{receipt}");
+        assert_eq!(clients.each_mut().map(Client::receive_text), ["hello"; 2], "{fanout:?}");
+        clients[0].text(r#"{"event":"SAY","message":"there"}"#);
+        assert!(clients.each_mut().map(Client::receive_text).iter().all(|text| text.contains("there")));
+        for client in &mut clients {
+            client.send(0x89, b"!");
+            assert_eq!(client.receive(), Received::Pong(b"!".to_vec()));
+            client.send(0x88, &1000_u16.to_be_bytes());
+            assert_eq!(client.receive(), Received::Close(Some(1000), String::new()));
+            assert_eq!(client.stream.read(&mut [0]).unwrap(), 0, "the session ends as TLS wants it to");
+        }
+        let totals = server.survey_until(|report| report.pending == 0).totals;
+        assert_eq!((totals.matched, totals.delivered), (4, 4), "{fanout:?}");
+    }
+}
+
+#[test]
+fn records_may_come_in_any_pieces() {
+    let server = TestServer::start(secure());
+    let message = "m".repeat(40_000);
+    let mut client = connect(server.address, "/echo");
+    // More than a record, and several messages in one.
+    client.text(&message);
+    assert_eq!(client.receive_text(), message);
+    client.send_raw(&[masked(0x81, b"a"), masked(0x81, b"b"), masked(0x81, b"c")].concat());
+    assert_eq!([(); 3].map(|()| client.receive_text()), ["a", "b", "c"]);
+    // Byte by byte on the wire: what the client would send at once.
+    let mut record = Vec::new();
+    client.stream.conn.writer().write_all(&masked(0x81, b"slowly")).unwrap();
+    client.stream.conn.write_tls(&mut record).unwrap();
+    record.iter().for_each(|byte| client.stream.sock.write_all(&[*byte]).unwrap());
+    assert_eq!(client.receive_text(), "slowly");
+    // Behind the handshake, before its answer.
+    let mut stream = dial(server.address);
+    let head = format!("GET /echo HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
+    stream.write_all(&[head.as_bytes(), &masked(0x81, b"early"), &masked(0x81, message.as_bytes())].concat()).unwrap();
+    assert_eq!(read_answer(&mut stream).status, 101);
+    let mut client = Client { stream };
+    assert_eq!((client.receive_text().as_str(), client.receive_text()), ("early", message));
+}
+
+#[test]
+fn slow_clients_by_tls_are_accounted_for() {
+    let bounds = Config { outbox_bytes_max: 100_000, message_bytes_max: 20_000, kernel_bytes_max: 4096, ..secure() };
+    for fanout in STRATEGIES {
+        for slow in [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest] {
+            let server = TestServer::start(Config { fanout, slow, pages_bytes_min: 1, ..bounds.clone() });
+            let mut client = Client::shake_hands(session(narrow_stream(server.address), &TLS13), "/ws/room");
+            server.wait_for_connections(1);
+            // Twice what may wait, of all lengths.
+            let bodies: Vec<_> = (0..30).map(|n| format!("{n:02}{}", "x".repeat(n * 611))).collect();
+            let matched =
+                bodies.iter().filter(|body| publish(server.address, "room", body.as_bytes()).contains("\"matched\":1"));
+            let matched = matched.count();
+            if slow != SlowPolicy::Disconnect {
+                assert_eq!(matched, bodies.len());
+                publish(server.address, "room", b"end");
+            }
+            let context = format!("{fanout:?} {slow:?}");
+            let mut seen = Vec::new();
+            loop {
+                match client.receive() {
+                    Received::Text(end) if end == "end" => break,
+                    Received::Text(text) => seen.push(text),
+                    Received::Close(code, _) => {
+                        assert_eq!((code, slow), (Some(1013), SlowPolicy::Disconnect), "{context}");
+                        break;
+                    }
+                    other => panic!("{context}: {other:?}"),
+                }
+                if slow == SlowPolicy::DropNewest && seen.len() % 5 == 0 {
+                    // There is room again: `end` may have been dropped with the others.
+                    publish(server.address, "room", b"end");
+                }
+            }
+            assert!(seen.len() < bodies.len() && !seen.is_empty(), "{context}: {}", seen.len());
+            // Whole, in order, without repeats.
+            let mut expected = bodies.iter();
+            assert!(seen.iter().all(|text| expected.any(|body| body == text)), "{context}");
+            drop(client);
+            let totals = server.survey_until(|report| report.pending == 0 && report.totals.unsettled() == 0).totals;
+            assert_eq!(totals.matched, totals.delivered + totals.dropped_slow + totals.dropped_closed, "{context}");
+            assert!(totals.dropped_slow > 0, "{context}");
+        }
+    }
+}
+
+#[test]
+fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
+    let server = TestServer::start(Config { handshake_timeout: Duration::from_millis(500), ..secure() });
+    let mut bystander = connect(server.address, "/ws/room");
+    let mut plain = TcpStream::connect(server.address).unwrap();
+    plain.set_read_timeout(Some(PATIENCE)).unwrap();
+    plain.write_all(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // An alert, and the end.
+    plain.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.first(), Some(&21), "{answer:?}");
+    // Half a handshake, and nothing more.
+    let mut record = Vec::new();
+    let mut half = dial(server.address);
+    half.conn.write_tls(&mut record).unwrap();
+    half.sock.write_all(&record[..record.len() / 2]).unwrap();
+    assert_eq!(half.sock.read(&mut [0; 100]).unwrap(), 0, "its time is over");
+    // A record that was tampered with.
+    let mut forger = connect(server.address, "/ws/room");
+    server.wait_for_connections(2);
+    let mut record = Vec::new();
+    forger.stream.conn.writer().write_all(&masked(0x81, b"x")).unwrap();
+    forger.stream.conn.write_tls(&mut record).unwrap();
+    *record.last_mut().unwrap() ^= 1;
+    forger.stream.sock.write_all(&record).unwrap();
+    let broken = forger.stream.read(&mut [0; 100]).unwrap_err();
+    assert!(broken.to_string().contains("BadRecordMac"), "{broken}");
+    server.survey_until(|report| report.closed[CloseReason::Vanished as usize] == 1);
+    publish(server.address, "room", b"still here");
+    assert_eq!(bystander.receive_text(), "still here");
+}
+
+#[test]
+fn a_drain_says_goodbye_by_tls() {
+    let server = TestServer::start(secure());
+    let mut client = connect(server.address, "/ws/room");
+    server.wait_for_connections(1);
+    let reader = std::thread::spawn(move || {
+        let closed = client.receive();
+        client.send(0x88, &1001_u16.to_be_bytes());
+        (closed, client.receive())
+    });
+    let report = server.finish();
+    assert_eq!((report.cut, report.pending), (0, 0));
+    let close = Received::Close(Some(1001), CloseReason::Drain.row().text.to_owned());
+    assert_eq!(reader.join().unwrap(), (close, Received::End));
+}
+
+#[test]
+fn the_certificate_is_read_again_at_sighup() {
+    let folder = std::env::temp_dir().join(format!("hydrant-tls-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let put = |name: &str| {
+        for part in ["cert", "key"] {
+            fs::copy(pem(&format!("{name}-{part}")), folder.join(part)).unwrap();
+        }
+    };
+    put("tls");
+    let (cert, key) = (folder.join("cert"), folder.join("key"));
+    let mut binary =
+        Binary::start(&["--tls-cert", cert.to_str().unwrap(), "--tls-key", key.to_str().unwrap(), "--shards", "1"]);
+    let shown = |client: &Client<TlsStream>| client.stream.conn.peer_certificates().unwrap()[0].clone();
+    let mut old = connect(binary.address, "/ws/room");
+    assert_eq!(shown(&old), certificate("tls-cert"));
+    put("other");
+    binary.signal(libc::SIGHUP);
+    binary.wait_for_line("certificate was read again");
+    let mut new = connect(binary.address, "/ws/room");
+    assert_eq!(shown(&new), certificate("other-cert"));
+    fs::write(&key, "nothing").unwrap();
+    binary.signal(libc::SIGHUP);
+    let error = binary.wait_for_line("stays in use");
+    assert!(error.contains("private key") && error.contains(key.to_str().unwrap()), "{error}");
+    let mut newest = connect(binary.address, "/ws/room");
+    assert_eq!(shown(&newest), certificate("other-cert"));
+    publish(binary.address, "room", b"x");
+    for client in [&mut old, &mut new, &mut newest] {
+        assert_eq!(client.receive_text(), "x");
+    }
+    drop((old, new, newest));
+    binary.signal(libc::SIGTERM);
+    let status = until(|| Some(binary.wait()), String::new);
+    assert_eq!(status.code(), Some(0));
+    fs::remove_dir_all(&folder).unwrap();
+}
