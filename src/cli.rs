@@ -163,7 +163,15 @@ struct Serve {
     #[cfg(feature = "tls")]
     #[arg(long, env = "HYDRANT_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Bearer token for publish and admin routes; without one they answer only while --listen is a loopback address
+    /// Address and port for TLS; --listen then stays without it. Not set, --listen is the one with TLS
+    #[cfg(feature = "tls")]
+    #[arg(long, env = "HYDRANT_TLS_LISTEN", requires = "tls_cert")]
+    tls_listen: Option<SocketAddr>,
+    /// Address and port for the admin routes (/debug and /metrics), which then are nowhere else. Publishers are served there
+    /// too, WebSockets are not; without TLS
+    #[arg(long, env = "HYDRANT_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
+    /// Bearer token for publish and admin routes; without one they answer only at loopback addresses
     #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Mean number of bytes between two samples for /debug/pprof/heap, a power of two; 0 takes none. A sample costs a page
@@ -186,8 +194,10 @@ impl Serve {
             }
             _ => None,
         };
+        #[cfg(feature = "tls")]
+        let tls_listen = self.tls_listen;
         #[cfg(not(feature = "tls"))]
-        let tls = None;
+        let (tls, tls_listen) = (None, None);
         let subscriber_key = match (self.jwt_secret, self.jwt_key) {
             (Some(secret), _) if secret.is_empty() => {
                 return Err("--jwt-secret is empty: leave it out, or set one".to_owned());
@@ -231,6 +241,8 @@ impl Serve {
             close_timeout: self.close_timeout,
             say: self.say,
             tls,
+            tls_listen,
+            admin_listen: self.admin_listen,
             token: self.token,
             ..default
         })

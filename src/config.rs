@@ -92,8 +92,12 @@ pub struct Config {
     pub say: SayPolicy,
     /// What the tokens of subscribers are verified with; without one, nobody needs a token to subscribe.
     pub subscriber_key: Option<TokenKey>,
-    /// The certificate, if clients come by TLS: then all of them do.
+    /// The certificate, if clients come by TLS.
     pub tls: Option<Arc<Tls>>,
+    /// Where they do; `None`: at [`Config::listen`], and nowhere without.
+    pub tls_listen: Option<SocketAddr>,
+    /// Where the admin routes are, and no WebSockets; `None`: at the same ports as everything else. Without TLS.
+    pub admin_listen: Option<SocketAddr>,
     /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
     pub token: Option<String>,
 }
@@ -132,6 +136,8 @@ impl Default for Config {
             say: SayPolicy::Rooms,
             subscriber_key: None,
             tls: None,
+            tls_listen: None,
+            admin_listen: None,
             token: None,
         }
     }
@@ -180,6 +186,19 @@ pub enum SayPolicy {
     Rooms,
     /// The rooms, and `all` for a speaker who is in it.
     All,
+}
+
+/// A port, and what is to be had there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// Clients have to speak TLS.
+    pub secure: bool,
+    /// Only this machine gets there.
+    pub loopback: bool,
+    /// There are WebSockets.
+    pub websockets: bool,
+    /// There are admin routes.
+    pub admin: bool,
 }
 
 /// Most shards: a shard's index has to fit its place in a `ConnId`.
@@ -234,6 +253,8 @@ pub const FILES_KEPT: usize = 256;
 /// What a new connection is expected to add to the heap until the next sample, in bytes: an idle one has a fifth, one that is
 /// behind more.
 pub const CONNECTION_BYTES_PROJECTED: usize = KIB;
+/// The same of its TLS session.
+pub const TLS_BYTES_PROJECTED: usize = 4 * KIB;
 /// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
 /// bookkeeping of a backlog.
 pub const FRAME_EXTRA_BYTES: usize = 1024;
@@ -276,6 +297,19 @@ pub fn is_origin_pattern(pattern: &str) -> bool {
 pub struct ConfigError(String);
 
 impl Config {
+    /// Every port to open, the one of [`Config::listen`] first.
+    #[must_use]
+    pub fn entrances(&self) -> Vec<(SocketAddr, Entrance)> {
+        let entrance = |address: SocketAddr, secure, websockets, admin| {
+            (address, Entrance { secure, loopback: address.ip().is_loopback(), websockets, admin })
+        };
+        let with_admin = self.admin_listen.is_none();
+        let mut all = vec![entrance(self.listen, self.tls.is_some() && self.tls_listen.is_none(), true, with_admin)];
+        all.extend(self.tls_listen.map(|address| entrance(address, true, true, with_admin)));
+        all.extend(self.admin_listen.map(|address| entrance(address, false, false, true)));
+        all
+    }
+
     /// Refuses values that contradict each other.
     ///
     /// # Errors
@@ -315,6 +349,8 @@ impl Config {
             format!("--allow-origin {wrong:?}: write for example https://example.com, https://*.example.com or *")
         } else if self.connections_max == 0 || self.handshakes_max == 0 {
             "--max-connections and --max-handshakes must be at least 1".to_owned()
+        } else if self.tls_listen.is_some() && self.tls.is_none() {
+            "--tls-listen needs a certificate: set --tls-cert and --tls-key".to_owned()
         } else if self.token.as_deref().is_some_and(str::is_empty) {
             "--token is empty: leave it out, or set one".to_owned()
         } else {

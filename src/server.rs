@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -22,10 +22,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::admission::{AcceptPace, Refusal};
 use crate::close::CloseReason;
-use crate::config::{Config, LISTEN_BACKLOG};
+use crate::config::{Config, Entrance, LISTEN_BACKLOG};
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
-use crate::engine::{AdminRequest, Engine, Item, Report};
+use crate::engine::{AdminRequest, Arrival, Engine, Item, Report};
 use crate::mem::{self, Sample, Watch};
 use crate::wire::event;
 use crate::{http, profile};
@@ -63,31 +63,45 @@ pub enum ServerError {
     Stuck,
 }
 
-/// A server that has its port.
-pub struct Server {
-    engine: Arc<Engine>,
+/// A port that is open.
+struct Door {
     listener: TcpListener,
     address: SocketAddr,
+    entrance: Entrance,
+}
+
+/// A server that has its ports.
+pub struct Server {
+    engine: Arc<Engine>,
+    doors: Vec<Door>,
     admin_requests: mpsc::Receiver<AdminRequest>,
 }
 
 impl Server {
-    /// Opens the port; nothing runs yet.
+    /// Opens the ports; nothing runs yet.
     ///
     /// # Errors
-    /// [`ServerError::Listen`], for example when another server has the port.
+    /// [`ServerError::Listen`], for example when another server has a port.
     pub fn bind(config: Config) -> Result<Self, ServerError> {
-        let address = config.listen;
-        let listener = listen(&config).map_err(|source| ServerError::Listen { address, source })?;
-        let address = listener.local_addr().map_err(|source| ServerError::Listen { address, source })?;
+        let open = |(address, entrance)| {
+            let listened = listen(&config, address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+            let (address, listener) = listened.map_err(|source| ServerError::Listen { address, source })?;
+            Ok(Door { listener, address, entrance })
+        };
+        let doors = config.entrances().into_iter().map(open).collect::<Result<_, _>>()?;
         let (admin, admin_requests) = mpsc::channel(ADMIN_REQUESTS_MAX);
-        Ok(Self { engine: Engine::new(config, admin), listener, address, admin_requests })
+        Ok(Self { engine: Engine::new(config, admin), doors, admin_requests })
     }
 
-    /// Where it listens.
+    /// Where it listens; [`Config::listen`] comes first, in the order of [`Config::entrances`].
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.doors.iter().map(|door| door.address)
+    }
+
+    /// Where it listens: the address of [`Config::listen`].
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.doors[0].address
     }
 
     /// What its threads share, to publish and to ask for figures.
@@ -101,7 +115,7 @@ impl Server {
     /// # Errors
     /// When a thread cannot be started, fails, panics, or does not end.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, ServerError> {
-        let Self { engine, listener, address, mut admin_requests } = self;
+        let Self { engine, doors, mut admin_requests } = self;
         // Room for every shard, and the accept thread.
         let (ended_sender, mut ended) = mpsc::channel(engine.config.shards.get() + 1);
         start_shards(&engine, &ended_sender)?;
@@ -113,9 +127,12 @@ impl Server {
         let baseline = Sample::take();
         engine.note_heap(baseline.in_use_bytes() as usize);
         let watch = Rc::new(RefCell::new(Watch::new(baseline)));
-        let acceptor = Acceptor::start(listener, &engine, ended_sender)?;
         let Config { shards, fanout, .. } = engine.config;
-        tracing::info!(shards, ?fanout, allocator = mem::NAME, "listening on {address}");
+        for Door { address, entrance, .. } in &doors {
+            let Entrance { secure: tls, websockets, admin, .. } = *entrance;
+            tracing::info!(shards, ?fanout, allocator = mem::NAME, tls, websockets, admin, "listening on {address}");
+        }
+        let acceptor = Acceptor::start(doors, &engine, ended_sender)?;
 
         let mut shutdown = pin!(shutdown);
         let mut ticks = engine.config.tick.map(timer);
@@ -207,8 +224,8 @@ fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: AdminReques
 }
 
 /// A listener whose sockets inherit what every client's socket needs, so that no call per connection is spent on it.
-fn listen(config: &Config) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, Some(Protocol::TCP))?;
+fn listen(config: &Config, address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // After a restart, connections of the last process may still be in TIME_WAIT. A second server is refused all the same.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
@@ -218,7 +235,7 @@ fn listen(config: &Config) -> io::Result<TcpListener> {
     socket.set_tcp_user_timeout(Some(config.write_timeout))?;
     defer_accept(&socket)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&config.listen.into())?;
+    socket.bind(&address.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
 }
@@ -302,20 +319,23 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    const LISTENER: Token = Token(0);
-    const WAKER: Token = Token(1);
+    const WAKER: Token = Token(usize::MAX);
 
     /// Starts it; should it fail, its end arrives in `ended`.
-    fn start(listener: TcpListener, engine: &Arc<Engine>, ended: mpsc::Sender<ShardEnd>) -> Result<Self, ServerError> {
+    fn start(doors: Vec<Door>, engine: &Arc<Engine>, ended: mpsc::Sender<ShardEnd>) -> Result<Self, ServerError> {
         let failed = |error| ServerError::Thread("cannot start the accept thread", error);
-        let mut listener = mio::net::TcpListener::from_std(listener);
         let set = Poll::new().map_err(failed)?;
-        set.registry().register(&mut listener, Self::LISTENER, Interest::READABLE).map_err(failed)?;
+        let mut listeners = Vec::new();
+        for (number, Door { listener, entrance, .. }) in doors.into_iter().enumerate() {
+            let mut listener = mio::net::TcpListener::from_std(listener);
+            set.registry().register(&mut listener, Token(number), Interest::READABLE).map_err(failed)?;
+            listeners.push((listener, entrance));
+        }
         let waker = Waker::new(set.registry(), Self::WAKER).map_err(failed)?;
         let stopping = Arc::new(AtomicBool::new(false));
         let (engine, stop) = (engine.clone(), stopping.clone());
         let body = move || {
-            if let Err(error) = accept(&listener, set, &engine, &stop) {
+            if let Err(error) = accept(&listeners, set, &engine, &stop) {
                 // There is room; without a receiver nobody waits any more.
                 let _ = ended.try_send(Err(ServerError::Thread("the accept thread has failed", error)));
             }
@@ -334,7 +354,12 @@ impl Acceptor {
 }
 
 /// Hands each new socket to the shard with the fewest connections, until told to stop.
-fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stopping: &AtomicBool) -> io::Result<()> {
+fn accept(
+    listeners: &[(mio::net::TcpListener, Entrance)],
+    mut set: Poll,
+    engine: &Engine,
+    stopping: &AtomicBool,
+) -> io::Result<()> {
     let mut events = Events::with_capacity(4);
     let (mut backing_off, mut waits) = (false, None);
     let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
@@ -344,43 +369,30 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         }
-        while !stopping.load(Ordering::Acquire) {
-            waits = pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now()));
-            if waits.is_some() {
-                break;
-            }
-            let accepted = listener.accept();
-            if let (Ok(_), Some(pace)) = (&accepted, &mut pace) {
-                pace.accepted();
-            }
-            match accepted {
-                Ok((stream, _)) if engine.is_draining() => {
-                    http::refuse(engine, stream.into(), Refusal::Draining);
-                }
-                Ok((stream, peer)) => {
-                    match engine.least_loaded(peer.ip()) {
-                        Ok((inbox, permit)) => inbox.push(Item::Accepted(stream.into(), permit)),
-                        Err(refusal) => http::refuse(engine, stream.into(), refusal),
-                    }
-                    if std::mem::take(&mut backing_off) {
-                        tracing::info!("accepting again");
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    let full = matches!(
-                        error.raw_os_error(),
-                        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-                    );
-                    if !full {
-                        // The client has gone again (ECONNABORTED and the like): the next one counts.
-                        tracing::debug!("accept: {error}");
-                        continue;
-                    }
-                    if !std::mem::replace(&mut backing_off, true) {
-                        tracing::warn!("cannot accept: {error}; raise the limit of open files or let clients go");
-                    }
+        // Each in turn, whatever the event said: a wait for its own reasons leaves all of them to be looked at.
+        for (listener, entrance) in listeners {
+            while !stopping.load(Ordering::Acquire) {
+                waits = pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now()));
+                if waits.is_some() {
                     break;
+                }
+                match listener.accept() {
+                    Ok((stream, peer)) => {
+                        pace.iter_mut().for_each(AcceptPace::accepted);
+                        admit(engine, stream.into(), peer.ip(), *entrance);
+                        if std::mem::take(&mut backing_off) {
+                            tracing::info!("accepting again");
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if is_full(&error) => {
+                        if !std::mem::replace(&mut backing_off, true) {
+                            tracing::warn!("cannot accept: {error}; raise the limit of open files or let clients go");
+                        }
+                        break;
+                    }
+                    // The client has gone again (ECONNABORTED and the like): the next one counts.
+                    Err(error) => tracing::debug!("accept: {error}"),
                 }
             }
         }
@@ -388,10 +400,24 @@ fn accept(listener: &mio::net::TcpListener, mut set: Poll, engine: &Engine, stop
     Ok(())
 }
 
+/// Hands a socket to a shard, or turns it away.
+fn admit(engine: &Engine, stream: TcpStream, peer: IpAddr, entrance: Entrance) {
+    if engine.is_draining() {
+        return http::refuse(engine, stream, entrance, Refusal::Draining);
+    }
+    match engine.least_loaded(peer) {
+        Ok((inbox, permit)) => inbox.push(Item::Accepted(Arrival { stream, entrance, permit })),
+        Err(refusal) => http::refuse(engine, stream, entrance, refusal),
+    }
+}
+
+/// Whether the process, or the machine, has no room for another file.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream;
-
     use socket2::SockRef;
 
     use super::*;
@@ -399,8 +425,8 @@ mod tests {
     #[test]
     fn sockets_inherit_what_they_need_from_the_listener() {
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config { listen: address, kernel_bytes_max: 64 * 1024, ..Config::default() };
-        let listener = listen(&config).unwrap();
+        let config = Config { kernel_bytes_max: 64 * 1024, ..Config::default() };
+        let listener = listen(&config, address).unwrap();
         listener.set_nonblocking(false).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();

@@ -29,18 +29,29 @@ pub use self::inbox::Inbox;
 use self::publication::{ChannelName, Dispatch, Publication, Refused};
 use crate::admission::{Addresses, Load, Permit, Refusal, Refusals};
 use crate::close::CloseReason;
-use crate::config::{CONNECTION_BYTES_PROJECTED, Config, SURVEY_TIMEOUT};
+use crate::config::{CONNECTION_BYTES_PROJECTED, Config, Entrance, SURVEY_TIMEOUT, TLS_BYTES_PROJECTED};
 use crate::mem::{Ledger, Queues};
 use crate::metrics::Totals;
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::wire::Frame;
 
+/// A socket that has been accepted.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The socket.
+    pub stream: TcpStream,
+    /// Which way it came.
+    pub entrance: Entrance,
+    /// Its right to be connected.
+    pub permit: Permit,
+}
+
 /// What comes into a shard.
 #[derive(Debug)]
 pub enum Item {
     /// A socket from the accept thread.
-    Accepted(TcpStream, Permit),
+    Accepted(Arrival),
     /// To the channel's home: a message to sequence.
     Publish(Publication),
     /// From the channel's home: frames to fan out.
@@ -234,7 +245,8 @@ impl Engine {
             // Relaxed, here and below: an estimate.
             let (bytes, places) = (self.heap.0.load(Ordering::Relaxed), self.heap.1.load(Ordering::Relaxed));
             let new = self.registry.places().saturating_sub(places);
-            if bytes.saturating_add(new * CONNECTION_BYTES_PROJECTED) >= bytes_max.get() {
+            let tls = if self.config.tls.is_some() { TLS_BYTES_PROJECTED } else { 0 };
+            if bytes.saturating_add(new * (CONNECTION_BYTES_PROJECTED + tls)) >= bytes_max.get() {
                 return Err(Refusal::Memory);
             }
         }

@@ -7,7 +7,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,8 +21,7 @@ use super::channel::{Channels, Surroundings};
 use super::home::{Bounds, Home};
 use super::meter::{Meter, Rates};
 use super::publication::{Origin, Publication};
-use super::{Engine, Inbox, Item, Report, readiness};
-use crate::admission::Permit;
+use super::{Arrival, Engine, Inbox, Item, Report, readiness};
 use crate::close::CloseReason;
 use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::{Connection, Stream};
@@ -141,11 +139,7 @@ impl Shard {
     ///
     /// # Errors
     /// When the epoll set fails.
-    pub async fn run(
-        self: Rc<Self>,
-        set: mio::Poll,
-        serve: impl Fn(&Rc<Self>, TcpStream, Permit),
-    ) -> io::Result<Report> {
+    pub async fn run(self: Rc<Self>, set: mio::Poll, serve: impl Fn(&Rc<Self>, Arrival)) -> io::Result<Report> {
         let ready = readiness::run(self.clone(), set);
         tokio::select! {
             never = self.work(serve) => match never {},
@@ -164,7 +158,7 @@ impl Shard {
     }
 
     /// Drains the inbox and makes the passes, for ever.
-    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, TcpStream, Permit)) -> std::convert::Infallible {
+    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, Arrival)) -> std::convert::Infallible {
         let mut more = false;
         loop {
             if !more {
@@ -184,7 +178,7 @@ impl Shard {
     }
 
     /// Takes what is in the inbox; whether something may be left.
-    fn take_items(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, TcpStream, Permit)) -> bool {
+    fn take_items(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, Arrival)) -> bool {
         self.inbox().look();
         let mut barriers = Vec::new();
         let mut taken = 0;
@@ -192,9 +186,9 @@ impl Shard {
             let Some(item) = self.inbox().pop() else { break };
             taken += 1;
             match item {
-                Item::Accepted(stream, permit) => {
+                Item::Accepted(arrival) => {
                     taken += HANDSHAKE_ITEMS;
-                    serve(self, stream, permit);
+                    serve(self, arrival);
                 }
                 Item::Publish(publication) => self.sequence(publication),
                 Item::Deliver(dispatch) => self.channels.borrow_mut().enqueue(dispatch),

@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode, Version};
 
 use super::{HEADERS_MAX, Route, answer, upgrade};
-use crate::admission::Permit;
+use crate::engine::Arrival;
 use crate::engine::shard::Shard;
 
 /// Longest head that is answered at once, in bytes; a browser with many cookies has a longer one.
@@ -27,16 +26,17 @@ pub(super) enum Attempt {
     /// It is a WebSocket.
     Done,
     /// It is as it was.
-    Left { stream: TcpStream, permit: Permit },
+    Left(Arrival),
     /// It has failed and is closed.
     Failed(io::Error),
 }
 
-/// Answers the handshake that waits in `stream`, if one does. With TLS, none does.
-pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) -> Attempt {
-    if shard.engine.config.tls.is_some() {
-        return Attempt::Left { stream, permit };
+/// Answers the handshake that waits in a socket, if one does. With TLS, none does.
+pub(super) fn upgrade(shard: &Rc<Shard>, arrival: Arrival) -> Attempt {
+    if arrival.entrance.secure || !arrival.entrance.websockets {
+        return Attempt::Left(arrival);
     }
+    let Arrival { mut stream, entrance, permit } = arrival;
     let mut buffer = [0; PEEK_BYTES];
     let asked = RefCell::default();
     // An error shows again to whoever reads next.
@@ -51,7 +51,7 @@ pub(super) fn upgrade(shard: &Rc<Shard>, mut stream: TcpStream, permit: Permit) 
         (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| (head_bytes, answer::wire(&answer)))
     });
     let (Some((head_bytes, answer)), Some(granted)) = (granted, asked.take()) else {
-        return Attempt::Left { stream, permit };
+        return Attempt::Left(Arrival { stream, entrance, permit });
     };
     // The head has been seen, and a socket that has sent nothing yet has room for one answer.
     let sent = stream.read_exact(&mut buffer[..head_bytes]).and_then(|()| stream.write_all(&answer));

@@ -36,10 +36,10 @@ use self::answer::{text, with};
 use self::at_once::Attempt;
 use self::transport::Transport;
 use self::upgrade::Upgrade;
-use crate::admission::{Permit, Refusal};
-use crate::config::Config;
-use crate::engine::Engine;
+use crate::admission::Refusal;
+use crate::config::{Config, Entrance};
 use crate::engine::shard::{HttpPhase, Shard};
+use crate::engine::{Arrival, Engine};
 use crate::mem;
 
 type Answer = Response<Full<Bytes>>;
@@ -56,19 +56,19 @@ const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Takes a socket through its HTTP phase: at once if it begins with a WebSocket handshake that has arrived, else in a task
 /// of its own that ends with it.
-pub fn serve(shard: &Rc<Shard>, stream: TcpStream, permit: Permit) {
-    let (stream, permit) = match at_once::upgrade(shard, stream, permit) {
-        Attempt::Left { stream, permit } => (stream, permit),
+pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
+    let arrival = match at_once::upgrade(shard, arrival) {
+        Attempt::Left(arrival) => arrival,
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
     let Some(place) = Place::take(shard) else {
-        return refuse(&shard.engine, stream, Refusal::Handshakes);
+        return refuse(&shard.engine, arrival.stream, arrival.entrance, Refusal::Handshakes);
     };
     let shard = shard.clone();
     // The runtime ends with the shard, and every task with it; none outlives its socket.
     tokio::task::spawn_local(async move {
-        if let Err(error) = phase(&shard, stream, permit, place).await {
+        if let Err(error) = phase(&shard, arrival, place).await {
             tracing::debug!("HTTP phase: {error}");
         }
     });
@@ -115,9 +115,9 @@ impl Drop for Place {
 
 /// Answers a socket that is not worth an HTTP phase, without waiting for anything. With TLS, the end of the stream has to do:
 /// an answer would cost a handshake.
-pub fn refuse(engine: &Engine, mut stream: TcpStream, refusal: Refusal) {
+pub fn refuse(engine: &Engine, mut stream: TcpStream, entrance: Entrance, refusal: Refusal) {
     engine.refusals.count(refusal);
-    if engine.config.tls.is_some() {
+    if entrance.secure {
         return;
     }
     let body = format!("{}\n", refusal.sentence());
@@ -132,9 +132,11 @@ pub fn refuse(engine: &Engine, mut stream: TcpStream, refusal: Refusal) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-async fn phase(shard: &Rc<Shard>, stream: TcpStream, permit: Permit, place: Place) -> io::Result<()> {
+async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<()> {
+    let Arrival { stream, entrance, permit } = arrival;
+    let tls = shard.engine.config.tls.as_deref().filter(|_| entrance.secure);
     let Conversation { done, mut stream, leftover, upgrade } =
-        converse(shard, Transport::new(stream, shard.engine.config.tls.as_deref())?, &place.phase).await;
+        converse(shard, Transport::new(stream, tls)?, entrance, &place.phase).await;
     drop(place);
     match (done, upgrade) {
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
@@ -166,7 +168,7 @@ struct Conversation<I> {
 }
 
 /// Answers requests until one asks for a WebSocket, the client ends, its time is over, or the server drains.
-async fn converse<I>(shard: &Rc<Shard>, stream: I, phase: &Rc<HttpPhase>) -> Conversation<I>
+async fn converse<I>(shard: &Rc<Shard>, stream: I, entrance: Entrance, phase: &Rc<HttpPhase>) -> Conversation<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
@@ -176,7 +178,7 @@ where
         let (shard, asked, phase) = (service_shard.clone(), asked.clone(), service_phase.clone());
         // hyper wants a future that it can move.
         Box::pin(async move {
-            let answer = respond(&shard, &asked, request).await;
+            let answer = respond(&shard, &asked, entrance, request).await;
             phase.asked.set(true);
             Ok::<_, Infallible>(answer)
         })
@@ -247,6 +249,15 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// Whether it is to be had at this port.
+    fn is_behind(&self, entrance: Entrance) -> bool {
+        match self {
+            Self::Events(_) | Self::Echo => entrance.websockets,
+            Self::Publish(_) | Self::Healthz | Self::Readyz => true,
+            _ => entrance.admin,
+        }
+    }
+
     /// Whether it publishes or administers, and so is not for everybody.
     fn is_guarded(&self) -> bool {
         !matches!(self, Self::Events(_) | Self::Echo | Self::Healthz | Self::Readyz)
@@ -254,24 +265,34 @@ impl<'a> Route<'a> {
 }
 
 /// Answers a request, and counts it if that turns somebody away.
-async fn respond(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, request: Request<Incoming>) -> Answer {
-    let answer = route(shard, upgrade, request).await;
+async fn respond(
+    shard: &Rc<Shard>,
+    upgrade: &RefCell<Option<Upgrade>>,
+    entrance: Entrance,
+    request: Request<Incoming>,
+) -> Answer {
+    let answer = route(shard, upgrade, entrance, request).await;
     if let Some(&refusal) = answer.extensions().get::<Refusal>() {
         shard.engine.refusals.count(refusal);
     }
     answer
 }
 
-async fn route(shard: &Rc<Shard>, upgrade: &RefCell<Option<Upgrade>>, mut request: Request<Incoming>) -> Answer {
+async fn route(
+    shard: &Rc<Shard>,
+    upgrade: &RefCell<Option<Upgrade>>,
+    entrance: Entrance,
+    mut request: Request<Incoming>,
+) -> Answer {
     let path = request.uri().path().to_owned();
-    let Some(route) = Route::of(&path) else {
+    let Some(route) = Route::of(&path).filter(|route| route.is_behind(entrance)) else {
         return text(
             StatusCode::NOT_FOUND,
             "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof/, /metrics, /healthz, /readyz",
         );
     };
     let engine = &shard.engine;
-    let guard = || if route.is_guarded() { forbidden(&engine.config, &request) } else { None };
+    let guard = || if route.is_guarded() { forbidden(&engine.config, entrance, &request) } else { None };
     if let Some(refusal) = only(&request, route.methods()).or_else(guard) {
         return refusal;
     }
@@ -312,9 +333,9 @@ fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
 }
 
 /// Refuses publish and admin routes to whoever may not use them.
-fn forbidden(config: &Config, request: &Request<Incoming>) -> Option<Answer> {
+fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -> Option<Answer> {
     let Some(token) = &config.token else {
-        if config.listen.ip().is_loopback() {
+        if entrance.loopback {
             return None;
         }
         let set =
@@ -348,7 +369,8 @@ mod tests {
             let (ours, theirs) = duplex(64 * 1024);
             let begun = Instant::now();
             let server = async {
-                drop(converse(&shard, ours, &Rc::default()).await);
+                let (_, entrance) = shard.engine.config.entrances()[0];
+                drop(converse(&shard, ours, entrance, &Rc::default()).await);
             };
             let client = async {
                 let mut stream = client(theirs).await;

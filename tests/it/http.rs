@@ -198,6 +198,24 @@ fn beyond_loopback_publish_and_admin_are_shut_without_a_token() {
 }
 
 #[test]
+fn admin_routes_may_have_a_port_of_their_own() {
+    let open = SocketAddr::from(([0, 0, 0, 0], 0));
+    let server = TestServer::start(Config { listen: open, admin_listen: Some(config().listen), ..config() });
+    let [everybody, admin] = [0, 1].map(|n| SocketAddr::from(([127, 0, 0, 1], server.addresses[n].port())));
+    for path in ["/metrics", "/debug/mem", "/debug/pprof/"] {
+        let status = |address| request(address, "GET", path, &[], b"").status;
+        assert_eq!((status(everybody), status(admin)), (404, 200), "{path}");
+    }
+    let mut client = Client::connect(everybody, "/ws/room");
+    assert_eq!(request(admin, "GET", "/ws/room", &HANDSHAKE, b"").status, 404);
+    // Publishers need a token where everybody gets to, and none on a port that only this machine reaches.
+    assert_eq!(request(everybody, "POST", "/publish/room", &[], b"x").status, 403);
+    assert_eq!(request(admin, "POST", "/publish/room", &[], b"x").status, 202);
+    assert_eq!(client.receive_text(), "x");
+    assert!([everybody, admin].map(|address| request(address, "GET", "/healthz", &[], b"").status) == [200, 200]);
+}
+
+#[test]
 fn a_draining_server_takes_nothing() {
     let server = TestServer::start(config());
     let engine = server.engine.clone();

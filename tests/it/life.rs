@@ -142,6 +142,9 @@ fn a_second_server_on_the_port_is_refused() {
     assert!(said.contains(&format!("cannot listen on {address}")) && said.contains("another server"), "{said}");
 }
 
+#[cfg(feature = "tls")]
+const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
+
 #[test]
 fn a_bad_value_exits_64_with_a_line_that_names_it() {
     for (flags, named) in [
@@ -157,6 +160,14 @@ fn a_bad_value_exits_64_with_a_line_that_names_it() {
         (&["--jwt-secret", ""], "--jwt-secret"),
         (&["--jwt-key", "/dev/null"], "--jwt-key"),
         (&["--jwt-key", "/nowhere"], "--jwt-key"),
+        #[cfg(feature = "tls")]
+        (&["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "--tls-cert"),
+        #[cfg(feature = "tls")]
+        (&["--tls-cert", "/dev/null"], "--tls-key"),
+        #[cfg(feature = "tls")]
+        (&["--tls-listen", "127.0.0.1:0"], "--tls-cert"),
+        #[cfg(feature = "tls")]
+        (&["--tls-cert", &format!("{KEYS}/tls-cert.pem"), "--tls-key", &format!("{KEYS}/other-key.pem")], "other-key"),
         (&["--ping-interval", "1ms"], "--ping-interval"),
         (&["--token", ""], "--token"),
         (&["--nonsense"], "--nonsense"),

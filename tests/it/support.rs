@@ -40,6 +40,8 @@ pub fn config() -> Config {
 /// A server in this process; drained when dropped.
 pub struct TestServer {
     pub address: SocketAddr,
+    /// Of every port, in the order of [`Config::entrances`].
+    pub addresses: Vec<SocketAddr>,
     pub engine: Arc<Engine>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Report>>,
@@ -55,12 +57,12 @@ impl TestServer {
             let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
             runtime.block_on(async {
                 let server = Server::bind(config).unwrap();
-                started.send((server.address(), server.engine())).unwrap();
+                started.send((server.addresses().collect::<Vec<_>>(), server.engine())).unwrap();
                 server.run(async { drop(stopped.await) }).await.unwrap()
             })
         });
-        let (address, engine) = start.recv_timeout(PATIENCE).unwrap();
-        Self { address, engine, stop: Some(stop), thread: Some(thread) }
+        let (addresses, engine) = start.recv_timeout(PATIENCE).unwrap();
+        Self { address: addresses[0], addresses, engine, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Begins the drain.

@@ -250,3 +250,16 @@ fn the_certificate_is_read_again_at_sighup() {
     assert_eq!(status.code(), Some(0));
     fs::remove_dir_all(&folder).unwrap();
 }
+
+#[test]
+fn both_kinds_of_clients_share_a_fanout() {
+    let server = TestServer::start(Config { tls_listen: Some(config().listen), ..secure() });
+    let [plain_port, tls_port] = server.addresses[..] else { panic!("{:?}", server.addresses) };
+    let mut plain = Client::connect(plain_port, "/ws/room");
+    let mut secure = connect(tls_port, "/ws/room");
+    assert_eq!(server.publish("room", b"from a plain port").matched, 2);
+    assert!(publish(tls_port, "room", b"by TLS").contains("\"matched\":2"));
+    for text in ["from a plain port", "by TLS"] {
+        assert_eq!((plain.receive_text().as_str(), secure.receive_text().as_str()), (text, text));
+    }
+}
