@@ -23,10 +23,11 @@ use smallvec::SmallVec;
 pub use self::session::Session;
 pub use self::socket::{Socket, Stream};
 use crate::admission::Permit;
+use crate::close::CloseReason;
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered, Outbox, Write};
 use crate::registry::ConnId;
-use crate::wire::inbound::Decoder;
+use crate::wire::inbound::{Decoder, Inbound, Input, Limits};
 use crate::wire::{Batch, Frame, Piece};
 use feed::Feed;
 
@@ -118,8 +119,7 @@ pub struct Connection<S> {
     outbox: Cell<Option<Box<Outbox>>>,
     /// What its writer task writes, if it has one: a pointer, so that those without pay for no more.
     feed: OnceCell<Box<Feed>>,
-    /// Used by the reader only.
-    pub decoder: RefCell<Decoder>,
+    decoder: Cell<Decoder>,
     /// The channels it is subscribed to.
     pub memberships: RefCell<SmallVec<[Membership; 2]>>,
     /// The name it speaks under; behind two pointers, so that those without one pay for one.
@@ -153,7 +153,7 @@ impl<S: Socket> Connection<S> {
             asked: Cell::default(),
             outbox: Cell::default(),
             feed: OnceCell::new(),
-            decoder: RefCell::default(),
+            decoder: Cell::default(),
             memberships: RefCell::default(),
             name: Cell::default(),
             _permit: permit,
@@ -349,6 +349,26 @@ impl<S: Socket> Connection<S> {
 }
 
 impl<S> Connection<S> {
+    /// The next message or control frame of what was read, and of what came before in part.
+    ///
+    /// # Errors
+    /// As [`Decoder::next`].
+    pub fn decode<'a>(&self, input: &mut Input<'a>, limits: &Limits) -> Result<Option<Inbound<'a>>, CloseReason> {
+        self.with_decoder(|decoder| decoder.next(input, limits))
+    }
+
+    /// Payload bytes that are known to be missing of a frame.
+    pub fn missing_bytes(&self) -> usize {
+        self.with_decoder(|decoder| decoder.missing_bytes())
+    }
+
+    fn with_decoder<T>(&self, look: impl FnOnce(&mut Decoder) -> T) -> T {
+        let mut decoder = self.decoder.take();
+        let seen = look(&mut decoder);
+        self.decoder.set(decoder);
+        seen
+    }
+
     /// Something has come, in this sweep.
     pub fn heard(&self, sweep: u16) {
         self.heard.set(sweep);

@@ -192,7 +192,7 @@ impl Shard {
             // It is read on when its answers have left.
             return;
         }
-        let most = (connection.decoder.borrow().missing_bytes() + TURN_BYTES).min(scratch.len());
+        let most = (connection.missing_bytes() + TURN_BYTES).min(scratch.len());
         match connection.receive(&mut scratch[..most]) {
             Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
             Ok(length) => {
@@ -227,7 +227,7 @@ impl Shard {
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
             self.round.set(self.round.get() + 1);
-            let decoded = connection.decoder.borrow_mut().next(&mut input, &limits);
+            let decoded = connection.decode(&mut input, &limits);
             match decoded {
                 Ok(None) => return,
                 Ok(Some(inbound)) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),

@@ -216,7 +216,7 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
         joined: Vec::new(),
     };
     let mut chat = Chat {
-        crowd: Crowd::new(options, server, options.connections, 0, clock),
+        crowd: Crowd::new(options, server, options.connections, 0, clock)?,
         clients,
         timers: Timers::new(),
         begins: Timers::new(),

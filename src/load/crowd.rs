@@ -8,7 +8,6 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::audience::{Audience, Reader};
@@ -17,6 +16,8 @@ use super::event_loop::Clock;
 use super::frames::{self, Walker};
 use super::latency::Latencies;
 use super::options::Options;
+use super::stream::Stream;
+use super::tls::Tls;
 
 /// Longest wait for each step of a handshake or a close, in nanoseconds.
 const ANSWER_TIMEOUT_NS: u64 = 10_000_000_000;
@@ -47,7 +48,7 @@ enum State {
 }
 
 struct Member {
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     walker: Walker,
     state: State,
 }
@@ -63,6 +64,7 @@ struct Step {
 /// See the head of this file.
 pub(crate) struct Crowd {
     server: SocketAddr,
+    tls: Option<Tls>,
     sources: Vec<IpAddr>,
     /// The handshake's request, by room.
     requests: Vec<Vec<u8>>,
@@ -96,14 +98,24 @@ pub(crate) struct Crowd {
 
 impl Crowd {
     /// Nobody is there. Tokens begin at `first_token`; `sources_from` counts them for the choice of source addresses.
-    pub(crate) fn new(options: &Options, server: SocketAddr, members: usize, first_token: usize, clock: Clock) -> Self {
+    ///
+    /// # Errors
+    /// When the URL asks for TLS that is not to be had.
+    pub(crate) fn new(
+        options: &Options,
+        server: SocketAddr,
+        members: usize,
+        first_token: usize,
+        clock: Clock,
+    ) -> io::Result<Self> {
         let member = || Member { stream: None, walker: Walker::default(), state: State::Absent };
         let requests = (0..options.room_count()).map(|room| {
             let room = options.room_in_path(room);
             connect::request(&options.url, room)
         });
-        Self {
+        Ok(Self {
             server,
+            tls: options.url.tls()?,
             sources: options.sources.clone(),
             requests: requests.collect(),
             first_token,
@@ -121,7 +133,7 @@ impl Crowd {
             closed: BTreeMap::new(),
             unexpected: 0,
             complaint: None,
-        }
+        })
     }
 
     /// How many there can be.
@@ -166,7 +178,8 @@ impl Crowd {
     /// When there is no socket to be had.
     pub(crate) fn dial(&mut self, member: usize, due_ns: u64, registry: &Registry) -> io::Result<()> {
         let number = self.first_token + member;
-        let stream = connect::begin(self.server, number, &self.sources, member >= self.narrow_from);
+        let stream = connect::begin(self.server, number, &self.sources, member >= self.narrow_from)
+            .and_then(|tcp| Stream::new(tcp, self.tls.as_ref()));
         let mut stream = match stream {
             Err(error) if is_about_the_peer(&error) => {
                 self.fail(member, &format!("cannot connect to {}: {error}", self.server));
@@ -207,6 +220,10 @@ impl Crowd {
     }
 
     fn flush(&mut self, member: usize) {
+        if let Some(stream) = &mut self.members[member].stream {
+            // A failure shows in the next read.
+            let _ = stream.flush();
+        }
         let Some(unsent) = self.unsent.get_mut(&member) else {
             return;
         };
@@ -242,8 +259,8 @@ impl Crowd {
         let Some(stream) = &self.members[member].stream else {
             return;
         };
-        match stream.take_error() {
-            Ok(None) if stream.peer_addr().is_err() => return,
+        match stream.tcp().take_error() {
+            Ok(None) if stream.tcp().peer_addr().is_err() => return,
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => {
                 return self.fail(member, &format!("cannot connect to {}: {error}", self.server));

@@ -131,7 +131,7 @@ impl Fanout {
             clock,
             event_loop: EventLoop::new(clock, spins)?,
             events: EventLoop::events(),
-            crowd: Crowd::new(options, server, options.connections, 0, clock),
+            crowd: Crowd::new(options, server, options.connections, 0, clock)?,
             hearers,
             publisher: None,
             churn: (options.scenario == Scenario::Churn).then(|| Churn::new(options)),

@@ -14,6 +14,7 @@
 //! | `hearers.rs`, `tally.rs` | who has received what, and in which order |
 //! | `publish.rs`, `post.rs`, `say.rs`, `http.rs` | who sends the messages |
 //! | `pace.rs`, `sending.rs`, `latency.rs` | when messages are due; how long they took |
+//! | `stream.rs`, `tls.rs` | a socket, with TLS or without |
 //! | `event_loop.rs` | the clock and the wait |
 //! | `process.rs`, `setting.rs` | what the kernel knows of processes; machine and commit |
 //! | `report.rs`, `progress.rs` | what is said at the end, and meanwhile |
@@ -45,8 +46,11 @@ mod say;
 mod sending;
 pub mod setting;
 mod slow;
+mod stream;
 mod tally;
 mod target;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod tls;
 
 use std::io;
 use std::time::{Duration, Instant};

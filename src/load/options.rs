@@ -59,10 +59,10 @@ pub struct Arguments {
     /// What to do
     #[arg(value_enum, default_value = "fanout")]
     scenario: Scenario,
-    /// Where subscribers connect
+    /// Where subscribers connect; with wss://, the certificate may be anyone's
     #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
     url: String,
-    /// Where messages are posted [default: --url with http, and /publish in place of /ws]
+    /// Where messages are posted [default: --url with http or https, and /publish in place of /ws]
     #[arg(long)]
     publish_url: Option<String>,
     /// Bearer token for publishing

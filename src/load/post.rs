@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Socket, Type};
 
 use super::event_loop::Clock;
 use super::message::Tags;
 use super::options::Options;
+use super::stream::Stream;
+use super::tls::Tls;
 use super::{LoadError, http};
 
 /// Longest wait for a connection.
@@ -26,7 +27,7 @@ const IDLE_NS: u64 = 2_000_000_000;
 
 /// One connection that publishes, with at most one request on its way.
 struct Exchange {
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     /// The publication whose answer is still to come.
     number: Option<u32>,
     /// As much of the answer as has arrived.
@@ -39,6 +40,7 @@ struct Exchange {
 /// `POST` on keep-alive connections.
 pub(crate) struct Http {
     server: SocketAddr,
+    tls: Option<Tls>,
     first_token: usize,
     exchanges: Vec<Exchange>,
     /// Indices of the exchanges without a request on its way.
@@ -107,6 +109,7 @@ impl Http {
         });
         let mut http = Self {
             server,
+            tls: options.publish_url.tls()?,
             first_token,
             exchanges: Vec::new(),
             free: (0..options.publishers).rev().collect(),
@@ -135,7 +138,7 @@ impl Http {
             socket.set_tcp_nodelay(true)?;
             socket.connect_timeout(&server.into(), CONNECT_TIMEOUT)?;
             socket.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(socket.into());
+            let mut stream = Stream::new(mio::net::TcpStream::from_std(socket.into()), self.tls.as_ref())?;
             let token = Token(self.first_token + index);
             registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
             Ok(stream)
@@ -181,6 +184,8 @@ impl Http {
         let Some(stream) = &mut exchange.stream else {
             return Ok(());
         };
+        // Of a failure, the read below tells.
+        let _ = stream.flush();
         while !exchange.unsent.is_empty() {
             match stream.write(&exchange.unsent) {
                 Ok(written) => drop(exchange.unsent.drain(..written)),

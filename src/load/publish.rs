@@ -17,7 +17,7 @@ use super::say::Say;
 
 /// See the head of this file.
 pub(crate) enum Publisher {
-    Http(Http),
+    Http(Box<Http>),
     Say(Box<Say>),
 }
 
@@ -32,9 +32,8 @@ impl Publisher {
         clock: Clock,
     ) -> Result<Self, LoadError> {
         match options.publish_by {
-            PublishBy::Http => {
-                Http::connect(options, servers.1, tags, event_loop.registry(), first_token, clock).map(Self::Http)
-            }
+            PublishBy::Http => Http::connect(options, servers.1, tags, event_loop.registry(), first_token, clock)
+                .map(|http| Self::Http(Box::new(http))),
             PublishBy::Say => Say::connect(options, servers.0, tags, event_loop, first_token, clock)
                 .map(|say| Self::Say(Box::new(say))),
         }

@@ -61,7 +61,7 @@ impl Say {
         clock: Clock,
     ) -> Result<Self, LoadError> {
         let options = Options { slow: 0, ..options.clone() };
-        let mut crowd = Crowd::new(&options, server, options.publishers, first_token, clock);
+        let mut crowd = Crowd::new(&options, server, options.publishers, first_token, clock)?;
         let mut watch = Watch::default();
         for speaker in 0..crowd.len() {
             crowd.dial(speaker, clock.now_ns(), event_loop.registry())?;

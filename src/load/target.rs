@@ -1,11 +1,13 @@
-//! Where a load goes: `ws://host:port/path` and `http://host:port/path`, and the path of each room. Parses text; does not
+//! Where a load goes: `ws://host:port/path` and `http://host:port/path`, or with an `s`, and the path of each room. Parses text; does not
 //! look names up.
 
-use std::fmt;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
-/// A URL without TLS.
+use super::tls::Tls;
+
+/// A URL.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Target {
     scheme: String,
@@ -18,18 +20,16 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads a URL with this scheme, `ws` or `http`.
+    /// Reads a URL with this scheme, `ws` or `http`, or the same with TLS.
     ///
     /// # Errors
     /// One sentence that says what to write.
     pub fn parse(text: &str, scheme: &str) -> Result<Self, String> {
         let (found, rest) =
             text.split_once("://").ok_or_else(|| format!("no URL: write for example {scheme}://127.0.0.1:3000/"))?;
-        if found == format!("{scheme}s") {
-            return Err(format!("{found} needs TLS, which hydrant load does not speak: use {scheme}://"));
-        }
-        if found != scheme {
-            return Err(format!("the scheme has to be {scheme}, not {found}"));
+        let secure = found.strip_suffix('s') == Some(scheme);
+        if found != scheme && !secure {
+            return Err(format!("the scheme has to be {scheme} or {scheme}s, not {found}"));
         }
         let rest = rest.split('#').next().unwrap_or_default();
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -46,15 +46,30 @@ impl Target {
         {
             return Err(format!("no host, a user name or a blank in it: write for example {scheme}://127.0.0.1:3000/"));
         }
-        let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+        let default_port = if secure { 443 } else { 80 };
+        let address = if has_port { authority.to_owned() } else { format!("{authority}:{default_port}") };
         let path = if path.is_empty() { "/" } else { path };
-        Ok(Self {
-            scheme: scheme.to_owned(),
+        let target = Self {
+            scheme: found.to_owned(),
             authority: authority.to_owned(),
             address,
             path: path.to_owned(),
             query: query.to_owned(),
-        })
+        };
+        target.tls().map_err(|error| error.to_string())?;
+        Ok(target)
+    }
+
+    /// What its sessions are made from, if it asks for TLS.
+    ///
+    /// # Errors
+    /// When this build has none, or the host is no name for it.
+    pub(crate) fn tls(&self) -> io::Result<Option<Tls>> {
+        if !matches!(self.scheme.as_str(), "wss" | "https") {
+            return Ok(None);
+        }
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        Tls::new(host.trim_start_matches('[').trim_end_matches(']')).map(Some)
     }
 
     /// Where to publish for those who subscribe here: HTTP, and `/publish` in place of `/ws`.
@@ -64,7 +79,8 @@ impl Target {
             Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("/publish{rest}"),
             _ => "/publish".to_owned(),
         };
-        Self { scheme: "http".to_owned(), path, query: String::new(), ..self.clone() }
+        let scheme = if self.scheme == "wss" { "https" } else { "http" };
+        Self { scheme: scheme.to_owned(), path, query: String::new(), ..self.clone() }
     }
 
     /// Path and query of a request, in this room if there are any.
@@ -99,12 +115,20 @@ mod tests {
         let six = Target::parse("ws://[::1]:80/wsx", "ws").unwrap();
         assert_eq!((six.address.as_str(), six.publish().request(None)), ("[::1]:80", "/publish".into()));
         assert_eq!(Target::parse("ws://a/ws", "ws").unwrap().publish().to_string(), "http://a/publish");
+        #[cfg(feature = "tls")]
+        for (text, address, publish) in [
+            ("wss://a/ws", "a:443", "https://a/publish"),
+            ("wss://[::1]:8443/ws", "[::1]:8443", "https://[::1]:8443/publish"),
+        ] {
+            let secure = Target::parse(text, "ws").unwrap();
+            assert_eq!((secure.address.as_str(), secure.publish().to_string()), (address, publish.into()));
+            assert!(secure.tls().unwrap().is_some());
+        }
     }
 
     #[test]
     fn what_cannot_be_a_target_is_refused() {
         let refused = |text| Target::parse(text, "ws").unwrap_err();
-        assert!(refused("wss://a/ws").contains("TLS"));
         assert!(refused("http://a/ws").contains("ws"));
         for text in ["", "127.0.0.1:3000", "ws://", "ws:///ws", "ws://a:b/", "ws://a:99999/", "ws://a b/", "ws://u@a/"]
         {

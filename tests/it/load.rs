@@ -19,7 +19,11 @@ fn run(arguments: &str) -> Output {
 
 /// Exit code and JSON document of a load on this server.
 fn load(server: SocketAddr, arguments: &str) -> (i32, Value) {
-    let output = run(&format!("--url ws://{server}/ws --json --quiet --seed 7 {arguments}"));
+    load_by("ws", server, arguments)
+}
+
+fn load_by(scheme: &str, server: SocketAddr, arguments: &str) -> (i32, Value) {
+    let output = run(&format!("--url {scheme}://{server}/ws --json --quiet --seed 7 {arguments}"));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
     assert_eq!(said, "", "quiet is quiet");
@@ -49,6 +53,25 @@ fn a_fanout_is_exact_at_every_pace() {
         assert_eq!(report["connections"]["open"], 50);
         assert!(report["latency_us"]["p50"].as_f64() > Some(0.0), "{report:#}");
         assert!(report["last_subscriber_us"]["max"].as_f64() >= report["latency_us"]["p50"].as_f64());
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn by_tls_a_load_is_as_exact() {
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
+    let file = |name: &str| std::path::PathBuf::from(format!("{keys}/tls-{name}.pem"));
+    let tls = hydrant::tls::Tls::load(&file("cert"), &file("key")).unwrap();
+    let server = TestServer::start(Config { message_bytes_max: 100_000, tls: Some(tls.into()), ..config() });
+    for arguments in [
+        "--connections 50 --messages 100 --in-flight 32",
+        "--connections 20 --messages 60 --rate 300 --rooms 2 --publish-by say",
+        "--connections 10 --messages 20 --flood --publishers 3 --payload 70000",
+        "churn --connections 20 --duration 1s --churn-rate 200 --rate 50",
+        "chat --connections 20 --duration 1s --session 500ms --say-interval 100ms --tick 0 --ramp 200",
+    ] {
+        let (code, report) = load_by("wss", server.address, arguments);
+        assert_eq!((code, &report["passed"]), (0, &true.into()), "{arguments}: {report:#}");
     }
 }
 
@@ -168,7 +191,9 @@ fn a_person_gets_one_screen() {
 #[test]
 fn what_cannot_be_run_is_one_line() {
     let cases = [
+        #[cfg(not(feature = "tls"))]
         (64, "--url wss://127.0.0.1:3000/ws", "TLS"),
+        (64, "--url http://127.0.0.1:3000/ws", "wss"),
         (64, "--payload 3", "--payload"),
         (64, "--rate 0", "--rate"),
         (64, "--duration 0", "--duration"),
