@@ -3,8 +3,8 @@
 //! Owns what has arrived of a record that is not whole, and what the socket has not taken of records that are encrypted: at rest
 //! neither, and no buffer. Both ways go through two buffers that all sessions of a thread share. Never waits.
 //!
-//! What was encrypted counts as sent: it cannot be taken back. So much is a record at most, of 16 KiB; a backlog waits in the
-//! outbox as it does without TLS.
+//! What was encrypted counts as sent: it cannot be taken back. So much are two records at most, of 16 KiB each; a backlog waits in
+//! the outbox as it does without TLS.
 
 use std::cell::RefCell;
 use std::{fmt, io};
@@ -13,11 +13,11 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
 
 use super::retry;
-use super::socket::{RECORD_BYTES, Socket};
+use super::socket::{ENCRYPTED_BYTES, Socket};
 use crate::tls::Tls;
 
 /// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
-const WIRE_BYTES: usize = 5 + RECORD_BYTES + 2048;
+const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
 
 /// The buffers of a thread, made when its first session needs them.
 struct Scratch {
@@ -28,7 +28,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         incoming: vec![0; WIRE_BYTES],
-        outgoing: vec![0; WIRE_BYTES],
+        outgoing: vec![0; ENCRYPTED_BYTES + 2 * 2048],
     });
 }
 
@@ -184,16 +184,16 @@ impl Session {
         }
     }
 
-    /// As [`Socket::send`]; what is taken and does not fit waits here, less than a record.
+    /// As [`Socket::send`]; what is taken and does not fit waits here, less than [`ENCRYPTED_BYTES`].
     ///
     /// # Errors
     /// As [`Socket::send`]; `NotConnected` before the handshake is through.
     pub fn send(&mut self, socket: &impl Socket, bytes: &[u8]) -> io::Result<usize> {
         self.flush(socket)?;
         let mut taken = 0;
-        for record in bytes.chunks(RECORD_BYTES) {
-            let fits = self.put(socket, |traffic, wire| traffic.encrypt(record, wire).map_err(io::Error::other))?;
-            taken += record.len();
+        for piece in bytes.chunks(ENCRYPTED_BYTES) {
+            let fits = self.put(socket, |traffic, wire| traffic.encrypt(piece, wire).map_err(io::Error::other))?;
+            taken += piece.len();
             if !fits {
                 break;
             }
@@ -211,7 +211,7 @@ impl Session {
         }
     }
 
-    /// Hands a record to the socket; whether it took all of it.
+    /// Hands what `encrypt` gives to the socket; whether it took all of it.
     fn put(
         &mut self,
         socket: &impl Socket,

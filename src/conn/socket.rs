@@ -11,8 +11,9 @@ use mio::net::TcpStream;
 use super::session::Session;
 use crate::pages::Pages;
 
-/// Bytes that go into a TLS record at most (RFC 8446, section 5.1).
-pub(super) const RECORD_BYTES: usize = 16 * 1024;
+/// Bytes that are encrypted and sent at once: two TLS records (RFC 8446, section 5.1), so that a batch that is a little longer than
+/// one costs one system call.
+pub(super) const ENCRYPTED_BYTES: usize = 2 * 16 * 1024;
 
 /// A byte stream that never blocks: where it would, it fails with `WouldBlock`.
 pub trait Socket {
@@ -33,7 +34,7 @@ pub trait Socket {
     /// # Errors
     /// As [`Socket::send`].
     fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
-        self.send(&pages.read(range)?)
+        self.send(&pages.bytes()?[range])
     }
 
     /// Reads what is there; 0 is the end of the stream.
@@ -127,7 +128,7 @@ impl Socket for Stream {
         // Joined, so that small frames share a record.
         let mut record = Vec::new();
         for piece in pieces {
-            record.extend_from_slice(&piece[..piece.len().min(RECORD_BYTES - record.len())]);
+            record.extend_from_slice(&piece[..piece.len().min(ENCRYPTED_BYTES - record.len())]);
         }
         self.send(&record)
     }
@@ -135,7 +136,7 @@ impl Socket for Stream {
     fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
         match &self.session {
             None => self.tcp.send_pages(pages, range),
-            Some(_) => self.send(&pages.read(range.start..range.end.min(range.start + RECORD_BYTES))?),
+            Some(_) => self.send(&pages.bytes()?[range]),
         }
     }
 

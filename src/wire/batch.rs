@@ -70,9 +70,9 @@ impl Batch {
     /// Puts the bytes back on the heap, and gives the pages back: few wait for them, and others may need them more. Not when
     /// they cannot be read.
     pub fn leave_pages(&self) {
-        let whole = self.pages.borrow().as_ref().and_then(|pages| pages.read(0..self.len()).ok());
+        let whole = self.pages.borrow().as_ref().and_then(|pages| pages.bytes().map(Bytes::copy_from_slice).ok());
         if let Some(bytes) = whole {
-            self.bytes.get_or_init(|| bytes.into());
+            self.bytes.get_or_init(|| bytes);
             self.pages.replace(None);
         }
     }
@@ -100,7 +100,7 @@ impl Batch {
         let ends = self.ends.iter().filter(inside).map(|end| end - range.start as u32).collect();
         let bytes = match self.piece(range) {
             Piece::Bytes(bytes) => Bytes::copy_from_slice(bytes),
-            Piece::Pages(pages, range) => pages.read(range).ok()?.into(),
+            Piece::Pages(pages, range) => Bytes::copy_from_slice(&pages.bytes().ok()?[range]),
         };
         Some(Self::of(bytes, ends, self.books.clone()))
     }
@@ -207,7 +207,7 @@ mod tests {
         assert!(!batch.has_pages());
         batch.move_to_pages(|bytes| PagePool::new(0).hold(bytes, PAGES_SUBSCRIBERS_MIN));
         let Piece::Pages(pages, range) = batch.piece(3..9) else { panic!("they are in pages") };
-        assert_eq!((pages.read(range).unwrap(), batch.len()), (b"\x81\x02bc\x81\x00".to_vec(), 9));
+        assert_eq!((&pages.bytes().unwrap()[range], batch.len()), (&b"\x81\x02bc\x81\x00"[..], 9));
         batch.move_to_pages(|_| panic!("they are there already"));
         batch.leave_pages();
         assert_eq!((wire(&batch), batch.has_pages()), (&b"\x81\x01a\x81\x02bc\x81\x00"[..], false));
