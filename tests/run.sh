@@ -42,6 +42,9 @@ step 'benches, as tests'
 # In the test profile: what is measured has no meaning here, and five optimised programs less are linked.
 cargo test --quiet --benches -- --test
 
+step 'every interleaving of the inbox, by loom'
+RUSTFLAGS='--cfg hydrant_loom' cargo test --quiet --lib --no-default-features --features mimalloc --target-dir target/loom loom_tests
+
 step 'cargo test with mimalloc, without profiles'
 cargo test --quiet --no-default-features --features mimalloc
 
