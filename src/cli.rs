@@ -84,7 +84,7 @@ struct Serve {
     /// Bytes accepted for one channel and not yet fanned out; at the bound publishers get 503 and speakers an ERROR
     #[arg(long, env = "HYDRANT_PENDING_BYTES", value_parser = parse_bytes, default_value = "16MiB")]
     pending_bytes: usize,
-    /// Bytes that the kernel may hold unsent for one client before what follows waits in its backlog
+    /// Bytes that the kernel may hold for one client: unsent, before what follows waits in its backlog; and unread, at least 64KiB
     #[arg(long, env = "HYDRANT_KERNEL_BYTES", value_parser = parse_bytes, default_value = "256KiB")]
     kernel_bytes: usize,
     /// Batches of at least so many bytes are sent from pages that all sockets share, with `--fanout direct`; shorter ones

@@ -42,7 +42,8 @@ pub struct Config {
     /// Publications of one channel not yet fanned out, in bytes; beyond it publishers get 503.
     pub pending_bytes_max: usize,
     /// Most bytes that the kernel may hold for one client before it counts as slow, for each of: sent and not
-    /// acknowledged (`SO_SNDBUF`), not yet sent (`TCP_NOTSENT_LOWAT`).
+    /// acknowledged (`SO_SNDBUF`), not yet sent (`TCP_NOTSENT_LOWAT`). Also what it may hold unread (`SO_RCVBUF`), at least
+    /// [`READ_BYTES`].
     pub kernel_bytes_max: usize,
     /// Batches of at least so many bytes are sent from shared pages (`direct`); shorter ones are copied to each socket.
     pub pages_bytes_min: usize,
@@ -241,6 +242,9 @@ pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
+/// Sockets that wait in a shard's inbox, at most: what is published meanwhile comes behind them. It is what a shard takes in two
+/// rounds, some milliseconds; the others wait in the kernel's queue.
+pub const ARRIVALS_MAX: usize = 128;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;
 

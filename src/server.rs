@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -22,10 +22,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::admission::{AcceptPace, Refusal};
 use crate::close::CloseReason;
-use crate::config::{Config, Entrance, LISTEN_BACKLOG};
+use crate::config::{Config, Entrance, LISTEN_BACKLOG, READ_BYTES};
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
-use crate::engine::{AdminRequest, Arrival, Engine, Item, Report};
+use crate::engine::{AdminRequest, Engine, Report};
 use crate::mem::{self, Sample, Watch};
 use crate::wire::event;
 use crate::{http, profile};
@@ -36,6 +36,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the accept thread waits when it may not open another file, before it tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How long the accept thread waits for a shard to take the sockets it has.
+const ARRIVALS_WAIT: Duration = Duration::from_millis(1);
 /// Requests that may wait for the admin thread; more wait in their HTTP phase.
 const ADMIN_REQUESTS_MAX: usize = 16;
 /// How long after its deadline a drain may still take to close what it cuts.
@@ -232,6 +234,8 @@ fn listen(config: &Config, address: SocketAddr) -> io::Result<TcpListener> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
     socket.set_tcp_notsent_lowat(config.kernel_bytes_max as u32)?;
+    // What a client sends faster than it is read waits at the client, not in megabytes that the kernel would take.
+    socket.set_recv_buffer_size(config.kernel_bytes_max.max(READ_BYTES))?;
     socket.set_tcp_user_timeout(Some(config.write_timeout))?;
     defer_accept(&socket)?;
     socket.set_nonblocking(true)?;
@@ -369,17 +373,23 @@ fn accept(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         }
-        // Each in turn, whatever the event said: a wait for its own reasons leaves all of them to be looked at.
+        // Each in turn, whatever the event said: after a wait, any of them may have somebody.
         for (listener, entrance) in listeners {
             while !stopping.load(Ordering::Acquire) {
-                waits = pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now()));
+                let shard = engine.least_loaded();
+                waits = match engine.arrivals[shard].has_room() {
+                    true => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
+                    false => Some(ARRIVALS_WAIT),
+                };
                 if waits.is_some() {
                     break;
                 }
                 match listener.accept() {
                     Ok((stream, peer)) => {
                         pace.iter_mut().for_each(AcceptPace::accepted);
-                        admit(engine, stream.into(), peer.ip(), *entrance);
+                        if let Err((stream, refusal)) = engine.arrive(shard, stream.into(), peer.ip(), *entrance) {
+                            http::refuse(engine, stream, *entrance, refusal);
+                        }
                         if std::mem::take(&mut backing_off) {
                             tracing::info!("accepting again");
                         }
@@ -400,17 +410,6 @@ fn accept(
     Ok(())
 }
 
-/// Hands a socket to a shard, or turns it away.
-fn admit(engine: &Engine, stream: TcpStream, peer: IpAddr, entrance: Entrance) {
-    if engine.is_draining() {
-        return http::refuse(engine, stream, entrance, Refusal::Draining);
-    }
-    match engine.least_loaded(peer) {
-        Ok((inbox, permit)) => inbox.push(Item::Accepted(Arrival { stream, entrance, permit })),
-        Err(refusal) => http::refuse(engine, stream, entrance, refusal),
-    }
-}
-
 /// Whether the process, or the machine, has no room for another file.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
@@ -418,6 +417,8 @@ fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use socket2::SockRef;
 
     use super::*;
@@ -433,6 +434,7 @@ mod tests {
         let socket = SockRef::from(&accepted);
         assert!(socket.tcp_nodelay().unwrap());
         assert_eq!(socket.send_buffer_size().unwrap(), 2 * 64 * 1024);
+        assert_eq!(socket.recv_buffer_size().unwrap(), 2 * READ_BYTES);
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 64 * 1024);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(config.write_timeout));
     }

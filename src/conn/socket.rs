@@ -2,9 +2,11 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
+use std::mem;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use mio::net::TcpStream;
 
@@ -98,6 +100,22 @@ impl Stream {
     #[must_use]
     pub fn new(tcp: TcpStream, session: Option<Box<Session>>) -> Self {
         Self { tcp, session: session.map(|session| Box::new(RefCell::new(*session))) }
+    }
+
+    /// Whether something is on its way to the client, and it has confirmed the arrival of something within this time; false also
+    /// when the kernel does not say (tcp(7), `TCP_INFO`).
+    #[must_use]
+    pub fn is_taking(&self, within: Duration) -> bool {
+        // SAFETY: a struct of integers, for which zero is a value.
+        let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+        let mut length = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the descriptor is open, and the call writes at most `length` bytes of `info`.
+        let result = unsafe {
+            let (fd, info) = (self.tcp.as_raw_fd(), (&raw mut info).cast());
+            libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut length)
+        };
+        let confirmed = Duration::from_millis(info.tcpi_last_ack_recv.into());
+        result == 0 && info.tcpi_unacked > 0 && confirmed < within
     }
 
     /// Whether something was received of which the socket will not tell.

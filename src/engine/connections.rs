@@ -397,12 +397,13 @@ impl Shard {
     }
 
     /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001, so many in a
-    /// second; what is left at the deadline is cut.
+    /// second and in no order, so that those who came together do not come back together; what is left at the deadline is cut.
     pub(super) async fn drain(&self) {
         self.draining().await;
         let config = &self.engine.config;
         let per_second = f64::from(config.drain_rate.get()) / config.shards.get() as f64;
-        let (begun, mut closed) = (Instant::now(), 0.0);
+        let begun = Instant::now();
+        let span = Duration::from_secs_f64(self.connections.borrow().len() as f64 / per_second);
         while let Some(deadline) = self.drain_deadline.get()
             && self.engine.loads[usize::from(self.index)].get() > 0
         {
@@ -412,10 +413,9 @@ impl Shard {
                 let connection = self.connections.borrow().get(slot).cloned();
                 let Some(connection) = connection else { continue };
                 let idle = self.channels.borrow().is_idle() && !connection.has_backlog();
-                let is_its_turn = closed <= begun.elapsed().as_secs_f64() * per_second;
+                let is_its_turn = self.engine.scatter(slot, span) <= begun.elapsed();
                 if late || idle && is_its_turn && connection.phase() == Phase::Open {
                     self.end(&connection, CloseReason::Drain);
-                    closed += 1.0;
                 }
                 if late && self.is_here(&connection) {
                     self.cut.set(self.cut.get() + 1);

@@ -1,8 +1,9 @@
 //! Who is still there: a sweep over the shard's connections, in place of a timer for each.
 //!
 //! A connection that has said nothing for [`Config::ping_interval`] gets a ping, and is closed when it has said nothing for
-//! [`Config::idle_timeout`] more. Whatever comes counts as an answer. One for whom something waits gets no ping: its socket
-//! is full, and the kernel ends it when it takes nothing more ([`Config::write_timeout`]).
+//! [`Config::idle_timeout`] more. Whatever comes counts as an answer. One for whom something waits gets no ping and is not
+//! closed: its socket is full, and the kernel ends it when it takes nothing more ([`Config::write_timeout`]). On a slow link a
+//! ping may be a long time on its way behind what the kernel holds: as long as the client confirms that, it is not closed.
 //!
 //! Time is counted in sweeps, so that a connection needs three bytes for it; see `conn`.
 
@@ -61,12 +62,13 @@ impl Shard {
         }
         match connection.quiet(self.sweep.get(), limits.ping_after, limits.end_after) {
             Quiet::No => {}
-            Quiet::Ask if connection.has_backlog() => {}
+            _ if connection.has_backlog() => {}
             Quiet::Ask => {
                 if !connection.ask(self.sweep.get()) {
                     self.end(connection, CloseReason::Vanished);
                 }
             }
+            Quiet::TooLong if connection.socket().is_taking(self.engine.config.idle_timeout) => {}
             Quiet::TooLong => self.end(connection, CloseReason::Silent),
         }
     }

@@ -21,6 +21,7 @@ use std::net::{IpAddr, TcpStream};
 use std::ops::AddAssign;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,7 +30,7 @@ pub use self::inbox::Inbox;
 use self::publication::{ChannelName, Dispatch, Publication, Refused};
 use crate::admission::{Addresses, Load, Permit, Refusal, Refusals};
 use crate::close::CloseReason;
-use crate::config::{CONNECTION_BYTES_PROJECTED, Config, Entrance, SURVEY_TIMEOUT, TLS_BYTES_PROJECTED};
+use crate::config::{ARRIVALS_MAX, CONNECTION_BYTES_PROJECTED, Config, Entrance, SURVEY_TIMEOUT, TLS_BYTES_PROJECTED};
 use crate::mem::{Ledger, Queues};
 use crate::metrics::Totals;
 use crate::profile;
@@ -45,6 +46,29 @@ pub struct Arrival {
     pub entrance: Entrance,
     /// Its right to be connected.
     pub permit: Permit,
+}
+
+/// Sockets that a shard has been given and has not taken: so few that what comes behind them does not wait for long. The others
+/// are in the kernel's queue.
+#[derive(Debug, Default)]
+pub struct Arrivals(AtomicUsize);
+
+impl Arrivals {
+    /// Whether there is room for another.
+    pub fn has_room(&self) -> bool {
+        // Relaxed, here and below: one thread adds, and a look that comes late sees too many.
+        self.0.load(Ordering::Relaxed) < ARRIVALS_MAX
+    }
+
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The shard has taken one.
+    pub fn take(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What comes into a shard.
@@ -155,6 +179,8 @@ pub struct Engine {
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
     pub loads: Box<[Load]>,
+    /// The sockets in each inbox.
+    pub arrivals: Box<[Arrivals]>,
     /// Every WebSocket connection.
     pub registry: Registry,
     /// The way to the admin thread.
@@ -180,6 +206,7 @@ impl Engine {
             config,
             inboxes: (0..shards).map(|_| Inbox::default()).collect(),
             loads: (0..shards).map(|_| Load::default()).collect(),
+            arrivals: (0..shards).map(|_| Arrivals::default()).collect(),
             registry: Registry::default(),
             admin,
             refusals: Refusals::default(),
@@ -192,6 +219,12 @@ impl Engine {
 
     fn home_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
         &self.inboxes[(self.hasher.hash_one(channel) % self.inboxes.len() as u64) as usize]
+    }
+
+    /// A moment within `span` that is this one's own, evenly spread over all of it.
+    #[must_use]
+    pub fn scatter(&self, number: usize, span: Duration) -> Duration {
+        span.mul_f64(self.hasher.hash_one(number) as f64 / u64::MAX as f64)
     }
 
     /// Sends a publication to its channel's home, which may still refuse it: see [`publication::Origin`].
@@ -222,18 +255,36 @@ impl Engine {
         }
     }
 
-    /// The shard with the fewest connections, and a permit for it.
+    /// The index of the shard with the fewest connections.
+    #[must_use]
+    pub fn least_loaded(&self) -> usize {
+        let loads = self.loads.iter().enumerate();
+        loads.min_by_key(|(_, load)| load.get()).map(|(shard, _)| shard).expect("there is at least one shard")
+    }
+
+    /// Gives a socket from `peer` to this shard.
     ///
     /// # Errors
-    /// When the client's address has as many as it may have.
-    pub fn least_loaded(&self, address: IpAddr) -> Result<(&Inbox<Item>, Permit), Refusal> {
-        let loads = self.loads.iter().zip(&self.inboxes);
-        let (load, inbox) = loads.min_by_key(|(load, _)| load.get()).expect("there is at least one shard");
+    /// The socket, and why: its address has as many as it may have, or the server drains.
+    pub fn arrive(
+        &self,
+        shard: usize,
+        stream: TcpStream,
+        peer: IpAddr,
+        entrance: Entrance,
+    ) -> Result<(), (TcpStream, Refusal)> {
+        if self.is_draining() {
+            return Err((stream, Refusal::Draining));
+        }
+        let load = &self.loads[shard];
         let permit = match self.config.per_address_max {
             None => Some(load.permit()),
-            Some(most) => load.permit_of(address, most.get(), &self.addresses),
+            Some(most) => load.permit_of(peer, most.get(), &self.addresses),
         };
-        permit.map(|permit| (inbox, permit)).ok_or(Refusal::Address)
+        let Some(permit) = permit else { return Err((stream, Refusal::Address)) };
+        self.arrivals[shard].add();
+        self.inboxes[shard].push(Item::Accepted(Arrival { stream, entrance, permit }));
+        Ok(())
     }
 
     /// Promises a place to a WebSocket.
@@ -306,5 +357,42 @@ impl Engine {
             answered
         };
         self.inboxes.iter().map(ask).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine() -> Arc<Engine> {
+        Engine::new(Config { shards: 1.try_into().unwrap(), ..Config::default() }, mpsc::channel(1).0)
+    }
+
+    #[test]
+    fn a_shard_is_given_no_more_sockets_than_it_takes_soon() {
+        let engine = engine();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_, entrance) = engine.config.entrances()[0];
+        let peer = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(peer).unwrap();
+        for _ in 0..ARRIVALS_MAX {
+            assert!(engine.arrivals[0].has_room());
+            engine.arrive(0, stream.try_clone().unwrap(), peer.ip(), entrance).unwrap();
+        }
+        assert!(!engine.arrivals[0].has_room());
+        engine.arrivals[0].take();
+        assert!(engine.arrivals[0].has_room());
+    }
+
+    #[test]
+    fn a_drain_spreads_its_closes() {
+        let (engine, span) = (engine(), Duration::from_secs(10));
+        let moments: Vec<_> = (0..10_000).map(|slot| engine.scatter(slot, span)).collect();
+        let mut counts = [0; 10];
+        moments.iter().for_each(|moment| counts[(moment.as_secs_f64() as usize).min(9)] += 1);
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+        // No order: of two neighbours, either may be first.
+        let ascending = moments.windows(2).filter(|pair| pair[0] < pair[1]).count();
+        assert!((4000..6000).contains(&ascending), "{ascending}");
     }
 }

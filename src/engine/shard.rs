@@ -47,7 +47,7 @@ const SURVEY_CHUNK: usize = 512;
 /// A socket that asks for something by HTTP.
 #[derive(Debug, Default)]
 pub struct HttpPhase {
-    /// It has finished a request.
+    /// A request of it has arrived as a whole: it does not lose its place any more.
     pub asked: Cell<bool>,
     /// Its place goes to somebody else.
     pub evicted: Notify,
@@ -187,6 +187,7 @@ impl Shard {
             taken += 1;
             match item {
                 Item::Accepted(arrival) => {
+                    self.engine.arrivals[usize::from(self.index)].take();
                     taken += HANDSHAKE_ITEMS;
                     serve(self, arrival);
                 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, WWW_AUTHENTICATE};
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
@@ -172,16 +172,13 @@ async fn converse<I>(shard: &Rc<Shard>, stream: I, entrance: Entrance, phase: &R
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let upgrade = Rc::new(RefCell::new(None));
-    let (service_shard, asked, service_phase) = (shard.clone(), upgrade.clone(), phase.clone());
+    let upgrade = RefCell::default();
+    let visit = Rc::new(Visit { shard: shard.clone(), entrance, phase: phase.clone(), upgrade });
+    let visitor = visit.clone();
     let service = service_fn(move |request| {
-        let (shard, asked, phase) = (service_shard.clone(), asked.clone(), service_phase.clone());
+        let visit = visitor.clone();
         // hyper wants a future that it can move.
-        Box::pin(async move {
-            let answer = respond(&shard, &asked, entrance, request).await;
-            phase.asked.set(true);
-            Ok::<_, Infallible>(answer)
-        })
+        Box::pin(async move { Ok::<_, Infallible>(respond(&visit, request).await) })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -198,7 +195,16 @@ where
         }
     };
     let Parts { io, read_buf, .. } = connection.into_parts();
-    Conversation { done, stream: io.into_inner(), leftover: read_buf, upgrade: upgrade.take() }
+    Conversation { done, stream: io.into_inner(), leftover: read_buf, upgrade: visit.upgrade.take() }
+}
+
+/// What the answers to one socket's requests need.
+struct Visit {
+    shard: Rc<Shard>,
+    entrance: Entrance,
+    phase: Rc<HttpPhase>,
+    /// What the last request asked for and was granted.
+    upgrade: RefCell<Option<Upgrade>>,
 }
 
 /// What a path names.
@@ -265,41 +271,35 @@ impl<'a> Route<'a> {
 }
 
 /// Answers a request, and counts it if that turns somebody away.
-async fn respond(
-    shard: &Rc<Shard>,
-    upgrade: &RefCell<Option<Upgrade>>,
-    entrance: Entrance,
-    request: Request<Incoming>,
-) -> Answer {
-    let answer = route(shard, upgrade, entrance, request).await;
+async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer {
+    let answer = route(visit, request).await;
     if let Some(&refusal) = answer.extensions().get::<Refusal>() {
-        shard.engine.refusals.count(refusal);
+        visit.shard.engine.refusals.count(refusal);
     }
     answer
 }
 
-async fn route(
-    shard: &Rc<Shard>,
-    upgrade: &RefCell<Option<Upgrade>>,
-    entrance: Entrance,
-    mut request: Request<Incoming>,
-) -> Answer {
+async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
+    let Visit { shard, upgrade, phase, .. } = visit;
+    if request.body().is_end_stream() {
+        phase.asked.set(true);
+    }
     let path = request.uri().path().to_owned();
-    let Some(route) = Route::of(&path).filter(|route| route.is_behind(entrance)) else {
+    let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {
         return text(
             StatusCode::NOT_FOUND,
             "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof/, /metrics, /healthz, /readyz",
         );
     };
     let engine = &shard.engine;
-    let guard = || if route.is_guarded() { forbidden(&engine.config, entrance, &request) } else { None };
+    let guard = || if route.is_guarded() { forbidden(&engine.config, visit.entrance, &request) } else { None };
     if let Some(refusal) = only(&request, route.methods()).or_else(guard) {
         return refusal;
     }
     match route {
         Route::Events(channel) => upgrade::events(shard, upgrade, &mut request, channel),
         Route::Echo => upgrade::echo(shard, upgrade, &mut request),
-        Route::Publish(channel) => publish::publish(shard, channel, request).await,
+        Route::Publish(channel) => publish::publish(visit, channel, request).await,
         Route::Mem => debug::mem(engine, false).await,
         Route::Purge => debug::mem(engine, true).await,
         Route::Profiles => text(StatusCode::OK, profile::INDEX),

@@ -1,7 +1,5 @@
 //! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every subscriber.
 
-use std::rc::Rc;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
@@ -11,11 +9,10 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Answer;
 use super::answer::{draining, json, text, unavailable};
+use super::{Answer, Visit};
 use crate::config::Config;
 use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
-use crate::engine::shard::Shard;
 use crate::wire::Frame;
 
 #[derive(Serialize)]
@@ -33,24 +30,22 @@ struct SettledBody<'a> {
     settled: Settled,
 }
 
-pub(super) async fn publish(shard: &Rc<Shard>, channel: Option<&str>, request: Request<Incoming>) -> Answer {
-    match try_publish(shard, channel, request).await {
+pub(super) async fn publish(visit: &Visit, channel: Option<&str>, request: Request<Incoming>) -> Answer {
+    match try_publish(visit, channel, request).await {
         Ok(answer) => answer,
         Err(refusal) => *refusal,
     }
 }
 
-async fn try_publish(
-    shard: &Rc<Shard>,
-    channel: Option<&str>,
-    request: Request<Incoming>,
-) -> Result<Answer, Box<Answer>> {
+async fn try_publish(visit: &Visit, channel: Option<&str>, request: Request<Incoming>) -> Result<Answer, Box<Answer>> {
+    let Visit { shard, phase, .. } = visit;
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let channel = ChannelName::from_url(channel.unwrap_or(ChannelName::ALL))
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
     let body = read(request.into_body(), &shard.engine.config).await?;
+    phase.asked.set(true);
     let frame = if binary {
         Frame::binary(&body)
     } else {

@@ -92,6 +92,27 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     until(|| (ask(9).0.status == 101).then_some(()), || "the places are not given back".to_owned());
 }
 
+/// A profile is an answer that takes its time.
+#[cfg(feature = "profiling")]
+#[test]
+fn who_waits_for_an_answer_keeps_its_place() {
+    let server = TestServer::start(Config { handshakes_max: 4, shards: 1.try_into().unwrap(), ..config() });
+    let connect = |first: &[u8]| {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+        std::io::Write::write_all(&mut stream, first).unwrap();
+        stream
+    };
+    let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: h\r\n\r\n");
+    // There is one at a time: the next is refused once the first has begun.
+    let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
+    until(|| is_next_refused().then_some(()), || "it has not begun".to_owned());
+    let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: h\r\n"));
+    server.survey_until(|_| server.engine.refusals.get(Refusal::Handshakes) >= 4);
+    assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, whichever of the two came first");
+    drop(halves);
+}
+
 #[test]
 fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
@@ -109,7 +130,7 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     // The oldest has lost its place.
     assert_eq!(std::io::Read::read(&mut oldest, &mut [0]).unwrap(), 0);
     assert_eq!(refusals(), 1);
-    // A handshake that comes in one piece needs no place; who has finished a request keeps it.
+    // A handshake that comes in one piece needs no place; who has finished a request keeps it, answered or not.
     let _client = server.client("/ws");
     let mut publishers = [(); 2].map(|()| {
         let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx");
