@@ -5,7 +5,6 @@ What it expects of the server it checks itself: `expect` fails the fault. What i
 
 import multiprocessing
 import os
-import re
 import signal
 import socket
 import struct
@@ -101,12 +100,12 @@ def slowloris(server, stop):
 
 
 def half_open(server, stop):
-    """As many again as the server lets be unfinished: the older ones have to go, however often."""
+    """More than may be unfinished, at once and then again and again: the older ones have to go."""
     streams, opened = [], Tally()
 
     def once():
         nonlocal opened
-        for _ in range(100):
+        for _ in range(100 if streams else 5000):
             if stream := quietly(server.connect):
                 quietly(lambda: stream.send(b"GET /ws/room HTTP/1.1\r\nHost: h\r\n"))
                 streams.append(stream)
@@ -114,8 +113,7 @@ def half_open(server, stop):
         while len(streams) > 5000:
             streams.pop(0).close()
 
-    loop(stop, once)
-    expect(opened.number > 4096 or server.metrics()['hydrant_refused_total{reason="handshakes"}'], "too few for the bound of 4,096")
+    loop(stop, once, 0.02)
     return f"handshakes that never end, {opened}, the last 5,000 of them open"
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 from clients import FORK
-from over_http import asked, statuses
+from over_http import greeted, statuses
 from server import Server, settled
 from wire import frame, handshake, post, quietly, received
 
@@ -116,7 +116,7 @@ def pour(server, name, telling):
 
 def knock(server, answers):
     """Asks for a WebSocket until nobody listens any more."""
-    while (answer := quietly(lambda: asked(server, handshake("/ws/newcomers")))) is not None:
+    while (answer := quietly(lambda: greeted(server, handshake("/ws/newcomers")))) is not None:
         answers.append(answer)
         time.sleep(0.002)
 

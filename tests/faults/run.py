@@ -97,9 +97,8 @@ class Bystanders:
         self.seconds = seconds
         words = ["fanout", "--connections", str(BYSTANDERS), "--rate", str(RATE), "--json", "--messages", str(RATE * seconds)]
         words += ["--payload", "200", "--publishers", "4", "--url", server.url("bystanders"), "--patience", "20s"]
-        place = lambda: os.sched_setaffinity(0, server.cores.bystanders)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(server.command(*words), preexec_fn=place, **pipes)
+        self.process = subprocess.Popen(server.command(*words), preexec_fn=server.cores.bystand, **pipes)
 
     def report(self):
         out, complaint = self.process.communicate(timeout=self.seconds + 90)

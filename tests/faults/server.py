@@ -17,7 +17,7 @@ from wire import handshake
 
 class Cores:
     """Who runs where. `apart`, the server has half of the cores, with a shard on each, and shares them with nobody; the bystanders
-    and the attackers have the others, where the attackers run only while nobody else wants to. Otherwise everybody runs
+    and the attackers have the others, where the attackers run only while no bystander wants to. Otherwise everybody runs
     everywhere, and two shards have what crosses from one to the other under attack too."""
 
     def __init__(self, apart=False):
@@ -30,8 +30,15 @@ class Cores:
         self.attackers = rest[len(self.bystanders) :] or rest
         self.shards = len(self.server) if self.apart else 2
 
+    # The calling process, and all it starts from now on, is one of these.
+
+    def serve(self):
+        os.sched_setaffinity(0, self.server)
+
+    def bystand(self):
+        os.sched_setaffinity(0, self.bystanders)
+
     def attack(self):
-        """The calling process, and all it starts from now on, is an attacker's."""
         os.sched_setaffinity(0, self.attackers)
         if self.apart:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -39,9 +46,10 @@ class Cores:
     def __str__(self):
         if not self.apart:
             return f"{len(self.all)} cores, which the server ({self.shards} shards), the bystanders and the attackers share"
-        shared = "shared by bystanders and attackers, these at the lowest priority"
-        beside = shared if self.attackers == self.bystanders else f"the bystanders, {len(self.attackers)} the attackers"
-        return f"{len(self.server)} of {len(self.all)} cores the server's, a shard on each, {len(self.bystanders)} {beside}"
+        who = "for the bystanders, and for the attackers when no bystander runs"
+        if self.attackers != self.bystanders:
+            who = f"for the bystanders, {len(self.attackers)} for the attackers"
+        return f"of {len(self.all)} cores {len(self.server)} for the server, with a shard on each, {len(self.bystanders)} {who}"
 
 
 class Server:
@@ -50,7 +58,7 @@ class Server:
         self.log = tempfile.TemporaryFile("w+")
 
         def prepare():
-            os.sched_setaffinity(0, self.cores.server)
+            self.cores.serve()
             if files:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
