@@ -280,6 +280,7 @@ def storm(server, stop):
     finally:
         churning.kill()
         churning.wait()
+    expect(left > 100, f"only {left} have left")
     return f"2,000 leave and join in a second, {left:,} in all"
 
 
