@@ -286,29 +286,31 @@ def storm(server, stop):
 
 def hoarders(server, stop):
     """As many channels as a client may have, each a channel of its own, left and joined without end."""
-    clients, most, moved, shown = 200, 64, Tally(), 0
+    clients, most, moved = 200, 64, Tally()
     event = lambda name, channel: frame(0x81, b'{"event":"%s","channel":"%s"}' % (name, channel))
     streams = []
     for client in range(clients):
         names = [b"hoard-%d-%d" % (client, number) for number in range(most)]
         stream = server.connect("/ws?" + "&".join(f"channel={name.decode()}" for name in names))
         stream.setblocking(False)
-        burst = b"".join(event(b"UNSUBSCRIBE", name) + event(b"SUBSCRIBE", name) for name in names)
-        streams.append([stream, burst, burst])
+        # A pong tells that all of it has been carried out: then comes the next round.
+        burst = b"".join(event(b"UNSUBSCRIBE", name) + event(b"SUBSCRIBE", name) for name in names) + frame(0x89, b"")
+        streams.append((stream, burst))
     series = lambda: sum(name.startswith("hydrant_channel_frames_matched_total") for name in server.metrics())
     shown = series()
     expect(shown >= clients * most, f"only {shown} channels are there")
     with server.connect("/ws?" + "&".join(f"channel=one-{number}" for number in range(most - 1))) as full:
         full.sendall(event(b"SUBSCRIBE", b"the-last") + event(b"SUBSCRIBE", b"one-too-many"))
         expect(b"at most 64 channels" in full.recv(4096), "a client has more channels than it may have")
+    for stream, burst in streams:
+        stream.send(burst)
 
     def once():
         nonlocal moved
-        for each in streams:
-            stream, burst, rest = each
-            taken = quietly(lambda: stream.send(rest)) or 0
-            each[2] = rest[taken:] or burst
-            moved += taken * 2 * most // len(burst)
+        for stream, burst in streams:
+            if quietly(lambda: stream.recv(4096)):
+                moved += 2 * most
+                stream.send(burst)
 
     loop(stop, once, 0.001)
     return f"{clients} clients with {most} channels each that nobody else has, left and joined, {moved}"
