@@ -196,14 +196,19 @@ def flood(frames, noun, connections=5, reads=True, heap_max=None):
 
     def act(server, stop):
         flooders, sent = [Flooder(server, burst, reads) for _ in range(connections)], Tally()
-        before, most, looked = server.heap(), 0, time.monotonic()
+        before, most, stuck, looked = server.memory()["allocated_bytes"], 0, 0, time.monotonic()
+
+        def look():
+            nonlocal most, stuck, looked
+            memory, looked = server.memory(), time.monotonic()
+            most, stuck = max(most, memory["allocated_bytes"] - before), max(stuck, memory["kernel_socket_bytes"])
 
         def once():
-            nonlocal sent, most, looked
+            nonlocal sent
             taken = sum(flooder.turn() for flooder in flooders)
             sent += int(taken / frame_bytes)
             if time.monotonic() > looked + 0.5:
-                most, looked = max(most, server.heap() - before), time.monotonic()
+                look()
             if not taken:
                 stop.wait(0.0005)
 
@@ -211,7 +216,8 @@ def flood(frames, noun, connections=5, reads=True, heap_max=None):
         if reads:
             expect(sum(flooder.answers for flooder in flooders), "nothing was answered")
             return f"{noun} on {connections} connections, {sent}"
-        most = max(most, server.heap() - before)
+        look()
+        expect(stuck > connections * 1024, f"only {stuck} bytes of answers wait in sockets")
         expect(most < heap_max, f"the heap grew by {most // 1024} KiB while nobody read the answers")
         return f"{noun} on {connections} connections that read no answer, {sent}; the heap grew by {most // 1024} KiB at most meanwhile"
 
