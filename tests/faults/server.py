@@ -83,9 +83,9 @@ class Server:
     def ledger(self):
         return json.loads(self.get("/debug/mem/purge", "POST"))
 
-    def memory(self):
-        """The ledger without a purge, so that it can be asked for under attack."""
-        return json.loads(self.get("/debug/mem"))
+    def heap(self):
+        """Bytes in use, without a purge, so that it can be asked for under attack."""
+        return json.loads(self.get("/debug/mem"))["allocated_bytes"]
 
     def metrics(self):
         lines = (line.rsplit(" ", 1) for line in self.get("/metrics").splitlines() if not line.startswith("#"))
