@@ -1,0 +1,265 @@
+"""The server itself ends, under load: SIGTERM, and SIGKILL with a restart on the same port at once.
+
+The bystanders are clients of their own, for the load generator takes any end for a fault: they keep all they receive, and here
+it is compared with what publishers were told.
+"""
+
+import re
+import selectors
+import signal
+import socket
+import threading
+import time
+
+from clients import FORK
+from over_http import greeted, statuses
+from server import Server, settled
+from wire import frame, handshake, post, quietly, received
+
+CLIENTS = 50
+GOING_AWAY = b"server is shutting down"
+
+
+class Life:
+    """One connection of a client, from the 101 to its end."""
+
+    def __init__(self, stream):
+        self.stream, self.wire, self.began = stream, bytearray(), time.monotonic()
+        self.first = self.ended = None
+
+    def messages(self):
+        return [payload for first, payload in received(self.wire) if first == 0x81]
+
+    def close_code(self):
+        return next((int.from_bytes(payload[:2], "big") for first, payload in received(self.wire) if first == 0x88), None)
+
+
+class Audience:
+    """Clients that keep what they receive, and come back after an end if they are told to."""
+
+    def __init__(self, server, comes_back):
+        self.address, self.comes_back, self.stopping = server.address, comes_back, False
+        self.lives = [[Life(server.connect("/ws/bystanders"))] for _ in range(CLIENTS)]
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        selector, away = selectors.DefaultSelector(), []
+        watch = lambda lives: selector.register(lives[-1].stream, selectors.EVENT_READ, lives)
+        for lives in self.lives:
+            watch(lives)
+        while not self.stopping:
+            for key, _ in selector.select(0.005):
+                life = key.data[-1]
+                piece = quietly(lambda: life.stream.recv(1 << 18))
+                if piece:
+                    life.first = life.first or time.monotonic()
+                    life.wire += piece
+                    if GOING_AWAY in piece:
+                        quietly(lambda: life.stream.send(frame(0x88, (1001).to_bytes(2, "big"))))
+                    continue
+                life.ended = time.monotonic()
+                selector.unregister(life.stream)
+                life.stream.close()
+                if self.comes_back:
+                    away.append(key.data)
+            for lives in away[:]:
+                if stream := quietly(self.connect):
+                    lives.append(Life(stream))
+                    watch(lives)
+                    away.remove(lives)
+
+    def connect(self):
+        stream = socket.create_connection(self.address, 5)
+        stream.sendall(handshake("/ws/bystanders"))
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            # The messages that follow the 101 are the client's first.
+            if not (piece := stream.recv(1)):
+                raise ConnectionError("no answer to a handshake")
+            answer += piece
+        if b" 101 " not in answer:
+            raise ConnectionError("refused")
+        return stream
+
+    def stop(self):
+        self.stopping = True
+        self.thread.join()
+        for lives in self.lives:
+            lives[-1].stream.close()
+
+
+def pour(server, name, telling):
+    """Publishes sixteen messages at a time until it is refused; tells which were accepted, and the answers to the last."""
+    server.cores.attack()
+    accepted, number, given = [], 0, []
+    stream = server.connect()
+
+    def batch():
+        nonlocal given
+        wire, given = b"", []
+        stream.sendall(b"".join(post("bystanders", b"%d %d" % (name, each)) for each in range(number, number + 16)))
+        while len(given) < 16:
+            if not (piece := stream.recv(1 << 16)):
+                break
+            wire += piece
+            given = statuses(wire)
+
+    while len(given) == 16 or not number:
+        ended = quietly(batch)
+        accepted += [b"%d %d" % (name, number + index) for index, status in enumerate(given) if status == 202]
+        number += 16
+        if set(given) != {202}:
+            break
+    telling.send((accepted, sorted(set(given) - {202})))
+
+
+def knock(server, answers):
+    """Asks for a WebSocket until nobody listens any more."""
+    while (answer := quietly(lambda: greeted(server, handshake("/ws/newcomers")))) is not None:
+        answers.append(answer)
+        time.sleep(0.002)
+
+
+def sigterm(binary, cores):
+    server = Server(binary, ["--outbox-bytes", "64MiB", "--drain-rate", "100", "--drain-timeout", "30s"], cores=cores)
+    audience, pipes, wrong = Audience(server, comes_back=False), [], []
+    for name in range(3):
+        told, telling = FORK.Pipe(duplex=False)
+        publisher = FORK.Process(target=pour, args=(server, name, telling))
+        publisher.start()
+        telling.close()
+        pipes.append((publisher, told))
+    time.sleep(1)
+    began, answers = time.monotonic(), []
+    server.process.send_signal(signal.SIGTERM)
+    knocking = threading.Thread(target=knock, args=(server, answers))
+    knocking.start()
+    accepted, last = set(), set()
+    for publisher, told in pipes:
+        theirs, status = told.recv()
+        accepted |= set(theirs)
+        last |= set(status)
+        publisher.join()
+    published = len(accepted)
+    code = quietly(lambda: server.process.wait(40))
+    knocking.join()
+    settled(lambda: all(lives[-1].ended for lives in audience.lives), 5)
+    audience.stop()
+    lives = [lives[-1] for lives in audience.lives]
+    heard = lives[0].messages()
+    lost = sum(len(accepted - set(life.messages())) for life in lives)
+    if lost:
+        wrong.append(f"{lost} deliveries of accepted messages are lost")
+    if len(set(heard)) != len(heard) or any(life.messages() != heard for life in lives):
+        wrong.append("bystanders have heard different things, or one twice")
+    if codes := {life.close_code() for life in lives} - {1001}:
+        wrong.append(f"bystanders were closed with {codes}")
+    if not last <= {503}:
+        wrong.append(f"publishers were refused with {last}")
+    refused = [answer for answer in answers if statuses(answer) == [503]]
+    late = [answer for answer in answers[answers.index(refused[0]) :] if statuses(answer) not in ([503], [])] if refused else []
+    if not refused or late or not all(b"retry-after: 1" in answer.lower() for answer in refused):
+        wrong.append(f"of {len(answers)} newcomers {len(refused)} were told to come back, {len(late)} after that were not")
+    if code != 0:
+        wrong.append(f"exit code {code}")
+    report = re.search(r"drained cut=(\d+) closed=(\d+) refused=(\d+)", server.said())
+    if not report or int(report[1]) or int(report[2]) < CLIENTS or int(report[3]) < len(refused):
+        wrong.append(f"the drain's report: {report and report[0]}")
+    closed = (max(life.ended or 0 for life in lives) - began) * 1000
+    return {
+        "name": "SIGTERM under load", "lost": lost, "wrong": wrong, "heap": None, "p99": None,
+        "did": f"{published:,} messages accepted from 3 publishers at full rate, {CLIENTS} bystanders, SIGTERM after a second",
+        "waited": f"1001 after {closed:.0f} ms at the latest, with --drain-rate 100",
+        "told": f"{report and report[0]}; 503 with Retry-After to {len(refused)} newcomers, {len(heard) - published} messages delivered whose 202 was cut",
+    }  # fmt: skip
+
+
+class Pacer:
+    """Publishes a number every 2 ms, come what may, and keeps what became of it."""
+
+    def __init__(self, address):
+        self.address, self.stopping, self.stream = address, False, None
+        # Of each message: when it was sent, and whether it was accepted, refused or not answered.
+        self.fates = []
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        while not self.stopping:
+            self.fates.append((time.monotonic(), self.publish(b"%d" % len(self.fates))))
+            time.sleep(0.002)
+
+    def publish(self, message):
+        try:
+            self.stream = self.stream or socket.create_connection(self.address, 5)
+        except OSError:
+            return "refused"
+        try:
+            self.stream.sendall(post("bystanders", message))
+            answer = self.stream.recv(4096)
+        except OSError:
+            answer = b""
+        if statuses(answer) == [202]:
+            return "accepted"
+        self.stream.close()
+        self.stream = None
+        return "unanswered"
+
+    def stop(self):
+        self.stopping = True
+        self.thread.join()
+
+
+def sigkill(binary, cores, times=3):
+    server, wrong, waited = Server(binary, [], cores=cores), [], []
+    audience = Audience(server, comes_back=True)
+    pacer = Pacer(server.address)
+    for life in range(2, times + 2):
+        time.sleep(0.5)
+        killed = time.monotonic()
+        server.process.kill()
+        if server.process.wait() != -signal.SIGKILL:
+            wrong.append("the server had ended before it was killed")
+        server = Server(binary, [], cores=cores, port=server.address[1])
+        baseline = server.ledger()["baseline"]["allocated_bytes"]
+        if not settled(lambda: all(len(lives) == life and lives[-1].first for lives in audience.lives)):
+            wrong.append("not everybody has come back")
+        waited.append(max(lives[-1].first or 0 for lives in audience.lives) - killed)
+    time.sleep(0.5)
+    pacer.stop()
+    fates = {b"%d" % number: fate for number, fate in enumerate(pacer.fates)}
+    accepted = [name for name, (_, fate) in fates.items() if fate == "accepted"]
+    settled(lambda: all(lives[-1].messages()[-1:] == accepted[-1:] for lives in audience.lives), 5)
+    law = server.metrics()
+    audience.stop()
+    lost = 0
+    for lives in audience.lives:
+        for life in lives:
+            heard = life.messages()
+            until = life.ended or time.monotonic()
+            due = [name for name in accepted if life.began <= fates[name][0] < until]
+            missing = [name for name in due if name not in set(heard)]
+            lost += len(missing)
+            # What a kill takes is the end of what was accepted, and nothing from the middle.
+            if missing and (life is lives[-1] or due[-len(missing) :] != missing):
+                wrong.append(f"{len(missing)} messages are missing that no kill explains")
+            if heard != sorted(set(heard), key=int):
+                wrong.append("messages were repeated or reordered")
+            if any(fates[name][1] == "refused" for name in heard):
+                wrong.append("a message was heard whose publisher had no connection")
+    refused, unanswered = (sum(fate == which for _, fate in pacer.fates) for which in ("refused", "unanswered"))
+    if not refused:
+        wrong.append("it was never down for who publishes")
+    heap = lambda: server.ledger()["allocated_bytes"] - baseline
+    if not settled(lambda: server.metrics()["hydrant_connections"] == 0):
+        wrong.append("connections are left")
+    left, code = heap(), server.end()
+    if code != 0:
+        wrong.append(f"exit code {code}")
+    return {
+        "name": "SIGKILL and restart", "lost": lost, "wrong": wrong[:3], "heap": left, "p99": None,
+        "did": f"killed {times} times and started again on the same port at once, {CLIENTS} bystanders, {len(fates) / (time.monotonic() - pacer.fates[0][0]):,.0f} messages a second",
+        "waited": f"again a message after {max(waited) * 1000:.0f} ms at the latest",
+        "told": f"{len(accepted):,} messages accepted, {refused} had no connection, {unanswered} no answer",
+    }  # fmt: skip

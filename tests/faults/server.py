@@ -1,0 +1,131 @@
+"""The server in a process of its own, which cores it has, and how those of the bystanders are kept from it."""
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+from wire import handshake
+
+
+class Cores:
+    """Who runs where. `apart`, the server has half of the cores, with a shard on each, and shares them with nobody; the bystanders
+    and the attackers have the others, where the attackers run only while no bystander wants to. Otherwise everybody runs
+    everywhere, and two shards have what crosses from one to the other under attack too."""
+
+    def __init__(self, apart=False):
+        self.all = sorted(os.sched_getaffinity(0))
+        half = len(self.all) // 2
+        self.apart = apart and half > 0
+        self.server = self.all[:half] if self.apart else self.all
+        rest = self.all[half:] if self.apart else self.all
+        self.bystanders = rest[: (len(rest) + 1) // 2] if self.apart else rest
+        self.attackers = rest[len(self.bystanders) :] or rest
+        self.shards = len(self.server) if self.apart else 2
+
+    # The calling process, and all it starts from now on, is one of these.
+
+    def serve(self):
+        os.sched_setaffinity(0, self.server)
+
+    def bystand(self):
+        os.sched_setaffinity(0, self.bystanders)
+
+    def attack(self):
+        os.sched_setaffinity(0, self.attackers)
+        if self.apart:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+    def __str__(self):
+        if not self.apart:
+            return f"{len(self.all)} cores, which the server ({self.shards} shards), the bystanders and the attackers share"
+        who = "for the bystanders, and for the attackers when no bystander runs"
+        if self.attackers != self.bystanders:
+            who = f"for the bystanders, {len(self.attackers)} for the attackers"
+        return f"of {len(self.all)} cores {len(self.server)} for the server, with a shard on each, {len(self.bystanders)} {who}"
+
+
+class Server:
+    def __init__(self, binary, flags, files=None, cores=None, port=0):
+        self.cores = cores or Cores()
+        self.log = tempfile.TemporaryFile("w+")
+
+        def prepare():
+            self.cores.serve()
+            if files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+        command = [binary, "--listen", f"127.0.0.1:{port}", "--tick", "0", "--shards", str(self.cores.shards), *flags]
+        self.process = subprocess.Popen(command, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=prepare)
+        deadline = time.monotonic() + 10
+        while not (found := re.search(r"listening on 127\.0\.0\.1:(\d+) ", self.said())):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"faults: the server does not listen: {self.said()}")
+            time.sleep(0.005)
+        self.address = ("127.0.0.1", int(found[1]))
+
+    def said(self):
+        # The server writes where the file's one position is: it must not move.
+        return os.pread(self.log.fileno(), 1 << 24, 0).decode()
+
+    def get(self, path, method="GET"):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.address[1]}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
+    def ledger(self):
+        return json.loads(self.get("/debug/mem/purge", "POST"))
+
+    def heap(self):
+        """Bytes in use, without a purge, so that it can be asked for under attack."""
+        return json.loads(self.get("/debug/mem"))["allocated_bytes"]
+
+    def metrics(self):
+        lines = (line.rsplit(" ", 1) for line in self.get("/metrics").splitlines() if not line.startswith("#"))
+        return {name: int(value) for name, value in lines}
+
+    def connect(self, path=None, receive_bytes=None, request=None):
+        """A socket; with a path, one that has seen the 101 and nothing behind it, whose handshake had `request` behind it."""
+        stream = socket.socket()
+        if receive_bytes:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        stream.settimeout(5)
+        stream.connect(self.address)
+        if path:
+            stream.sendall(handshake(path) + (request or b""))
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                if not (piece := stream.recv(1)):
+                    raise ConnectionError("no answer to a handshake")
+                answer += piece
+        return stream
+
+    def command(self, *words):
+        """The load generator's command line."""
+        return [self.process.args[0], "load", *words, "--quiet"]
+
+    def url(self, room):
+        return f"ws://127.0.0.1:{self.address[1]}/ws/{room}"
+
+    def end(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return "no end within 20 s of SIGTERM"
+
+
+def settled(look, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
