@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test, with outside programs too: lints, cargo test under both allocators, the benches as tests, the RFC 6455
-# conformance suite, a smoke run of k6, go tool pprof and hostile clients against the release binary. What is missing is installed under target/, or
-# one sentence says what is missing. The last lines are those of cargo test.
+# conformance suite, a smoke run of k6, go tool pprof, hostile clients and bad networks against the release binary. What is missing
+# is installed under target/, or one sentence says what is missing. The last lines are those of cargo test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +10,10 @@ fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
 
 command -v cargo >/dev/null || fail 'cargo is missing: install Rust 1.95 or newer, https://rustup.rs'
 command -v python3 >/dev/null || fail 'python3 is missing: k6, Go and the conformance suite come as Python packages'
+PATH=$PATH:/usr/sbin:/sbin
+for tool in unshare nsenter ip tc nft; do
+  command -v "$tool" >/dev/null || fail "$tool is missing: bad networks are made with util-linux, iproute2 and nftables"
+done
 # Each test server and its clients are files: 2,000 clients are 4,000 of them, and the faults have 10,700 of one server.
 [ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 11500 ] ||
   fail "at most $(ulimit -Hn) open files are allowed: the tests need a hard limit of 11500 (ulimit -Hn)"
@@ -37,6 +41,9 @@ bash tests/pprof.sh target/release/hydrant
 
 step 'faults: hostile clients and full machines against the release binary'
 python3 tests/faults/run.py target/release/hydrant --seconds 2
+
+step 'faults: bad networks'
+python3 tests/faults/network.py target/release/hydrant --seconds 2
 
 step 'benches, as tests'
 # In the test profile: what is measured has no meaning here, and five optimised programs less are linked.

@@ -1,0 +1,479 @@
+"""What bad networks do to clients and to bystanders: network.py SERVER_BINARY [--seconds N] [--only NAME] [--table].
+
+As run.py, with the victims, a tenth of the bystanders' room, behind a link that loses, holds up or drops everything (`links`), or
+behind a relay that delays, dribbles, cuts or stalls (`relay`). The bystanders are on loopback: on a link, the queue of packets that the
+kernel keeps for each core, a thousand long, is too short for their bursts when a core is late.
+
+A fault passes when no bystander lost, repeated or reordered anything; when what each victim got is whole, in the order of a witness
+on loopback, and not repeated, and what it lacks is counted or explained by the end of its connection; when the conservation law holds and
+what counts as delivered was received; when heap and open files are back where they were; when the server drains with exit code 0; and
+when the network, or the server, has counted that the fault happened.
+
+Standard library only. Ends only processes that it started. Load goes to loopback and to its own namespaces only.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import random
+import re
+import resource
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from functools import partial
+
+import links
+import relay
+from listeners import Echo, Listener
+from run import BYSTANDERS, HEAP_SLACK, Server, settled
+
+VICTIMS = BYSTANDERS // 9
+ECHOES = 10
+PAYLOAD_BYTES = 1000
+# What a victim may take to have everything after its network is good again: TCP waits twice as long after each try in vain.
+RECOVERY_SECONDS = 30
+TOKEN = secrets.token_hex(8)
+# Backlogs that are full after some of the messages; and time for a close frame behind what the kernel holds.
+NARROW = ["--message-bytes", "2048", "--outbox-bytes", "8KiB", "--kernel-bytes", "4KiB"]
+PATIENT = [*NARROW, "--close-timeout", "30s"]
+# A ping, an answer to it, bytes taken, a closing handshake: whoever is cut off is found within these.
+IMPATIENT = ["--ping-interval", "1s", "--idle-timeout", "3s", "--write-timeout", "4s", "--close-timeout", "500ms"]
+VANISHED, SILENT, SLOW = (f'hydrant_closed_total{{reason="{reason}"}}' for reason in ("vanished", "silent", "slow"))
+DROPPED = 'hydrant_frames_dropped_total{reason="slow"}'
+
+
+class Host(Server):
+    """The server, for others than loopback too."""
+
+    def __init__(self, binary, flags):
+        self.log = tempfile.TemporaryFile("w+")
+        command = [binary, "--listen", "0.0.0.0:0", "--token", TOKEN, "--tick", "0", "--shards", "2", *flags]
+        self.process = subprocess.Popen(command, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=links.die_with_parent)
+        listens = lambda: re.search(r"listening on 0\.0\.0\.0:(\d+) ", self.said())
+        if not (found := settled(lambda: self.process.poll() is not None or listens())) or found is True:
+            sys.exit(f"network.py: the server does not listen: {self.said()}")
+        self.address = ("127.0.0.1", int(found[1]))
+
+    def get(self, path, method="GET"):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.address[1]}{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read().decode()
+
+    def open_files(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def total(self, name):
+        return sum(value for key, value in self.metrics().items() if key.split("{")[0] == name)
+
+
+class Scene:
+    """One fault: its server, its links, its clients, and what was wrong."""
+
+    def __init__(self, server, far, seconds):
+        self.server, self.far, self.seconds = server, far, seconds
+        self.wrong, self.victims, self.echoes, self.relays = [], [], [], []
+        self.load = self.witness = None
+        # Whether some connection ended in a way that may have lost what was in the kernel's hands.
+        self.severed = False
+        # Whether the victims are still there when the server is told to end.
+        self.stay = False
+
+    def bystand(self, seconds):
+        """The load generator's report of the bystanders, who are on loopback."""
+        command = [self.server.process.args[0], "load", "fanout", "--json", "--quiet", "--patience", "20s"]
+        command += ["--connections", str(BYSTANDERS), "--rate", "20", "--messages", str(20 * seconds), "--payload", str(PAYLOAD_BYTES)]
+        command += ["--publishers", "1", "--token", TOKEN]
+        command += ["--url", f"ws://127.0.0.1:{self.server.address[1]}/ws/bystanders"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.load = subprocess.Popen(command, preexec_fn=links.die_with_parent, **pipes)
+        said, complaint = self.load.communicate(timeout=seconds + 90)
+        return json.loads(said or json.dumps({"passed": False, "complaint": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}))
+
+    def behind_link(self, count=VICTIMS, path="/ws/bystanders"):
+        """Victims on the link that will be bad."""
+        address = (self.far.here, self.server.address[1])
+        self.victims += self.far.inside(lambda: [Listener(address, path, PAYLOAD_BYTES) for _ in range(count)])
+
+    def behind_relay(self, count=VICTIMS, again=False, **faults):
+        bad = relay.Relay(self.server.address, **faults)
+        self.relays.append(bad)
+        # All at once: a handshake may take long here.
+        with concurrent.futures.ThreadPoolExecutor(count) as threads:
+            listen = lambda _: Listener(bad.address, "/ws/bystanders", PAYLOAD_BYTES, again)
+            self.victims += threads.map(listen, range(count))
+            self.echoes += threads.map(lambda _: Echo(bad.address, PAYLOAD_BYTES, again), range(ECHOES))
+        return bad
+
+    def begin(self, seconds=0):
+        """The witness and the bystanders come, and the stream begins."""
+        self.witness = Listener(self.server.address, "/ws/bystanders", PAYLOAD_BYTES, nice=0)
+        length = max(self.seconds, seconds)
+        self.stream = threading.Thread(target=lambda: setattr(self, "report", self.bystand(length)), daemon=True)
+        self.stream.start()
+        settled(lambda: self.witness.got or not self.stream.is_alive(), 30)
+
+    def pause(self):
+        time.sleep(self.seconds / 2)
+
+    def end(self):
+        """The bystanders have everything and have gone."""
+        self.stream.join()
+
+    def rose(self, name):
+        return self.server.metrics()[name] - self.before[name]
+
+    def expect(self, right, sentence):
+        if not right:
+            self.wrong.append(sentence)
+
+    def has_everything(self, victim):
+        return victim.is_alive() and victim.got == self.witness.got
+
+    def are_behind(self):
+        return all(len(victim.got) < len(self.witness.got) for victim in self.victims)
+
+    def expect_everything(self):
+        settled(lambda: all(map(self.has_everything, self.victims)), RECOVERY_SECONDS)
+        short = sum(not self.has_everything(victim) for victim in self.victims)
+        self.expect(not short, f"{short} victims have not got everything")
+
+    def expect_everything_or_too_slow(self):
+        """Whoever lacks something was told so by 1013, and everything before that came."""
+        over = lambda victim: not victim.is_alive() or self.has_everything(victim)
+        settled(lambda: all(map(over, self.victims)), RECOVERY_SECONDS)
+        ended = [victim for victim in self.victims if not victim.is_alive()]
+        self.expect(all(map(over, self.victims)), "a victim lacks something and is connected")
+        self.expect(all(victim.code == 1013 for victim in ended), "a victim ended without 1013")
+        self.expect(len(ended) == self.rose(SLOW) > 0, f"{len(ended)} victims ended, {self.rose(SLOW)} were counted as slow")
+
+    def expect_order(self, gaps):
+        """What came is in the witness's order; without a gap, unless the policy makes them, and from the first message on, unless it
+        was cut off before."""
+        heard = self.witness.got
+        place = {number: index for index, number in enumerate(heard)}
+        complete = len(heard) >= 20 * self.seconds and sorted(heard) == list(range(len(heard)))
+        self.expect(complete, "the witness lacks or repeats something")
+        for victim in self.victims:
+            places = [[place.get(number, -1) for number in spell] for spell in victim.spells]
+            flat = [index for spell in places for index in spell]
+            self.expect(all(a < b for a, b in zip([-1, *flat], flat)), "a victim got something twice, or in another order")
+            first = lambda spell: spell[0] if victim.again else 0
+            whole = all(spell == list(range(first(spell), first(spell) + len(spell))) for spell in places if spell)
+            self.expect(gaps or whole, "a victim lacks something, and has what came later")
+        for client in [self.witness, *self.victims, *self.echoes]:
+            self.wrong += client.wrong[:1]
+
+    def expect_law(self):
+        """The conservation law; and what counts as delivered was received, unless it was lost with a connection."""
+        of = lambda what: self.server.total(f"hydrant_frames_{what}")
+        law = lambda: of("matched_total") - of("delivered_total") - of("dropped_total") - of("pending")
+        self.expect(settled(lambda: law() == 0), f"the conservation law is off by {law()}")
+        for echo in self.echoes:
+            echo.enough = True
+        good = (BYSTANDERS + 1) * len(self.witness.got)
+        bad = lambda: sum(len(victim.got) for victim in self.victims) + sum(echo.returned for echo in self.echoes)
+        missing = lambda: self.rose("hydrant_frames_delivered_total") - good - bad()
+        settled(lambda: missing() == 0, 0.5 if self.severed else 10)
+        self.expect(missing() == 0 or self.severed and missing() > 0, f"{missing()} more were delivered than received")
+
+    def leave(self):
+        for client in filter(None, [self.witness, *self.victims, *self.echoes]):
+            client.leave()
+        for bad in self.relays:
+            bad.close()
+
+    def expect_nothing_left(self, baseline, files):
+        """Nobody is connected, and heap and open files are where they were; the heap's difference."""
+        empty = lambda: self.server.metrics()["hydrant_connections"] == 0
+        self.expect(settled(empty), "connections are left")
+        heap = lambda: self.server.ledger()["allocated_bytes"] - baseline
+        # What threads and tables keep for a while is given back in time; a leak is not.
+        settled(lambda: heap() < HEAP_SLACK // 2)
+        self.expect(heap() <= HEAP_SLACK, f"{heap() // 1024} KiB of heap are left")
+        self.expect(settled(lambda: self.server.open_files() <= files), f"{self.server.open_files() - files} files are left open")
+        return heap()
+
+
+# The faults: victims connect, the stream begins, the network becomes bad and maybe good again, the stream ends, and what the victims
+# have is judged. Each says what was done.
+
+
+def lossy(percent, scene):
+    scene.behind_link()
+    scene.begin()
+    scene.far.lose(percent)
+    scene.end()
+    scene.expect_everything()
+    down, up = scene.far.lost()
+    scene.expect(down and up, "no packet was lost")
+    return f"{percent} % of all packets lost, {down:,} to {VICTIMS} victims and {up:,} from them"
+
+
+def slow_link(scene):
+    scene.behind_link()
+    scene.begin()
+    scene.far.slow("1mbit")
+    scene.end()
+    held, lost = scene.far.held()
+    scene.expect(held, "no packet was held up")
+    return f"1 Mbit/s for {VICTIMS} victims, {VICTIMS * PAYLOAD_BYTES * 160 / 1e6:.1f} wanted: {held:,} packets held up, {lost:,} lost"
+
+
+def slow_disconnect(scene):
+    did = slow_link(scene)
+    scene.expect_everything_or_too_slow()
+    return did
+
+
+def slow_drop(scene):
+    did = slow_link(scene)
+    lacking = lambda: sum(len(scene.witness.got) - len(victim.got) for victim in scene.victims)
+    settled(lambda: lacking() == scene.rose(DROPPED), RECOVERY_SECONDS)
+    scene.expect(lacking() == scene.rose(DROPPED) > 0, f"{lacking()} are lacking, {scene.rose(DROPPED)} were dropped")
+    scene.expect(all(victim.is_alive() for victim in scene.victims), "a victim was ended")
+    return did
+
+
+def partition(scene):
+    scene.behind_link()
+    scene.begin()
+    scene.far.lose(100)
+    scene.pause()
+    scene.expect(scene.are_behind(), "a victim has everything across the partition")
+    scene.far.heal()
+    scene.end()
+    scene.expect_everything()
+    scene.expect(sum(scene.far.lost()), "no packet was lost")
+    return f"nothing passed to and from {VICTIMS} victims for {scene.seconds / 2:g} s"
+
+
+def long_partition(scene):
+    scene.behind_link()
+    scene.begin()
+    scene.far.lose(100)
+    settled(lambda: scene.rose(SLOW) == VICTIMS)
+    scene.expect(scene.are_behind(), "a victim has everything across the partition")
+    scene.far.heal()
+    scene.end()
+    scene.expect_everything_or_too_slow()
+    scene.expect(sum(scene.far.lost()), "no packet was lost")
+    return f"nothing passed to and from {VICTIMS} victims until their backlogs were full"
+
+
+def lost_acknowledgements(scene):
+    scene.behind_link()
+    scene.begin()
+    scene.far.lose(100, down=False)
+    scene.pause()
+    scene.expect(scene.are_behind(), "the server sent everything without an acknowledgement")
+    scene.far.heal()
+    scene.end()
+    scene.expect_everything()
+    down, up = scene.far.lost()
+    scene.expect(up and not down, "no packet was lost, or in the wrong direction")
+    return f"nothing came from {VICTIMS} victims for {scene.seconds / 2:g} s, acknowledgements neither"
+
+
+def gone_for_ever(scene):
+    scene.severed = True
+    scene.behind_link()
+    scene.behind_link(path="/ws/silent")
+    scene.begin(10)
+    files = scene.server.open_files()
+    since = time.monotonic()
+    scene.far.lose(100)
+    others = BYSTANDERS + 1
+    closed = lambda: scene.server.open_files() <= files - 2 * VICTIMS
+    freed = settled(lambda: scene.server.metrics()["hydrant_connections"] == others and closed(), 9)
+    took = time.monotonic() - since
+    scene.expect(freed, f"{scene.server.metrics()['hydrant_connections']} connections are left of {others}, or their sockets")
+    found = scene.rose(SILENT) + scene.rose(VANISHED)
+    scene.expect(found == 2 * VICTIMS, f"{found} of {2 * VICTIMS} were found out")
+    scene.expect(scene.stream.is_alive(), "the stream ended before the victims")
+    scene.end()
+    return f"{VICTIMS} victims in the room and {VICTIMS} in a silent one gone for ever, found within {took:.1f} s"
+
+
+def drain_across_partition(scene):
+    scene.severed = True
+    scene.behind_link()
+    scene.begin()
+    scene.far.lose(100)
+    scene.end()
+    scene.stay = True
+    scene.expect(scene.server.metrics()["hydrant_frames_pending"], "nothing waits for the victims")
+    return f"SIGTERM while nothing passed to and from {VICTIMS} victims"
+
+
+def late(scene):
+    bad = scene.behind_relay(down=relay.delayed(0.05, 0.1), up=relay.delayed(0.05, 0.1))
+    scene.begin()
+    scene.end()
+    scene.expect_everything()
+    scene.expect(min(echo.quickest for echo in scene.echoes) >= 0.1, "something came too early")
+    return f"{len(scene.victims)} victims and {ECHOES} that hear themselves, 50 to 150 ms away each way: {bad.pieces:,} pieces"
+
+
+def dribbled(scene):
+    bad = scene.behind_relay(10, down=relay.dribbled(50), up=relay.dribbled(10))
+    scene.begin()
+    scene.end()
+    scene.expect_everything()
+    scene.expect(bad.pieces > 10 * len(scene.witness.got) * 10, "the pieces were too large")
+    return f"10 victims and {ECHOES} that hear themselves, pieces of 1 to 50 bytes down, 1 to 10 up: {bad.pieces:,}"
+
+
+def cut_off(reset, scene):
+    scene.severed = True
+    at = relay.cut(1, 20_000, reset)
+    bad = scene.behind_relay(again=True, down=at, up=at)
+    scene.begin()
+    scene.end()
+    scene.expect(any(victim.got for victim in scene.victims) and any(echo.returned for echo in scene.echoes), "the victims got nothing")
+    inside = sum(client.partial for client in scene.victims + scene.echoes)
+    scene.expect(bad.cuts and inside, "no frame was cut")
+    scene.expect(scene.rose(VANISHED) > BYSTANDERS, "the server has not seen an end")
+    how = "a reset" if reset else "the end of the stream"
+    return f"{bad.cuts:,} connections of {VICTIMS + ECHOES} victims cut by {how}, {inside:,} inside a frame to them"
+
+
+def stalled(scene):
+    stall = relay.Stall()
+    scene.behind_relay(down=stall, up=stall, buffer_bytes=4096)
+    scene.begin()
+    stall.begin()
+    scene.pause()
+    scene.expect(scene.are_behind(), "a victim has everything across the stall")
+    stall.end()
+    scene.end()
+    scene.expect_everything()
+    return f"{VICTIMS} victims and {ECHOES} that hear themselves stalled for {scene.seconds / 2:g} s, then everything at once"
+
+
+def half_closed(scene):
+    scene.severed = True
+    scene.behind_relay()
+    scene.begin()
+    scene.pause()
+    for client in scene.victims + scene.echoes:
+        client.stream.shutdown(socket.SHUT_WR)
+    settled(lambda: not any(client.is_alive() for client in scene.victims + scene.echoes))
+    scene.expect(not any(client.is_alive() for client in scene.victims + scene.echoes), "a victim was not ended")
+    scene.expect(not any(client.reset or client.partial for client in scene.victims), "a victim's stream ended inside a frame")
+    found = scene.rose(VANISHED)
+    scene.expect(found == VICTIMS + ECHOES, f"{found} of {VICTIMS + ECHOES} were found out")
+    scene.end()
+    return f"{VICTIMS + ECHOES} victims ended what they send, and went on listening"
+
+
+# Name, fault, flags of the server, and whether its policy makes gaps.
+FAULTS = [
+    ("a packet in a hundred lost", partial(lossy, 1), [], False),
+    ("a packet in ten lost", partial(lossy, 10), [], False),
+    ("slow link, disconnect", slow_disconnect, PATIENT, False),
+    ("slow link, drop-oldest", slow_drop, [*NARROW, "--slow", "drop-oldest"], True),
+    ("slow link, drop-newest", slow_drop, [*NARROW, "--slow", "drop-newest"], True),
+    ("partition that heals", partition, [], False),
+    ("partition longer than backlogs", long_partition, PATIENT, False),
+    ("acknowledgements lost", lost_acknowledgements, [], False),
+    ("partition for ever", gone_for_ever, [*IMPATIENT, *NARROW, "--slow", "drop-oldest"], True),
+    ("drain across a partition", drain_across_partition, ["--drain-timeout", "2s", *NARROW, "--slow", "drop-oldest"], True),
+    ("delay and jitter", late, [], False),
+    ("dribble", dribbled, [], False),
+    ("cut by resets", partial(cut_off, True), [], False),
+    ("cut by ends", partial(cut_off, False), [], False),
+    ("stall", stalled, [], False),
+    ("half-closed", half_closed, [], False),
+]
+
+
+def judge(server, scene, name, fault, gaps):
+    baseline = server.ledger()["baseline"]["allocated_bytes"]
+    quiet = scene.bystand(scene.seconds)
+    settled(lambda: server.metrics()["hydrant_connections"] == 0)
+    server.ledger()
+    files = server.open_files()
+    scene.before = server.metrics()
+    did, heap = fault(scene), None
+    scene.expect_order(gaps)
+    scene.expect_law()
+    events = {name: scene.rose(name) for name in scene.before if re.match(r"hydrant_(closed|refused|frames_dropped)_total", name)}
+    if not scene.stay:
+        scene.leave()
+        heap = scene.expect_nothing_left(baseline, files)
+    during = scene.report
+    for report, when in ((quiet, "before"), (during, "during")):
+        scene.expect(report["passed"], f"bystanders {when}: {report.get('complaint') or report['lost_unexplained']}")
+    code = server.end()
+    scene.expect(code == 0, f"exit code {code}")
+    scene.expect(not scene.stay or f" cut={VICTIMS} " in server.said(), "the victims were not cut by the drain")
+    scene.leave()
+    p99 = lambda report: report["last_subscriber_us"]["p99"] / 1000 if report["last_subscriber_us"] else float("nan")
+    label = lambda name: name.split('"')[1]
+    told = [f"{'dropped as ' * ('dropped' in name)}{label(name)} {count:,}" for name, count in events.items() if count]
+    return {
+        "name": name, "did": did, "lost": during["lost_unexplained"], "p99": (p99(quiet), p99(during)), "heap": heap, "told": ", ".join(told),
+        "wrong": list(dict.fromkeys(scene.wrong)),
+    }  # fmt: skip
+
+
+def run(binary, seconds, name, fault, flags, gaps):
+    far = links.Link("far", 1)
+    server = Host(binary, flags)
+    scene = Scene(server, far, seconds)
+    try:
+        return judge(server, scene, name, fault, gaps)
+    finally:
+        for process in (scene.load, server.process):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
+        scene.leave()
+        far.delete()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("--seconds", type=int, default=5, help="how long bystanders receive, without and with the fault")
+    parser.add_argument("--only", help="faults whose name has this in it")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what the relay draws at random")
+    parser.add_argument("--table", action="store_true", help="print the table of tests/README.md")
+    options = parser.parse_args()
+    links.enter()
+    # Whatever ends the suite, what it started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("network.py: told to end"))
+    random.seed(options.seed)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    rows = []
+    for fault in FAULTS:
+        if options.only and options.only not in fault[0]:
+            continue
+        row = run(os.path.abspath(options.binary), options.seconds, *fault)
+        row["heap_told"] = "–" if row["heap"] is None else f"{row['heap'] / 1024:.0f} KiB"
+        rows.append(row)
+        figures = f"{row['did']}; p99 {row['p99'][0]:.1f} → {row['p99'][1]:.1f} ms, lost {row['lost']}, heap {row['heap_told']}, {row['told']}"
+        print(f"{row['name']}: {'; '.join(row['wrong'][:5]) or 'ok'} ({figures})", file=sys.stderr, flush=True)
+    if options.table:
+        print("| fault | what was done | lost by bystanders | p99 of the last bystander, quiet → during | heap afterwards, over the baseline | what the server counted |")
+        print("|---|---|---|---|---|---|")
+        for row in rows:
+            quiet, during = row["p99"]
+            print(f"| {row['name']} | {row['did']} | {row['lost']} | {quiet:.1f} → {during:.1f} ms | {row['heap_told']} | {row['told']} |")
+    failed = sum(bool(row["wrong"]) for row in rows)
+    print(f"network faults: {len(rows) - failed} passed, {failed} failed" + (f" (--seed {options.seed})" if failed else ""))
+    return 1 if failed or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
