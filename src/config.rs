@@ -222,6 +222,11 @@ pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
 pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
 pub const PASS_CHUNK: usize = 256;
+/// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: half a
+/// millisecond.
+pub const ARRIVALS_CHUNK: usize = 16;
+/// Polls of HTTP phases that have not got as far as a whole request, between two turns of the messages: a millisecond at most.
+pub const NEWCOMER_TURNS: usize = 8;
 /// Inbox items that a shard takes before it goes on with its passes.
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
@@ -242,8 +247,7 @@ pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
-/// Sockets that wait in a shard's inbox, at most: what is published meanwhile comes behind them. It is what a shard takes in two
-/// rounds, some milliseconds; the others wait in the kernel's queue.
+/// Sockets that wait for a shard, at most; the others wait in the kernel's queue.
 pub const ARRIVALS_MAX: usize = 128;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;

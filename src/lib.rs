@@ -67,10 +67,11 @@
 //!
 //! # The walk of one connection
 //!
-//! 1. The accept thread takes a `Permit` of the least-loaded shard and pushes the socket into its inbox. Socket options
-//!    are inherited from the listener: none is set per connection.
+//! 1. The accept thread takes a `Permit` of the least-loaded shard and gives it the socket, of which few wait for a shard: the
+//!    others wait in the kernel's queue. Socket options are inherited from the listener: none is set per connection.
 //! 2. A handshake that has arrived whole, as nearly all have (the kernel hands over a socket with its first bytes), is
-//!    answered at once; any other request is read by hyper in a task. The subscription is announced to the home of each
+//!    answered at once; any other request is read by hyper in a task, which has few turns until its request is whole
+//!    (`engine::turns`): thousands that never get so far delay no message. With TLS, [`conn::Session`] lies between. The subscription is announced to the home of each
 //!    channel **before** the 101 can leave: who has seen the 101 misses nothing that is published afterwards.
 //! 3. The socket is registered in the shard's own epoll set (and before, taken back from hyper and tokio). From here on the
 //!    connection has no task, no buffer and no registration with tokio: under 250 bytes of heap (tokio's readiness record

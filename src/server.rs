@@ -377,9 +377,9 @@ fn accept(
         for (listener, entrance) in listeners {
             while !stopping.load(Ordering::Acquire) {
                 let shard = engine.least_loaded();
-                waits = match engine.arrivals[shard].has_room() {
-                    true => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
-                    false => Some(ARRIVALS_WAIT),
+                waits = match engine.arrivals[shard].is_full() {
+                    true => Some(ARRIVALS_WAIT),
+                    false => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
                 };
                 if waits.is_some() {
                     break;

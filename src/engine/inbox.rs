@@ -93,6 +93,11 @@ impl<T> Inbox<T> {
             return;
         }
         self.queue.push(item);
+        self.nudge();
+    }
+
+    /// Wakes the consumer as a push does.
+    pub fn nudge(&self) {
         // Release: pairs with the acquire in `look`, so that the consumer sees the item above.
         // Acquire: keeps the chain of swaps whole when several producers find the flag set.
         if !self.signalled.swap(true, Ordering::AcqRel) {

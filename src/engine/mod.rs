@@ -13,6 +13,7 @@ mod meter;
 pub mod publication;
 mod readiness;
 pub mod shard;
+pub mod turns;
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crossbeam_queue::ArrayQueue;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -48,34 +50,9 @@ pub struct Arrival {
     pub permit: Permit,
 }
 
-/// Sockets that a shard has been given and has not taken: so few that what comes behind them does not wait for long. The others
-/// are in the kernel's queue.
-#[derive(Debug, Default)]
-pub struct Arrivals(AtomicUsize);
-
-impl Arrivals {
-    /// Whether there is room for another.
-    pub fn has_room(&self) -> bool {
-        // Relaxed, here and below: one thread adds, and a look that comes late sees too many.
-        self.0.load(Ordering::Relaxed) < ARRIVALS_MAX
-    }
-
-    /// One more.
-    pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The shard has taken one.
-    pub fn take(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What comes into a shard.
 #[derive(Debug)]
 pub enum Item {
-    /// A socket from the accept thread.
-    Accepted(Arrival),
     /// To the channel's home: a message to sequence.
     Publish(Publication),
     /// From the channel's home: frames to fan out.
@@ -179,8 +156,9 @@ pub struct Engine {
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
     pub loads: Box<[Load]>,
-    /// The sockets in each inbox.
-    pub arrivals: Box<[Arrivals]>,
+    /// The sockets that each shard has been given and has not taken: beside its inbox, so that no message waits for them. When it is
+    /// full, the others wait in the kernel's queue.
+    pub arrivals: Box<[ArrayQueue<Arrival>]>,
     /// Every WebSocket connection.
     pub registry: Registry,
     /// The way to the admin thread.
@@ -206,7 +184,7 @@ impl Engine {
             config,
             inboxes: (0..shards).map(|_| Inbox::default()).collect(),
             loads: (0..shards).map(|_| Load::default()).collect(),
-            arrivals: (0..shards).map(|_| Arrivals::default()).collect(),
+            arrivals: (0..shards).map(|_| ArrayQueue::new(ARRIVALS_MAX)).collect(),
             registry: Registry::default(),
             admin,
             refusals: Refusals::default(),
@@ -262,7 +240,7 @@ impl Engine {
         loads.min_by_key(|(_, load)| load.get()).map(|(shard, _)| shard).expect("there is at least one shard")
     }
 
-    /// Gives a socket from `peer` to this shard.
+    /// Gives a socket from `peer` to this shard, which has room for it.
     ///
     /// # Errors
     /// The socket, and why: its address has as many as it may have, or the server drains.
@@ -282,8 +260,9 @@ impl Engine {
             Some(most) => load.permit_of(peer, most.get(), &self.addresses),
         };
         let Some(permit) = permit else { return Err((stream, Refusal::Address)) };
-        self.arrivals[shard].add();
-        self.inboxes[shard].push(Item::Accepted(Arrival { stream, entrance, permit }));
+        // One thread fills it, and has seen that there is room.
+        let _ = self.arrivals[shard].push(Arrival { stream, entrance, permit });
+        self.inboxes[shard].nudge();
         Ok(())
     }
 
@@ -376,12 +355,10 @@ mod tests {
         let peer = listener.local_addr().unwrap();
         let stream = TcpStream::connect(peer).unwrap();
         for _ in 0..ARRIVALS_MAX {
-            assert!(engine.arrivals[0].has_room());
+            assert!(!engine.arrivals[0].is_full());
             engine.arrive(0, stream.try_clone().unwrap(), peer.ip(), entrance).unwrap();
         }
-        assert!(!engine.arrivals[0].has_room());
-        engine.arrivals[0].take();
-        assert!(engine.arrivals[0].has_room());
+        assert!(engine.arrivals[0].is_full());
     }
 
     #[test]

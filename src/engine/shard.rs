@@ -21,9 +21,10 @@ use super::channel::{Channels, Surroundings};
 use super::home::{Bounds, Home};
 use super::meter::{Meter, Rates};
 use super::publication::{Origin, Publication};
+use super::turns::{Turn, Turns};
 use super::{Arrival, Engine, Inbox, Item, Report, readiness};
 use crate::close::CloseReason;
-use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
+use crate::config::{ARRIVALS_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::{Connection, Stream};
 use crate::fanout::Fanout;
 use crate::jwt::Grant;
@@ -39,8 +40,6 @@ pub type Conn = Connection<Stream>;
 
 /// Between two looks at whether subscribers that are behind have caught up.
 const PACE_INTERVAL: Duration = Duration::from_millis(1);
-/// Items that a handshake counts for: about as many others take its time.
-const HANDSHAKE_ITEMS: usize = 64;
 /// Connections that a survey looks at before everything else has its turn.
 const SURVEY_CHUNK: usize = 512;
 
@@ -49,8 +48,34 @@ const SURVEY_CHUNK: usize = 512;
 pub struct HttpPhase {
     /// A request of it has arrived as a whole: it does not lose its place any more.
     pub asked: Cell<bool>,
-    /// Its place goes to somebody else.
-    pub evicted: Notify,
+    /// Its place has gone to somebody else.
+    evicted: Cell<bool>,
+    notify: Notify,
+    /// Its turn, while it is new.
+    pub(super) turn: Cell<Turn>,
+}
+
+impl HttpPhase {
+    /// Takes its place away.
+    pub fn evict(&self) {
+        self.evicted.set(true);
+        self.notify.notify_one();
+    }
+
+    /// Whether nothing is known of it yet.
+    pub(super) fn is_new(&self) -> bool {
+        !self.asked.get() && !self.evicted.get()
+    }
+
+    /// Whether its place was taken away.
+    pub fn is_evicted(&self) -> bool {
+        self.evicted.get()
+    }
+
+    /// Waits until its place is taken away.
+    pub async fn evicted(&self) {
+        self.notify.notified().await;
+    }
 }
 
 /// One thread's part of the node.
@@ -79,6 +104,8 @@ pub struct Shard {
     pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
+    /// Turns of those who have not asked for anything yet.
+    pub(super) turns: Turns,
     /// HTTP phases that have not ended, in the order in which they began.
     pub http_phases: RefCell<BTreeMap<u64, Rc<HttpPhase>>>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
@@ -123,6 +150,7 @@ impl Shard {
             grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
+            turns: Turns::default(),
             http_phases: RefCell::default(),
             sweep: Cell::default(),
             unread: RefCell::default(),
@@ -150,6 +178,7 @@ impl Shard {
             result = ready => match result? {},
         }
         self.inbox().close();
+        while self.engine.arrivals[usize::from(self.index)].pop().is_some() {}
         Ok(self.report())
     }
 
@@ -172,13 +201,23 @@ impl Shard {
             }
             // The runtime looks at its sockets first: a burst that has already arrived joins this batch.
             yield_now().await;
-            more = self.take_items(&serve);
+            more = self.take_items();
             self.step();
+            more |= self.take_arrivals(&serve) | self.turns.refill();
         }
     }
 
+    /// Takes some of the sockets that have arrived; whether there are more.
+    fn take_arrivals(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, Arrival)) -> bool {
+        let arrivals = &self.engine.arrivals[usize::from(self.index)];
+        for arrival in std::iter::from_fn(|| arrivals.pop()).take(ARRIVALS_CHUNK) {
+            serve(self, arrival);
+        }
+        !arrivals.is_empty()
+    }
+
     /// Takes what is in the inbox; whether something may be left.
-    fn take_items(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, Arrival)) -> bool {
+    fn take_items(self: &Rc<Self>) -> bool {
         self.inbox().look();
         let mut barriers = Vec::new();
         let mut taken = 0;
@@ -186,11 +225,6 @@ impl Shard {
             let Some(item) = self.inbox().pop() else { break };
             taken += 1;
             match item {
-                Item::Accepted(arrival) => {
-                    self.engine.arrivals[usize::from(self.index)].take();
-                    taken += HANDSHAKE_ITEMS;
-                    serve(self, arrival);
-                }
                 Item::Publish(publication) => self.sequence(publication),
                 Item::Deliver(dispatch) => self.channels.borrow_mut().enqueue(dispatch),
                 Item::Count { channel, shard, joined } => self.home.borrow_mut().count(&channel, shard, joined),

@@ -30,7 +30,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use self::answer::{text, with};
 use self::at_once::Attempt;
@@ -39,6 +39,7 @@ use self::upgrade::Upgrade;
 use crate::admission::Refusal;
 use crate::config::{Config, Entrance};
 use crate::engine::shard::{HttpPhase, Shard};
+use crate::engine::turns::Newcomer;
 use crate::engine::{Arrival, Engine};
 use crate::mem;
 
@@ -65,13 +66,14 @@ pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
     let Some(place) = Place::take(shard) else {
         return refuse(&shard.engine, arrival.stream, arrival.entrance, Refusal::Handshakes);
     };
-    let shard = shard.clone();
-    // The runtime ends with the shard, and every task with it; none outlives its socket.
-    tokio::task::spawn_local(async move {
-        if let Err(error) = phase(&shard, arrival, place).await {
+    let (inside, known) = (shard.clone(), place.phase.clone());
+    let task = async move {
+        if let Err(error) = phase(&inside, arrival, place).await {
             tracing::debug!("HTTP phase: {error}");
         }
-    });
+    };
+    // The runtime ends with the shard, and every task with it; none outlives its socket.
+    tokio::task::spawn_local(Newcomer::new(shard.clone(), known, task));
 }
 
 /// A place among the HTTP phases of a shard; given back on drop.
@@ -89,7 +91,7 @@ impl Place {
         let mut phases = shard.http_phases.borrow_mut();
         if phases.len() >= config.handshakes_max.div_ceil(config.shards.get()) {
             let (&number, _) = phases.iter().find(|(_, phase)| !phase.asked.get())?;
-            phases.remove(&number)?.evicted.notify_one();
+            phases.remove(&number)?.evict();
             shard.engine.refusals.count(Refusal::Handshakes);
         }
         let number = phases.last_key_value().map_or(0, |(last, _)| last + 1);
@@ -137,21 +139,27 @@ async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<
     let tls = shard.engine.config.tls.as_deref().filter(|_| entrance.secure);
     let Conversation { done, mut stream, leftover, upgrade } =
         converse(shard, Transport::new(stream, tls)?, entrance, &place.phase).await;
-    drop(place);
+    let phase = place.phase.clone();
     match (done, upgrade) {
+        _ if phase.is_evicted() => Ok(()),
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
         (Ok(()), Some(Upgrade { role, announced })) => {
+            drop(place);
             let (stream, session) = stream.into_parts()?;
             shard.register(stream, session, leftover, role, announced, permit)
         }
         (done, _) => {
+            // It has had its answer, and its place is anybody's.
+            phase.asked.set(false);
             stream.shutdown().await?;
-            // The client ends it, or the time does.
-            let _ = timeout(LINGER_TIMEOUT, async {
-                let mut thrown_away = [0; 4096];
-                while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {}
-            })
-            .await;
+            let mut thrown_away = [0; 4096];
+            let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };
+            // The client ends it, or the time does, or who comes.
+            tokio::select! {
+                () = linger => {}
+                () = sleep(LINGER_TIMEOUT) => {}
+                () = phase.evicted() => {}
+            }
             done.map_err(io::Error::other)
         }
     }
@@ -188,7 +196,7 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let done = tokio::select! {
         done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
-        () = phase.evicted.notified() => Ok(()),
+        () = phase.evicted() => Ok(()),
         () = shard.draining() => {
             pin::Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|context| connection.poll_without_shutdown(context)).await

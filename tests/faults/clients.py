@@ -116,7 +116,7 @@ def half_open(server, stop):
         while len(streams) > 5000:
             streams.pop(0).close()
 
-    loop(stop, once, 0.02)
+    loop(stop, once)
     return f"handshakes that never end, {opened}, the last 5,000 of them open"
 
 

@@ -1,0 +1,171 @@
+//! Turns of HTTP phases that have not got as far as a whole request: they may be thousands, and strangers.
+//!
+//! The runtime polls every task that is ready before it comes back to the shard's own loop; messages would wait for all of
+//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop, in the
+//! order in which they were asked for.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::shard::{HttpPhase, Shard};
+use crate::config::NEWCOMER_TURNS;
+
+/// Where a newcomer stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It has not asked.
+    #[default]
+    None,
+    /// It is in the queue.
+    Waiting,
+    /// It was its turn, and it has not used it.
+    Granted,
+}
+
+/// The turns of a round.
+#[derive(Debug)]
+pub(super) struct Turns {
+    left: Cell<usize>,
+    waiting: RefCell<VecDeque<(Waker, Rc<HttpPhase>)>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { left: Cell::new(NEWCOMER_TURNS), waiting: RefCell::default() }
+    }
+}
+
+impl Turns {
+    /// A round is over: gives those who have waited longest their turns. Whether somebody goes on waiting.
+    pub(super) fn refill(&self) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let next = waiting.len().min(NEWCOMER_TURNS);
+        self.left.set(NEWCOMER_TURNS - next);
+        for (waker, phase) in waiting.drain(..next) {
+            phase.turn.set(Turn::Granted);
+            waker.wake();
+        }
+        if waiting.is_empty() {
+            // After a storm, its room is given back.
+            waiting.shrink_to(NEWCOMER_TURNS);
+        }
+        !waiting.is_empty()
+    }
+
+    /// Takes a turn; without one left, the task is woken when it has one.
+    fn take(&self, phase: &Rc<HttpPhase>, context: &Context<'_>, shard: &Shard) -> bool {
+        match (phase.turn.take(), self.left.get()) {
+            (Turn::Granted, _) => return true,
+            (Turn::None, left @ 1..) => {
+                self.left.set(left - 1);
+                return true;
+            }
+            (Turn::None, 0) => {
+                let mut waiting = self.waiting.borrow_mut();
+                waiting.push_back((context.waker().clone(), phase.clone()));
+                if waiting.len() == 1 {
+                    // The loop may be asleep: nothing else has to happen in this round.
+                    shard.inbox().nudge();
+                }
+            }
+            (Turn::Waiting, _) => {}
+        }
+        phase.turn.set(Turn::Waiting);
+        false
+    }
+}
+
+/// The task of an HTTP phase, which needs turns for as long as it is new.
+pub struct Newcomer<F> {
+    shard: Rc<Shard>,
+    phase: Rc<HttpPhase>,
+    task: Pin<Box<F>>,
+}
+
+impl<F> Newcomer<F> {
+    /// Lets `task` take turns.
+    pub fn new(shard: Rc<Shard>, phase: Rc<HttpPhase>, task: F) -> Self {
+        Self { shard, phase, task: Box::pin(task) }
+    }
+}
+
+impl<F: Future> Future for Newcomer<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Self { shard, phase, task } = self.get_mut();
+        if phase.is_new() && !shard.turns.take(phase, context, shard) {
+            return Poll::Pending;
+        }
+        task.as_mut().poll(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::runtime::LocalRuntime;
+    use tokio::sync::mpsc;
+    use tokio::task::{spawn_local, yield_now};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::Engine;
+
+    /// Lets newcomers run that have to be polled twice, one of them known, with `between` for the first of them between two rounds.
+    /// Who was through, in order; `None` for the known one.
+    fn rounds(count: usize, between: impl Fn(&Waker)) -> Vec<Vec<Option<usize>>> {
+        let (shard, _set) = Shard::new(Engine::new(Config::default(), mpsc::channel(1).0), 0).unwrap();
+        let through = Rc::new(RefCell::new(Vec::new()));
+        let wakers = Rc::new(RefCell::new(Vec::new()));
+        let mut rounds = Vec::new();
+        LocalRuntime::new().unwrap().block_on(async {
+            for number in (0..count).map(Some).chain([None]) {
+                let (through, wakers) = (through.clone(), wakers.clone());
+                let phase = Rc::<HttpPhase>::default();
+                phase.asked.set(number.is_none());
+                let gate = Newcomer::new(shard.clone(), phase, async move { through.borrow_mut().push(number) });
+                let mut gate = Box::pin(gate);
+                spawn_local(poll_fn(move |context| {
+                    wakers.borrow_mut().push(context.waker().clone());
+                    gate.as_mut().poll(context)
+                }));
+            }
+            while through.borrow().len() <= count {
+                for _ in 0..3 {
+                    yield_now().await;
+                }
+                between(&wakers.borrow()[count - 1]);
+                yield_now().await;
+                rounds.push(through.borrow().clone());
+                shard.turns.refill();
+                assert!(rounds.len() < 100, "somebody waits for ever");
+            }
+        });
+        rounds.push(through.take());
+        rounds
+    }
+
+    #[test]
+    fn newcomers_have_so_many_turns_in_a_round_and_in_order() {
+        let count = 2 * NEWCOMER_TURNS + 1;
+        let rounds = rounds(count, |_| {});
+        assert!(rounds[0].contains(&None), "who is known needs none");
+        let mut order = rounds.last().unwrap().clone();
+        order.retain(Option::is_some);
+        assert!(order.is_sorted());
+        let sizes: Vec<_> = rounds.iter().map(|round| round.len() - 1).collect();
+        assert_eq!(sizes[..3], [NEWCOMER_TURNS, 2 * NEWCOMER_TURNS, count]);
+    }
+
+    #[test]
+    fn who_is_woken_without_a_turn_waits_on_and_is_not_forgotten() {
+        // The last one is woken in every round, as by its socket.
+        let count = 3 * NEWCOMER_TURNS;
+        assert_eq!(rounds(count, Waker::wake_by_ref).last().unwrap().len(), count + 1);
+    }
+}
