@@ -118,7 +118,12 @@ pub fn chat_msg(user: &str, message: &str) -> Frame {
 /// # Errors
 /// What is wrong with it; see [`EventError`].
 pub fn parse(text: &str) -> Result<ClientEvent<'_>, EventError> {
-    serde_json::from_str(text).map_err(|error| explain(text, &error))
+    let event = serde_json::from_str(text).map_err(|error| explain(text, &error))?;
+    // serde would take a list of the fields as well.
+    if text.trim_start().starts_with('[') {
+        return Err(EventError::InvalidEvent("an object is expected".to_owned()));
+    }
+    Ok(event)
 }
 
 /// Only a broken event pays for finding out how it is broken.
@@ -165,6 +170,7 @@ mod tests {
         assert_eq!(code("hello"), "INVALID_JSON");
         assert_eq!(code(r#"{"event":"SAY"} x"#), "INVALID_JSON");
         assert_eq!(code("[]"), "INVALID_EVENT");
+        assert_eq!(code(r#" ["SAY","hi"]"#), "INVALID_EVENT");
         assert_eq!(code("{}"), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY"}"#), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY","message":7}"#), "INVALID_EVENT");
