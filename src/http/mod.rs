@@ -10,11 +10,11 @@ pub mod origin;
 mod profile;
 mod publish;
 mod transport;
+mod unended;
 mod upgrade;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::pin;
@@ -35,6 +35,7 @@ use tokio::time::sleep;
 use self::answer::{text, with};
 use self::at_once::Attempt;
 use self::transport::Transport;
+use self::unended::Unended;
 use self::upgrade::Upgrade;
 use crate::admission::Refusal;
 use crate::config::{Config, Entrance};
@@ -193,17 +194,27 @@ where
         .header_read_timeout(shard.engine.config.handshake_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Unended(stream)), service);
     let done = tokio::select! {
-        done = poll_fn(|context| connection.poll_without_shutdown(context)) => done,
+        done = finish(&mut connection) => done,
         () = phase.evicted() => Ok(()),
         () = shard.draining() => {
             pin::Pin::new(&mut connection).graceful_shutdown();
-            poll_fn(|context| connection.poll_without_shutdown(context)).await
+            finish(&mut connection).await
         }
     };
     let Parts { io, read_buf, .. } = connection.into_parts();
-    Conversation { done, stream: io.into_inner(), leftover: read_buf, upgrade: visit.upgrade.take() }
+    Conversation { done, stream: io.into_inner().0, leftover: read_buf, upgrade: visit.upgrade.take() }
+}
+
+/// Until a connection of hyper's is done and its last byte has left. Behind a request for an upgrade hyper does not wait for
+/// that; asked again, it does.
+async fn finish(connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin)) -> hyper::Result<()> {
+    match (&mut *connection).await {
+        // Only of a request that cannot be read is there an answer that may still wait.
+        Err(error) if !error.is_parse() => Err(error),
+        done => done.and(connection.await),
+    }
 }
 
 /// What the answers to one socket's requests need.
@@ -367,14 +378,21 @@ mod tests {
 
     use super::*;
 
-    /// Runs an HTTP phase against `client`, with a clock that moves only while both sides wait. The whole output of the
-    /// server, and how long it took.
     fn converse_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
+        converse_through(64 * 1024, client)
+    }
+
+    /// Runs an HTTP phase against `client`, through a pipe of so many bytes each way, with a clock that moves only while both sides wait. The whole output of the
+    /// server, and how long it took.
+    fn converse_through<F: Future<Output = DuplexStream>>(
+        pipe_bytes: usize,
+        client: impl FnOnce(DuplexStream) -> F,
+    ) -> (String, Duration) {
         let runtime =
             Builder::new_current_thread().enable_all().start_paused(true).build_local(LocalOptions::default());
         runtime.unwrap().block_on(async {
             let (shard, _set) = Shard::new(Engine::new(Config::default(), mpsc::channel(1).0), 0).unwrap();
-            let (ours, theirs) = duplex(64 * 1024);
+            let (ours, theirs) = duplex(pipe_bytes);
             let begun = Instant::now();
             let server = async {
                 let (_, entrance) = shard.engine.config.entrances()[0];
@@ -434,5 +452,26 @@ mod tests {
             stream
         });
         assert!(output.starts_with("HTTP/1.1 431 "), "{output}");
+    }
+
+    #[test]
+    fn the_last_answer_leaves_whole_however_little_the_socket_takes() {
+        let handshake = "GET /echo HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let refused = "GET /echo HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nnot HTTP\r\n\r\n";
+        // Pipes of one byte, or that hold the request and not the answer.
+        let cases = [
+            (64, "POST /publish HTTP/1.1\r\nContent-Length: 99999\r\n\r\nabc", "HTTP/1.1 413 ", "-bytes)\n"),
+            (1, "not HTTP\r\n\r\n", "HTTP/1.1 400 ", "\r\n\r\n"),
+            (1, handshake, "HTTP/1.1 101 ", "\r\n\r\n"),
+            (256, refused, "HTTP/1.1 426 ", "\r\n\r\n"),
+        ];
+        for (pipe_bytes, request, begins, ends) in cases {
+            let (output, _) = converse_through(pipe_bytes, |mut stream| async move {
+                stream.write_all(request.as_bytes()).await.unwrap();
+                stream
+            });
+            assert!(output.starts_with(begins) && output.ends_with(ends), "{request}: {output}");
+        }
     }
 }
