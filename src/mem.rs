@@ -194,6 +194,8 @@ mod allocator {
 
     use super::{Figures, NoDump};
 
+    // A fuzzer watches the allocations itself.
+    #[cfg(not(fuzzing))]
     #[global_allocator]
     static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

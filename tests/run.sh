@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every test, with outside programs too: lints, cargo test under both allocators, the benches as tests, the RFC 6455
-# conformance suite, a smoke run of k6, go tool pprof, hostile clients and bad networks against the release binary. What is missing
-# is installed under target/, or one sentence says what is missing. The last lines are those of cargo test.
+# conformance suite, a smoke run of k6, go tool pprof, hostile clients and bad networks against the release binary, and a little
+# fuzzing. What is missing is installed under target/, or one sentence says what is missing. The last lines are those of cargo
+# test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +22,7 @@ ulimit -n "$(ulimit -Hn)"
 
 step 'format, lints, documentation'
 cargo fmt --check
+cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 cargo clippy --quiet --all-targets -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features --features jemalloc -- -D warnings
 cargo clippy --quiet --all-targets --no-default-features --features mimalloc -- -D warnings
@@ -44,6 +46,9 @@ python3 tests/faults/run.py target/release/hydrant --seconds 2
 
 step 'faults: bad networks'
 python3 tests/faults/network.py target/release/hydrant --seconds 2
+
+step 'fuzzing, a little'
+bash tests/fuzz.sh 5
 
 step 'benches, as tests'
 # In the test profile: what is measured has no meaning here, and five optimised programs less are linked.

@@ -217,6 +217,13 @@ async fn finish(connection: &mut (impl Future<Output = hyper::Result<()>> + Unpi
     }
 }
 
+/// An HTTP phase over any stream, for `tests/fuzz`; what it ends with is dropped.
+#[cfg(fuzzing)]
+pub async fn converse_alone(shard: &Rc<Shard>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let (_, entrance) = shard.engine.config.entrances()[0];
+    drop(converse(shard, stream, entrance, &Rc::default()).await);
+}
+
 /// What the answers to one socket's requests need.
 struct Visit {
     shard: Rc<Shard>,

@@ -1,0 +1,397 @@
+//! `http`: any bytes in any pieces to an HTTP phase, and publications that a careful client has written. The phase ends, its
+//! answers are HTTP, and each 202 belongs to one publication that is within the bounds and says what was sent. The clock moves
+//! only while everybody waits.
+//!
+//! The input begins with who the client is; its bytes, or what it publishes, are the rest.
+
+#![no_main]
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use hydrant::config::Config;
+use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, Refused};
+use hydrant::engine::shard::Shard;
+use hydrant::engine::{Engine, Item, Report};
+use hydrant::http::converse_alone;
+use hydrant::wire::frame::header_bytes;
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Longest message in bytes: short, so that longer ones are found.
+const MESSAGE_BYTES_MAX: usize = 64;
+const TOKEN: &str = "t0ken";
+/// Between two pieces of what a client sends.
+const PAUSE: Duration = Duration::from_millis(1);
+/// When a client that is not read gives up.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How the client's end ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    /// It says that nothing more comes, and reads the answers.
+    Says,
+    /// It says nothing and waits.
+    Waits,
+    /// It reads nothing and goes.
+    Goes,
+}
+
+#[derive(Debug)]
+struct Client {
+    ending: Ending,
+    /// What each side of the pipe holds, in bytes.
+    pipe_bytes: usize,
+    /// Lengths of its writes, again and again; one write without any.
+    pieces: Vec<u8>,
+}
+
+/// What came of one HTTP phase.
+struct Outcome {
+    output: Vec<u8>,
+    /// In the order in which they came; whether each was accepted.
+    publications: Vec<(Publication, bool)>,
+    /// From the client's last byte to the end of the phase.
+    ended_after: Duration,
+}
+
+/// A node of one shard, whose home is played here.
+struct Stage {
+    runtime: Runtime,
+    shard: Rc<Shard>,
+}
+
+impl Stage {
+    fn new(token: Option<&str>) -> Self {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+        let config = Config {
+            shards: std::num::NonZero::<usize>::MIN,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            token: token.map(str::to_owned),
+            ..Config::default()
+        };
+        // Nobody administers: what asks the admin thread is answered as in a drain.
+        let engine = Engine::new(config, mpsc::channel(1).0);
+        let shard = Shard::new(engine, 0).expect("an epoll set").0;
+        Self { runtime, shard }
+    }
+
+    /// The home of every channel: takes what comes, refuses it if it is told to, and notes what it was.
+    async fn home(&self, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
+        let inbox = &self.shard.engine.inboxes[0];
+        loop {
+            inbox.pushed().await;
+            inbox.look();
+            while let Some(item) = inbox.pop() {
+                self.take(item, refuses, taken);
+            }
+        }
+    }
+
+    fn take(&self, item: Item, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) {
+        match item {
+            Item::Publish(mut publication) => {
+                self.shard.engine.inboxes[0].release(publication.frame.wire().len());
+                let offset = taken.borrow().len() as u64;
+                let Origin::Request(answer) = std::mem::replace(&mut publication.origin, Origin::Server) else {
+                    panic!("only requests publish here");
+                };
+                let result = if refuses { Err(Refused::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
+                // A client that has gone took its request with it.
+                let _ = answer.send(result);
+                drop(publication.receipt.take());
+                taken.borrow_mut().push((publication, result.is_ok()));
+            }
+            Item::Survey(answer) => {
+                let _ = answer.send(Report::default());
+            }
+            Item::Count { .. } | Item::Panic => {}
+            other => panic!("nothing in an HTTP phase asks for {other:?}"),
+        }
+    }
+
+    fn converse(&self, bytes: &[u8], client: &Client, refuses: bool) -> Outcome {
+        let taken = RefCell::default();
+        let (ours, theirs) = duplex(client.pipe_bytes);
+        let server = async {
+            let ended = timeout(Duration::from_hours(1), converse_alone(&self.shard, ours)).await;
+            assert!(ended.is_ok(), "an HTTP phase does not end");
+            Instant::now()
+        };
+        let client = async {
+            let (mut reader, mut writer) = split(theirs);
+            let mut output = Vec::new();
+            let write = async {
+                let mut rest = bytes;
+                let mut pieces = client.pieces.iter().cycle();
+                while !rest.is_empty() {
+                    let length = pieces.next().map_or(rest.len(), |&length| length.into()).clamp(1, rest.len());
+                    // The server may have ended before.
+                    if writer.write_all(&rest[..length]).await.is_err() {
+                        break;
+                    }
+                    rest = &rest[length..];
+                    sleep(PAUSE).await;
+                }
+                if client.ending == Ending::Says {
+                    let _ = writer.shutdown().await;
+                }
+                Instant::now()
+            };
+            let last_byte = if client.ending == Ending::Goes {
+                timeout(PATIENCE, write).await.unwrap_or_else(|_| Instant::now())
+            } else {
+                let (last_byte, read) = tokio::join!(write, reader.read_to_end(&mut output));
+                read.expect("a pipe does not fail");
+                last_byte
+            };
+            (output, last_byte)
+        };
+        let (output, ended_after) = self.runtime.block_on(async {
+            tokio::select! {
+                ((output, last_byte), end) = async { tokio::join!(client, server) } => {
+                    (output, end.saturating_duration_since(last_byte))
+                }
+                never = self.home(refuses, &taken) => match never {},
+            }
+        });
+        // What was left by a client that has gone.
+        while let Some(item) = self.shard.engine.inboxes[0].pop() {
+            self.take(item, refuses, &taken);
+        }
+        assert_eq!(self.shard.engine.registry.places(), 0, "a place is not given back");
+        Outcome { output, publications: taken.into_inner(), ended_after }
+    }
+}
+
+/// The statuses and bodies of `output`: whole answers and nothing else.
+fn answers(output: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut rest = output;
+    let mut answers = Vec::new();
+    while !rest.is_empty() {
+        let mut headers = [httparse::EMPTY_HEADER; 16];
+        let mut answer = httparse::Response::new(&mut headers);
+        let parsed = answer.parse(rest);
+        let Ok(httparse::Status::Complete(head)) = parsed else { panic!("{parsed:?}: {}", rest.escape_ascii()) };
+        let status = answer.code.expect("it is complete");
+        let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        rest = &rest[head..];
+        assert!((100..=599).contains(&status) && status != 500, "{status}");
+        if status == 101 {
+            assert!(rest.is_empty(), "HTTP after an upgrade");
+        } else if status >= 200 {
+            let length: usize =
+                length.map_or("0".into(), |header| String::from_utf8_lossy(header.value)).parse().expect("a length");
+            // To HEAD, the length is that of the body that is not sent.
+            let is_head = rest.is_empty() || rest.starts_with(b"HTTP/1.");
+            let body = if is_head { &[] } else { rest.split_off(..length).expect("a whole body") };
+            answers.push((status, body));
+        }
+    }
+    answers
+}
+
+fn payload(publication: &Publication) -> (bool, &[u8]) {
+    let wire = publication.frame.wire();
+    let header = header_bytes(wire);
+    (wire[0] == 0x82, &wire[header..])
+}
+
+/// What holds whatever was sent; the answers.
+fn check<'a>(sent: &[u8], client: &Client, has_token: bool, outcome: &'a Outcome) -> Vec<(u16, &'a [u8])> {
+    for (publication, _) in &outcome.publications {
+        let (binary, bytes) = payload(publication);
+        assert!(bytes.len() <= MESSAGE_BYTES_MAX, "a message beyond the bound");
+        let again = if binary {
+            hydrant::wire::Frame::binary(bytes)
+        } else {
+            hydrant::wire::Frame::text(str::from_utf8(bytes).expect("text is UTF-8"))
+        };
+        assert_eq!(publication.frame, again);
+        let mut rest = sent.iter();
+        assert!(bytes.iter().all(|byte| rest.any(|sent| sent == byte)), "nobody sent {}", bytes.escape_ascii());
+        assert!(ChannelName::new(publication.channel.as_str()).is_ok());
+        let shows_token = sent.windows(TOKEN.len()).any(|bytes| bytes == TOKEN.as_bytes());
+        assert!(!has_token || shows_token, "published without the token");
+    }
+    // Whoever has ended is waited for no more; whoever waits has the time for a head and a body.
+    let most = match client.ending {
+        Ending::Waits => 2 * Config::default().handshake_timeout + PATIENCE,
+        Ending::Says | Ending::Goes => PATIENCE,
+    };
+    assert!(outcome.ended_after <= most, "{client:?}: ended after {:?}", outcome.ended_after);
+    if client.ending == Ending::Goes {
+        return Vec::new();
+    }
+    let answers = answers(&outcome.output);
+    let accepted = outcome.publications.iter().filter(|(_, accepted)| *accepted).count();
+    let receipts = answers.iter().filter(|(status, body)| *status == 202 && body.starts_with(b"{"));
+    assert_eq!(receipts.clone().count(), accepted, "a 202 for each publication");
+    for (_, body) in receipts {
+        let body: Value = serde_json::from_slice(body).expect("JSON");
+        let offset = body["offset"].as_u64().expect("an offset");
+        assert_eq!(body["channel"], outcome.publications[offset as usize].0.channel.as_str());
+    }
+    answers
+}
+
+/// A publication that is written by the rules.
+#[derive(Arbitrary, Debug)]
+struct Post {
+    channel: Channel,
+    body: Vec<u8>,
+    /// Repeated so many times, and once more.
+    times: u8,
+    binary: bool,
+    /// Lengths of its chunks; without any, the length is announced.
+    chunks: Vec<u8>,
+    expects_continue: bool,
+    wants_receipt: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Channel {
+    All,
+    Room(u8),
+    Escaped(u8),
+    Invalid,
+}
+
+impl Post {
+    fn channel(&self) -> Option<String> {
+        match self.channel {
+            Channel::All => Some("all".to_owned()),
+            Channel::Room(number) | Channel::Escaped(number) => Some(format!("room:{number}")),
+            Channel::Invalid => None,
+        }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        self.body.repeat(usize::from(self.times % 8) + 1)
+    }
+
+    fn write(&self, wire: &mut Vec<u8>, token: Option<&str>) {
+        let path = match self.channel {
+            Channel::All => String::new(),
+            Channel::Room(number) => format!("/room:{number}"),
+            Channel::Escaped(number) => format!("/%72oom%3a{number}"),
+            Channel::Invalid => "/a%20b".to_owned(),
+        };
+        let query = if self.wants_receipt { "?receipt=1" } else { "" };
+        let mut head = format!("POST /publish{path}{query} HTTP/1.1\r\nHost: h\r\n");
+        let body = self.body();
+        if let Some(token) = token {
+            head += &format!("Authorization: Bearer {token}\r\n");
+        }
+        if self.binary {
+            head += "content-type: Application/Octet-Stream; x=1\r\n";
+        }
+        if self.expects_continue {
+            head += "Expect: 100-continue\r\n";
+        }
+        if self.chunks.is_empty() {
+            head += &format!("Content-Length: {}\r\n\r\n", body.len());
+            wire.extend(head.into_bytes());
+            return wire.extend(body);
+        }
+        wire.extend(format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes());
+        let mut rest = &body[..];
+        for &length in &self.chunks {
+            let chunk = rest.split_off(..rest.len().min(length.into())).unwrap_or_default();
+            write_chunk(wire, chunk);
+        }
+        write_chunk(wire, rest);
+        wire.extend(b"0\r\n\r\n");
+    }
+}
+
+/// An empty one would be the last.
+fn write_chunk(wire: &mut Vec<u8>, chunk: &[u8]) {
+    if !chunk.is_empty() {
+        wire.extend(format!("{:X}\r\n", chunk.len()).into_bytes());
+        wire.extend(chunk);
+        wire.extend(b"\r\n");
+    }
+}
+
+/// Publishes and checks that exactly what was sent is published, in order.
+fn publish(stage: &Stage, token: Option<&str>, client: &Client, refuses: bool, posts: &[Post]) {
+    let mut sent = Vec::new();
+    let (mut statuses, mut published) = (Vec::new(), Vec::new());
+    // After an answer to a request whose body was not read to its end, the connection may be over.
+    let mut certain = None;
+    for post in posts {
+        post.write(&mut sent, token);
+        let body = post.body();
+        let status = match post.channel() {
+            None => 400,
+            Some(_) if body.len() > MESSAGE_BYTES_MAX => 413,
+            Some(_) if !post.binary && str::from_utf8(&body).is_err() => 400,
+            Some(channel) => {
+                published.push((channel, post.binary, body.clone()));
+                if refuses { 503 } else { 202 }
+            }
+        };
+        statuses.push(status);
+        if post.channel().is_none() || body.len() > MESSAGE_BYTES_MAX {
+            certain.get_or_insert((statuses.len(), published.len()));
+        }
+    }
+    let outcome = stage.converse(&sent, client, refuses);
+    let answers = check(&sent, client, token.is_some(), &outcome);
+    let found: Vec<_> = outcome
+        .publications
+        .iter()
+        .map(|(publication, _)| {
+            let (binary, bytes) = payload(publication);
+            (publication.channel.as_str().to_owned(), binary, bytes.to_vec())
+        })
+        .collect();
+    assert!(published.starts_with(&found), "{found:?} of {published:?}");
+    if client.ending != Ending::Goes {
+        let answered: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
+        let (answers_min, published_min) = certain.unwrap_or((statuses.len(), published.len()));
+        assert!(statuses.starts_with(&answered), "{answered:?} of {statuses:?}");
+        assert!(answered.len() >= answers_min && found.len() >= published_min, "{answered:?} of {statuses:?}");
+    }
+}
+
+thread_local! {
+    /// Without a token and with one.
+    static STAGES: [Stage; 2] = [Stage::new(None), Stage::new(Some(TOKEN))];
+}
+
+fn run(input: &[u8]) -> Result<()> {
+    let mut input = Unstructured::new(input);
+    let (who, reads): (u8, u8) = (input.arbitrary()?, input.arbitrary()?);
+    let client = Client {
+        ending: [Ending::Says, Ending::Says, Ending::Waits, Ending::Goes][usize::from(who & 3)],
+        pipe_bytes: [65_536, 1024, 64, 1][usize::from(who >> 2 & 3)],
+        pieces: input.bytes(usize::from(reads & 7))?.to_vec(),
+    };
+    let (has_token, refuses, careful) = (who & 0x10 != 0, who & 0x20 != 0, who & 0x80 != 0);
+    let token = has_token.then_some(TOKEN);
+    STAGES.with(|stages| {
+        let stage = &stages[usize::from(has_token)];
+        if careful {
+            let posts: Vec<Post> = input.arbitrary()?;
+            publish(stage, token, &client, refuses, &posts);
+        } else {
+            let sent = input.take_rest();
+            check(sent, &client, has_token, &stage.converse(sent, &client, refuses));
+        }
+        Ok(())
+    })
+}
+
+fuzz_target!(|input: &[u8]| {
+    // An input that is too short for what it begins with has nothing to say.
+    let _ = run(input);
+});
