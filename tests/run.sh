@@ -29,6 +29,9 @@ cargo clippy --quiet --all-targets --no-default-features --features mimalloc -- 
 cargo clippy --quiet --all-targets --no-default-features --features mimalloc,profiling -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
 
+step 'crates: licences and sources'
+python3 tests/crates.py
+
 step 'release binary'
 cargo build --quiet --release
 

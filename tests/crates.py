@@ -1,0 +1,68 @@
+"""Every crate that Hydrant is made of and tested with: its licence, where it comes from, and known holes. Standard library only.
+
+Known holes are looked up by `cargo audit` if it is installed and reaches its database; else the last line says that they were
+not. Licences and sources are in Cargo.lock and the crates themselves, and always checked.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+ALLOWED = {"MIT", "Apache-2.0"}
+# As permissive, but not the same words: what each crate may have besides, and why it is here.
+REASONS = {
+    ("ISC", "rustls-webpki"): "certificates, of rustls",
+    ("ISC", "untrusted"): "input of rustls-webpki",
+    ("ISC", "ring"): "cryptography, of rustls; ISC for what it has from BoringSSL",
+    ("ISC", "simple_asn1"): "keys in PEM, of jsonwebtoken",
+    ("BSD-3-Clause", "subtle"): "comparisons in constant time, of the cryptography",
+    ("BSD-3-Clause", "curve25519-dalek"): "a signature of jsonwebtoken's that is not used",
+    ("BSD-3-Clause", "ed25519-dalek"): "a signature of jsonwebtoken's that is not used",
+    ("Unicode-3.0", "unicode-ident"): "tables of Unicode, in procedural macros",
+    ("Zlib", "zlib-rs"): "compression, of flate2",
+}
+# Advisories that do not reach Hydrant.
+IGNORED = {"RUSTSEC-2023-0071": "rsa: the timing of private keys; tokens are only verified, with public ones"}
+
+
+def permitted(expression, name):
+    """Whether an SPDX expression leaves a choice of what is allowed."""
+    words = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR ").replace(" WITH LLVM-exception", ""))
+    known = lambda word: word in ALLOWED or (word, name) in REASONS
+    terms = [word.lower() if word in ("OR", "AND") else word if word in "()" else str(known(word)) for word in words]
+    return eval(" ".join(terms), {"__builtins__": {}})
+
+
+def main():
+    assert permitted("Unlicense OR MIT", "x") and permitted("MIT/Apache-2.0", "x") and not permitted("MIT AND GPL-3.0", "x")
+    command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    metadata = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    used = {node["id"] for node in metadata["resolve"]["nodes"]} - set(metadata["workspace_members"])
+    crates = [package for package in metadata["packages"] if package["id"] in used]
+    wrong = []
+    for crate in crates:
+        name, licence = crate["name"], crate["license"]
+        if not licence or not permitted(licence, name):
+            wrong.append(f"{name} {crate['version']} is licensed under {licence}: neither MIT nor Apache-2.0, nor a reason in tests/crates.py")
+        if not (crate["source"] or "").startswith("registry+"):
+            wrong.append(f"{name} {crate['version']} comes from {crate['source']}, not from the registry")
+    names = {crate["name"] for crate in crates}
+    wrong += [f"tests/crates.py has a reason for {name}, which is not used" for _, name in REASONS if name not in names]
+    holes = "not looked up: cargo audit is not installed"
+    if shutil.which("cargo-audit"):
+        command = ["cargo", "audit", "--quiet", *(word for name in IGNORED for word in ("--ignore", name))]
+        audit = subprocess.run(command, capture_output=True, text=True)
+        unreachable = re.search(r"couldn't fetch advisory database|error: .*fetch", audit.stderr)
+        holes = "not looked up: its database is out of reach" if unreachable else "none"
+        if audit.returncode and not unreachable:
+            wrong.append(f"cargo audit: {audit.stdout}{audit.stderr}")
+    for sentence in wrong:
+        print(f"crates: {sentence}", file=sys.stderr)
+    print(f"crates: {len(crates)}, {len(wrong)} faults; known holes: {holes}")
+    return 1 if wrong or len(crates) < 50 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
