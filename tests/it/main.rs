@@ -7,6 +7,7 @@
 #![allow(clippy::type_complexity, reason = "tables of cases are read as tables")]
 
 mod admission;
+mod closes;
 mod events;
 mod frames;
 mod http;
