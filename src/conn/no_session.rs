@@ -17,7 +17,7 @@ impl Session {
     pub fn receive(&mut self, _: &impl Socket, _: &mut [u8]) -> io::Result<usize> {
         match *self {}
     }
-    pub fn has_received(&self) -> bool {
+    pub fn has_more(&self) -> bool {
         match *self {}
     }
     pub fn send(&mut self, _: &impl Socket, _: &[u8]) -> io::Result<usize> {

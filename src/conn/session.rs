@@ -19,6 +19,9 @@ use crate::tls::Tls;
 /// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
 
+/// Bytes of the wire that are read at once: of records without content, which cost a session most, some 150.
+const READ_BYTES: usize = 4 * 1024;
+
 /// The buffers of a thread, made when its first session needs them.
 struct Scratch {
     incoming: Vec<u8>,
@@ -46,6 +49,10 @@ pub struct Session {
     unsent: Vec<u8>,
     /// Nothing more comes.
     ended: bool,
+    /// The last read of the socket did not find it empty.
+    more: bool,
+    /// The session has failed: the library is not asked for anything any more. It would go on in input that is gone.
+    failed: bool,
 }
 
 impl fmt::Debug for Session {
@@ -65,33 +72,31 @@ impl Session {
     pub fn new(tls: &Tls) -> io::Result<Self> {
         let connection = UnbufferedServerConnection::new(tls.current()).map_err(io::Error::other)?;
         let (received, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { connection, received, plain, plain_taken: 0, unsent, ended: false })
+        Ok(Self { connection, received, plain, plain_taken: 0, unsent, ended: false, more: false, failed: false })
     }
 
-    /// As [`Socket::receive`]; a buffer that is not filled says that the socket is empty.
+    /// As [`Socket::receive`], of one read of the socket: [`Session::has_more`] says whether another is worth it, also when
+    /// this one has failed with `WouldBlock`. So a turn is bounded by what arrives, whatever comes of it: a record may hold no
+    /// byte, and still take its time.
     ///
     /// # Errors
     /// As [`Socket::receive`]; `InvalidData` when the client breaks the protocol.
     pub fn receive(&mut self, socket: &impl Socket, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        loop {
-            filled += self.take_plain(&mut buffer[filled..]);
-            if filled == buffer.len() || self.ended {
-                return Ok(filled);
-            }
-            match self.read(socket) {
-                Ok(()) => {}
-                // What has come counts; who has failed fails again.
-                Err(_) if filled > 0 => return Ok(filled),
-                Err(error) => return Err(error),
-            }
+        if self.plain.is_empty() && !self.ended {
+            let read = self.read(socket);
+            self.more = read.is_ok();
+            read?;
+        }
+        match self.take_plain(buffer) {
+            0 if !self.ended && !buffer.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
+            taken => Ok(taken),
         }
     }
 
-    /// Whether something was decrypted that nobody has asked for: the socket will not tell of it.
+    /// Whether there may be something to receive of which the socket will not tell.
     #[must_use]
-    pub fn has_received(&self) -> bool {
-        !self.plain.is_empty()
+    pub fn has_more(&self) -> bool {
+        !self.plain.is_empty() || self.more
     }
 
     fn take_plain(&mut self, buffer: &mut [u8]) -> usize {
@@ -114,7 +119,8 @@ impl Session {
             if kept == incoming.len() {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake message is too long"));
             }
-            let read = retry(|| socket.receive(&mut incoming[kept..]))?;
+            let room = (kept + READ_BYTES).min(incoming.len());
+            let read = retry(|| socket.receive(&mut incoming[kept..room]))?;
             self.ended |= read == 0;
             let arrived = &mut incoming[..kept + read];
             let driven = self.drive(arrived, |_| ());
@@ -133,6 +139,9 @@ impl Session {
         incoming: &mut [u8],
         write: impl FnOnce(&mut Traffic<'_>) -> T,
     ) -> Result<(usize, Option<T>), rustls::Error> {
+        if self.failed {
+            return Err(rustls::Error::General("the session has failed".to_owned()));
+        }
         let mut taken = 0;
         loop {
             let UnbufferedStatus { discard, state } = self.connection.process_tls_records(&mut incoming[taken..]);
@@ -165,6 +174,7 @@ impl Session {
                 }
                 Err(error) => {
                     self.put_alert(&mut incoming[taken + discard..]);
+                    self.failed = true;
                     return Err(error);
                 }
             }

@@ -118,10 +118,10 @@ impl Stream {
         result == 0 && info.tcpi_unacked > 0 && confirmed < within
     }
 
-    /// Whether something was received of which the socket will not tell.
+    /// Whether there may be something to receive of which the socket will not tell.
     #[must_use]
-    pub fn has_received(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.borrow().has_received())
+    pub fn has_more(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.borrow().has_more())
     }
 }
 

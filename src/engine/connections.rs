@@ -19,7 +19,7 @@ use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
-use crate::config::{PASS_CHUNK, TURN_BYTES, TooFastPolicy};
+use crate::config::{MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
 use crate::jwt::Grant;
 use crate::mem;
@@ -111,7 +111,7 @@ impl Shard {
         if !leftover.is_empty() {
             self.feed(&connection, &mut Vec::from(leftover));
         }
-        if connection.socket().has_received() {
+        if connection.socket().has_more() {
             self.read_later(&connection);
         }
         Ok(())
@@ -198,11 +198,17 @@ impl Shard {
             Ok(length) => {
                 connection.heard(self.sweep.get());
                 self.feed(connection, &mut scratch[..length]);
-                if length < most && !may_end {
+                if length < most && !may_end && !connection.socket().has_more() {
                     return;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Of records without content, a turn takes only so many.
+                if !connection.socket().has_more() {
+                    return;
+                }
+                self.round.set(self.round.get() + MESSAGES_PER_ROUND);
+            }
             Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
         }
         self.read_later(connection);

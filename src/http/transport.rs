@@ -82,6 +82,11 @@ impl AsyncRead for Transport {
                     if let Poll::Ready(Err(error)) = poll_unsent(tcp, session, context) {
                         return Poll::Ready(Err(error));
                     }
+                    if session.has_more() {
+                        // Others have their turn first.
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     ready!(tcp.poll_read_ready(context))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),

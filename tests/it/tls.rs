@@ -198,6 +198,60 @@ fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
 }
 
 #[test]
+fn no_bytes_are_too_bad() {
+    let server = TestServer::start(secure());
+    let mut bystander = connect(server.address, "/ws/room");
+    let hello = {
+        let mut record = Vec::new();
+        dial(server.address).conn.write_tls(&mut record).unwrap();
+        record
+    };
+    let garbage: [&[u8]; 7] = [
+        // A handshake message longer than any, in a record that is whole.
+        b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
+        b"\x16\x03\x01\xff\xff",
+        b"\x16\x03\x01\x00\x00",
+        b"\x15\x03\x01\x00\x02\x02\x28",
+        b"\x14\x03\x03\x00\x01\x01",
+        b"\x17\x03\x03\x00\x05hello",
+        b"GET /ws HTTP/1.1\r\n\r\n",
+    ];
+    for bytes in garbage {
+        for before in [&[][..], &hello[..hello.len() / 2], &hello] {
+            for after in [&[][..], b"\x16\x03\x01\x00\x04\x01\x00\x00\x04", &hello] {
+                let mut stream = TcpStream::connect(server.address).unwrap();
+                stream.write_all(&[before, bytes, after].concat()).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                // Whatever it is, it ends.
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+        }
+    }
+    // The same behind a handshake.
+    for bytes in garbage {
+        let mut client = connect(server.address, "/echo");
+        client.stream.sock.write_all(bytes).unwrap();
+        client.stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = client.stream.sock.read_to_end(&mut Vec::new());
+    }
+    publish(server.address, "room", b"still here");
+    assert_eq!(bystander.receive_text(), "still here");
+}
+
+#[test]
+fn keys_may_change_at_any_time() {
+    let server = TestServer::start(secure());
+    let mut client = connect(server.address, "/echo");
+    for number in 0..200 {
+        client.stream.conn.refresh_traffic_keys().unwrap();
+        let text = number.to_string();
+        client.text(&text);
+        assert_eq!(client.receive_text(), text);
+    }
+}
+
+#[test]
 fn a_drain_says_goodbye_by_tls() {
     let server = TestServer::start(secure());
     let mut client = connect(server.address, "/ws/room");
