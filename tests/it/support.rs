@@ -3,7 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use hydrant::config::{Config, SlowPolicy, Strategy};
 use hydrant::engine::{Engine, Report};
 use hydrant::server::Server;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::sync::Arc;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::oneshot;
 
@@ -47,8 +47,26 @@ pub struct TestServer {
     thread: Option<JoinHandle<Report>>,
 }
 
+/// Panics of servers' threads: the runtime keeps those of tasks to itself, where the real binary ends.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let is_of_a_server = |name: &str| name.starts_with("shard-") || name == "accept";
+            if thread::current().name().is_some_and(is_of_a_server) {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+            }
+            print(panic);
+        }));
+    });
+}
+
 impl TestServer {
     pub fn start(config: Config) -> Self {
+        count_panics();
         hydrant::cli::raise_open_files().unwrap();
         config.check().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -109,6 +127,7 @@ impl Drop for TestServer {
         if let Some(thread) = self.thread.take() {
             let result = thread.join();
             assert!(result.is_ok() || thread::panicking(), "the server has panicked");
+            assert!(PANICS.load(Ordering::Relaxed) == 0 || thread::panicking(), "a server's task has panicked");
         }
     }
 }
