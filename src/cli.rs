@@ -91,7 +91,8 @@ struct Serve {
     /// are copied to each socket
     #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = parse_bytes, default_value = "16KiB")]
     pages_bytes: usize,
-    /// Connections that a drain closes in a second, so that not all of them come back in the same one
+    /// Connections that a drain closes in a second, in no order, so that not all of them come back in the same one; more, when
+    /// --drain-timeout would not do
     #[arg(long, env = "HYDRANT_DRAIN_RATE", default_value = "2000")]
     drain_rate: NonZeroU32,
     /// How long a drain may take after SIGTERM or SIGINT; what is left then is cut
@@ -109,12 +110,12 @@ struct Serve {
     /// Most WebSocket connections; one more is answered with 503. 0: as many as open files allow, less 256
     #[arg(long, env = "HYDRANT_MAX_CONNECTIONS", default_value_t = 0)]
     max_connections: usize,
-    /// Most connections of one address, WebSockets or not; one more is answered with 429. 0: any number. Costs a connection
-    /// 100 bytes more
+    /// Most connections of one address, or of one IPv6 network of 64 bits, WebSockets or not; one more is answered with 429, or
+    /// by TLS with the end of the stream. 0: any number. Costs a connection 100 bytes more
     #[arg(long, env = "HYDRANT_MAX_PER_ADDRESS", default_value_t = 0)]
     max_per_address: usize,
     /// Most sockets whose request is not finished, or that wait to send another; one more takes the place of the one that has
-    /// been longest without finishing any, or gets 503
+    /// been longest without finishing any, or idle; if all are being answered, it gets 503, or by TLS the end of the stream
     #[arg(long, env = "HYDRANT_MAX_HANDSHAKES", default_value_t = 4096)]
     max_handshakes: usize,
     /// How long a client may take for a request head, for a body, or to use an idle HTTP connection again
@@ -154,8 +155,8 @@ struct Serve {
     /// The same with a public key in a PEM file: RSA for RS256, P-256 for ES256
     #[arg(long, env = "HYDRANT_JWT_KEY")]
     jwt_key: Option<PathBuf>,
-    /// Certificate chain in a PEM file: every client then has to come by TLS, with wss:// and https://. Read again at SIGHUP, for
-    /// the connections to come
+    /// Certificate chain in a PEM file: clients then have to come by TLS, with wss:// and https://, see --tls-listen. Read again
+    /// at SIGHUP, for the connections to come
     #[cfg(feature = "tls")]
     #[arg(long, env = "HYDRANT_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,

@@ -9,6 +9,9 @@ use std::sync::Arc;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
 
+/// How the PEM form of a public key ends its first line; a private key, or a certificate, would only seem to do.
+const PUBLIC_LABEL: &[u8] = b"PUBLIC KEY-----";
+
 /// What tokens are verified with: a shared secret (HS256), or a public key (RS256, ES256).
 #[derive(Clone)]
 pub struct TokenKey(Arc<(DecodingKey, Validation)>);
@@ -67,6 +70,9 @@ impl TokenKey {
     /// # Errors
     /// When it is neither.
     pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        if !pem.windows(PUBLIC_LABEL.len()).any(|window| window == PUBLIC_LABEL) {
+            return Err("it has no public key".to_owned());
+        }
         if let Ok(key) = DecodingKey::from_ec_pem(pem) {
             return Ok(Self::new(key, Algorithm::ES256));
         }
@@ -120,7 +126,9 @@ mod tests {
         let key = TokenKey::from_secret("s");
         let good = token(json!({"exp": FAR}), "s");
         let unsigned = "eyJhbGciOiJub25lIn0.eyJleHAiOjQwMDAwMDAwMDB9.";
-        let tampered = format!("{}x", &good[..good.len() - 1]);
+        // In the middle of the signature.
+        let (before, after) = good.split_at(good.len() - 20);
+        let tampered = format!("{before}{}{}", if after.starts_with('A') { 'B' } else { 'A' }, &after[1..]);
         let texts = [
             token(json!({"exp": FAR}), "t"),
             token(json!({"exp": 1}), "s"),

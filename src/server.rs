@@ -365,7 +365,7 @@ fn accept(
     stopping: &AtomicBool,
 ) -> io::Result<()> {
     let mut events = Events::with_capacity(4);
-    let (mut backing_off, mut waits) = (false, None);
+    let (mut backing_off, mut waits) = (false, None::<Duration>);
     let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
     // Acquire: pairs with the release in `Acceptor::stop`.
     while !stopping.load(Ordering::Acquire) {
@@ -373,38 +373,42 @@ fn accept(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             result => result?,
         }
-        // Each in turn, whatever the event said: after a wait, any of them may have somebody.
+        // Each in turn, whatever the event said: after a wait, any of them may have somebody. One that is left before it has said
+        // that it is empty will not tell again, so then there is a wait.
+        let mut full = false;
         for (listener, entrance) in listeners {
             while !stopping.load(Ordering::Acquire) {
                 let shard = engine.least_loaded();
-                waits = match engine.arrivals[shard].is_full() {
-                    true => Some(ARRIVALS_WAIT),
-                    false => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
+                let wait = match shard {
+                    None => Some(ARRIVALS_WAIT),
+                    Some(_) => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
                 };
-                if waits.is_some() {
+                let (None, Some(shard)) = (wait, shard) else {
+                    waits = waits.into_iter().chain(wait).min();
                     break;
-                }
+                };
                 match listener.accept() {
                     Ok((stream, peer)) => {
                         pace.iter_mut().for_each(AcceptPace::accepted);
                         if let Err((stream, refusal)) = engine.arrive(shard, stream.into(), peer.ip(), *entrance) {
                             http::refuse(engine, stream, *entrance, refusal);
                         }
-                        if std::mem::take(&mut backing_off) {
-                            tracing::info!("accepting again");
-                        }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if is_full(&error) => {
-                        if !std::mem::replace(&mut backing_off, true) {
+                        if !backing_off && !full {
                             tracing::warn!("cannot accept: {error}; raise the limit of open files or let clients go");
                         }
+                        full = true;
                         break;
                     }
                     // The client has gone again (ECONNABORTED and the like): the next one counts.
                     Err(error) => tracing::debug!("accept: {error}"),
                 }
             }
+        }
+        if std::mem::replace(&mut backing_off, full) && !full {
+            tracing::info!("accepting again");
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +103,7 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     // A WebSocket begins with HTTP/1.1 (RFC 6455, section 4.1).
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Who comes back may take up its session again: the server keeps nothing for it, and one ticket is enough.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = ring::Ticketer::new().map_err(unusable)?;
     config.send_tls13_tickets = 1;
     Ok(config.into())

@@ -53,6 +53,8 @@ pub struct Session {
     more: bool,
     /// The session has failed: the library is not asked for anything any more. It would go on in input that is gone.
     failed: bool,
+    /// The client was told that nothing more comes.
+    closed: bool,
 }
 
 impl fmt::Debug for Session {
@@ -72,7 +74,17 @@ impl Session {
     pub fn new(tls: &Tls) -> io::Result<Self> {
         let connection = UnbufferedServerConnection::new(tls.current()).map_err(io::Error::other)?;
         let (received, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { connection, received, plain, plain_taken: 0, unsent, ended: false, more: false, failed: false })
+        Ok(Self {
+            connection,
+            received,
+            plain,
+            plain_taken: 0,
+            unsent,
+            ended: false,
+            more: false,
+            failed: false,
+            closed: false,
+        })
     }
 
     /// As [`Socket::receive`], of one read of the socket: [`Session::has_more`] says whether another is worth it, also when
@@ -83,6 +95,9 @@ impl Session {
     /// As [`Socket::receive`]; `InvalidData` when the client breaks the protocol.
     pub fn receive(&mut self, socket: &impl Socket, buffer: &mut [u8]) -> io::Result<usize> {
         if self.plain.is_empty() && !self.ended {
+            if self.failed {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             let read = self.read(socket);
             self.more = read.is_ok();
             read?;
@@ -96,7 +111,7 @@ impl Session {
     /// Whether there may be something to receive of which the socket will not tell.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.plain.is_empty() || self.more
+        !self.plain.is_empty() || self.more || self.ended || self.failed
     }
 
     fn take_plain(&mut self, buffer: &mut [u8]) -> usize {
@@ -122,6 +137,10 @@ impl Session {
             let room = (kept + READ_BYTES).min(incoming.len());
             let read = retry(|| socket.receive(&mut incoming[kept..room]))?;
             self.ended |= read == 0;
+            if self.closed {
+                // It is thrown away.
+                return Ok(());
+            }
             let arrived = &mut incoming[..kept + read];
             let driven = self.drive(arrived, |_| ());
             // What a handshake answers, or why it is refused; what does not leave now waits for the socket.
@@ -213,6 +232,9 @@ impl Session {
 
     /// Tells the client that nothing more comes, if there is room.
     pub fn close(&mut self, socket: &impl Socket) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
         if self.flush(socket).is_ok() {
             let close =
                 |traffic: &mut Traffic<'_>, wire: &mut [u8]| traffic.queue_close_notify(wire).map_err(io::Error::other);
@@ -245,6 +267,13 @@ impl Session {
                 }
             }
             self.unsent.extend_from_slice(&record[sent..]);
+            if sent == 0 {
+                // Perhaps it waits for nobody but this.
+                return self.flush(socket).map(|()| true).or_else(|error| match error.kind() {
+                    io::ErrorKind::WouldBlock => Ok(false),
+                    _ => Err(error),
+                });
+            }
             Ok(self.unsent.is_empty())
         })
     }

@@ -369,11 +369,16 @@ impl Shard {
             let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
             let is_over = |(&slot, grant): (&u32, &Grant)| (grant.expires <= now).then_some(slot);
             let slots: Vec<_> = self.grants.borrow().iter().filter_map(is_over).collect();
-            for slot in slots {
-                let connection = self.connections.borrow().get(slot as usize).cloned();
-                if let Some(connection) = connection {
-                    self.end(&connection, CloseReason::Expired);
+            for chunk in slots.chunks(PASS_CHUNK) {
+                for &slot in chunk {
+                    let connection = self.connections.borrow().get(slot as usize).cloned();
+                    // It may be somebody else's by now.
+                    let is_over = self.grants.borrow().get(&slot).is_some_and(|grant| grant.expires <= now);
+                    if let Some(connection) = connection.filter(|_| is_over) {
+                        self.end(&connection, CloseReason::Expired);
+                    }
                 }
+                yield_now().await;
             }
         }
     }
@@ -409,7 +414,9 @@ impl Shard {
         let config = &self.engine.config;
         let per_second = f64::from(config.drain_rate.get()) / config.shards.get() as f64;
         let begun = Instant::now();
-        let span = Duration::from_secs_f64(self.connections.borrow().len() as f64 / per_second);
+        // In time for the last ones' closing handshakes.
+        let most = config.drain_timeout.saturating_sub(config.close_timeout.min(config.drain_timeout / 2));
+        let span = Duration::from_secs_f64(self.connections.borrow().len() as f64 / per_second).min(most);
         while let Some(deadline) = self.drain_deadline.get()
             && self.engine.loads[usize::from(self.index)].get() > 0
         {

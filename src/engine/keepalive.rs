@@ -25,6 +25,9 @@ const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// The shortest, for the sake of the processor.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
+/// Most sweeps of a timeout.
+const SWEEPS_MAX: u32 = 60_000;
+
 /// How long a connection may be silent, in sweeps.
 struct Limits {
     ping_after: u16,
@@ -37,7 +40,8 @@ impl Shard {
         let Config { ping_interval, idle_timeout, .. } = self.engine.config;
         let Some(ping_interval) = ping_interval else { pending().await };
         let sweep_interval = (ping_interval.min(idle_timeout) / 4).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX);
-        // `Config::check` keeps both below an hour.
+        // So that both fit what a connection counts with.
+        let sweep_interval = sweep_interval.max(ping_interval.max(idle_timeout) / SWEEPS_MAX);
         let sweeps = |time: Duration| time.div_duration_f64(sweep_interval).ceil() as u16;
         let limits = Limits { ping_after: sweeps(ping_interval), end_after: sweeps(idle_timeout) };
         loop {

@@ -49,7 +49,9 @@ impl Meter {
         let seconds = now.saturating_duration_since(self.at).min(Duration::from_hours(1)).as_secs_f64();
         self.at = now;
         self.messages = (self.messages + seconds * rates.messages).min(rates.messages);
-        self.bytes = (self.bytes + seconds * rates.bytes).min(rates.bytes + rates.bytes_burst) - bytes as f64;
+        let full = rates.bytes + rates.bytes_burst;
+        // What comes while it may not is not held against it for longer than it takes to be full again.
+        self.bytes = ((self.bytes + seconds * rates.bytes).min(full) - bytes as f64).max(-full);
     }
 
     /// One message has come; whether it may.

@@ -10,6 +10,7 @@ pub mod home;
 pub mod inbox;
 mod keepalive;
 mod meter;
+pub mod phases;
 pub mod publication;
 mod readiness;
 pub mod shard;
@@ -233,11 +234,11 @@ impl Engine {
         }
     }
 
-    /// The index of the shard with the fewest connections.
+    /// The index of the shard with the fewest connections, among those with room for another socket.
     #[must_use]
-    pub fn least_loaded(&self) -> usize {
-        let loads = self.loads.iter().enumerate();
-        loads.min_by_key(|(_, load)| load.get()).map(|(shard, _)| shard).expect("there is at least one shard")
+    pub fn least_loaded(&self) -> Option<usize> {
+        let open = (0..self.loads.len()).filter(|&shard| !self.arrivals[shard].is_full());
+        open.min_by_key(|&shard| self.loads[shard].get())
     }
 
     /// Gives a socket from `peer` to this shard, which has room for it.
@@ -257,7 +258,7 @@ impl Engine {
         let load = &self.loads[shard];
         let permit = match self.config.per_address_max {
             None => Some(load.permit()),
-            Some(most) => load.permit_of(peer, most.get(), &self.addresses),
+            Some(most) => load.permit_of(network(peer), most.get(), &self.addresses),
         };
         let Some(permit) = permit else { return Err((stream, Refusal::Address)) };
         // One thread fills it, and has seen that there is room.
@@ -339,9 +340,24 @@ impl Engine {
     }
 }
 
+/// Whose addresses count as one: an IPv4 address, whichever way it is written, or the part of an IPv6 address that a site is given.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (!0 << 64)).into()),
+        address => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_counts_as_one_address() {
+        let of = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!((of("10.0.0.1"), of("::ffff:10.0.0.1")), ("10.0.0.1".to_owned(), "10.0.0.1".to_owned()));
+        assert_eq!((of("2001:db8:1:2:3:4:5:6"), of("::1")), ("2001:db8:1:2::".to_owned(), "::".to_owned()));
+    }
 
     fn engine() -> Arc<Engine> {
         Engine::new(Config { shards: 1.try_into().unwrap(), ..Config::default() }, mpsc::channel(1).0)

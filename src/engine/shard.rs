@@ -5,7 +5,7 @@
 //! `connections`, the meaning of its messages in `events`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -20,8 +20,9 @@ use tokio::time::{Instant, timeout};
 use super::channel::{Channels, Surroundings};
 use super::home::{Bounds, Home};
 use super::meter::{Meter, Rates};
+use super::phases::Phases;
 use super::publication::{Origin, Publication};
-use super::turns::{Turn, Turns};
+use super::turns::Turns;
 use super::{Arrival, Engine, Inbox, Item, Report, readiness};
 use crate::close::CloseReason;
 use crate::config::{ARRIVALS_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
@@ -42,41 +43,6 @@ pub type Conn = Connection<Stream>;
 const PACE_INTERVAL: Duration = Duration::from_millis(1);
 /// Connections that a survey looks at before everything else has its turn.
 const SURVEY_CHUNK: usize = 512;
-
-/// A socket that asks for something by HTTP.
-#[derive(Debug, Default)]
-pub struct HttpPhase {
-    /// A request of it has arrived as a whole: it does not lose its place any more.
-    pub asked: Cell<bool>,
-    /// Its place has gone to somebody else.
-    evicted: Cell<bool>,
-    notify: Notify,
-    /// Its turn, while it is new.
-    pub(super) turn: Cell<Turn>,
-}
-
-impl HttpPhase {
-    /// Takes its place away.
-    pub fn evict(&self) {
-        self.evicted.set(true);
-        self.notify.notify_one();
-    }
-
-    /// Whether nothing is known of it yet.
-    pub(super) fn is_new(&self) -> bool {
-        !self.asked.get() && !self.evicted.get()
-    }
-
-    /// Whether its place was taken away.
-    pub fn is_evicted(&self) -> bool {
-        self.evicted.get()
-    }
-
-    /// Waits until its place is taken away.
-    pub async fn evicted(&self) {
-        self.notify.notified().await;
-    }
-}
 
 /// One thread's part of the node.
 pub struct Shard {
@@ -106,8 +72,8 @@ pub struct Shard {
     pub(super) ignored: Cell<u64>,
     /// Turns of those who have not asked for anything yet.
     pub(super) turns: Turns,
-    /// HTTP phases that have not ended, in the order in which they began.
-    pub http_phases: RefCell<BTreeMap<u64, Rc<HttpPhase>>>,
+    /// HTTP phases that have not ended.
+    pub http_phases: Phases,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -151,7 +117,7 @@ impl Shard {
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
             turns: Turns::default(),
-            http_phases: RefCell::default(),
+            http_phases: Phases::default(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),

@@ -8,9 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
-use super::shard::{HttpPhase, Shard};
+use super::phases::HttpPhase;
+use super::shard::Shard;
 use crate::config::NEWCOMER_TURNS;
 
 /// Where a newcomer stands.
@@ -29,7 +30,7 @@ pub(super) enum Turn {
 #[derive(Debug)]
 pub(super) struct Turns {
     left: Cell<usize>,
-    waiting: RefCell<VecDeque<(Waker, Rc<HttpPhase>)>>,
+    waiting: RefCell<VecDeque<Rc<HttpPhase>>>,
 }
 
 impl Default for Turns {
@@ -42,12 +43,18 @@ impl Turns {
     /// A round is over: gives those who have waited longest their turns. Whether somebody goes on waiting.
     pub(super) fn refill(&self) -> bool {
         let mut waiting = self.waiting.borrow_mut();
-        let next = waiting.len().min(NEWCOMER_TURNS);
-        self.left.set(NEWCOMER_TURNS - next);
-        for (waker, phase) in waiting.drain(..next) {
-            phase.turn.set(Turn::Granted);
-            waker.wake();
+        let mut left = NEWCOMER_TURNS;
+        while left > 0
+            && let Some(phase) = waiting.pop_front()
+        {
+            // Who was woken for another reason, to go, waits no more.
+            if let Some(task) = phase.waiting.take() {
+                phase.turn.set(Turn::Granted);
+                task.wake();
+                left -= 1;
+            }
         }
+        self.left.set(left);
         if waiting.is_empty() {
             // After a storm, its room is given back.
             waiting.shrink_to(NEWCOMER_TURNS);
@@ -65,7 +72,8 @@ impl Turns {
             }
             (Turn::None, 0) => {
                 let mut waiting = self.waiting.borrow_mut();
-                waiting.push_back((context.waker().clone(), phase.clone()));
+                phase.waiting.replace(Some(context.waker().clone()));
+                waiting.push_back(phase.clone());
                 if waiting.len() == 1 {
                     // The loop may be asleep: nothing else has to happen in this round.
                     shard.inbox().nudge();
@@ -107,6 +115,7 @@ impl<F: Future> Future for Newcomer<F> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::task::Waker;
 
     use tokio::runtime::LocalRuntime;
     use tokio::sync::mpsc;
@@ -127,7 +136,9 @@ mod tests {
             for number in (0..count).map(Some).chain([None]) {
                 let (through, wakers) = (through.clone(), wakers.clone());
                 let phase = Rc::<HttpPhase>::default();
-                phase.asked.set(number.is_none());
+                if number.is_none() {
+                    phase.begin();
+                }
                 let gate = Newcomer::new(shard.clone(), phase, async move { through.borrow_mut().push(number) });
                 let mut gate = Box::pin(gate);
                 spawn_local(poll_fn(move |context| {

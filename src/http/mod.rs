@@ -39,7 +39,8 @@ use self::unended::Unended;
 use self::upgrade::Upgrade;
 use crate::admission::Refusal;
 use crate::config::{Config, Entrance};
-use crate::engine::shard::{HttpPhase, Shard};
+use crate::engine::phases::HttpPhase;
+use crate::engine::shard::Shard;
 use crate::engine::turns::Newcomer;
 use crate::engine::{Arrival, Engine};
 use crate::mem;
@@ -80,37 +81,25 @@ pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
 /// A place among the HTTP phases of a shard; given back on drop.
 struct Place {
     shard: Rc<Shard>,
-    number: u64,
     phase: Rc<HttpPhase>,
 }
 
 impl Place {
-    /// A place behind all others. At the bound, whoever has been longest without finishing a request loses its own: who only
-    /// holds places keeps nobody out who uses one. Nothing when everybody has finished one.
+    /// A place behind all others; nothing when everybody who has one is being answered.
     fn take(shard: &Rc<Shard>) -> Option<Self> {
         let config = &shard.engine.config;
-        let mut phases = shard.http_phases.borrow_mut();
-        if phases.len() >= config.handshakes_max.div_ceil(config.shards.get()) {
-            let (&number, _) = phases.iter().find(|(_, phase)| !phase.asked.get())?;
-            phases.remove(&number)?.evict();
+        let (phase, instead) = shard.http_phases.take(config.handshakes_max.div_ceil(config.shards.get()))?;
+        if instead {
             shard.engine.refusals.count(Refusal::Handshakes);
         }
-        let number = phases.last_key_value().map_or(0, |(last, _)| last + 1);
-        let phase = Rc::<HttpPhase>::default();
-        phases.insert(number, phase.clone());
-        Some(Self { shard: shard.clone(), number, phase })
+        Some(Self { shard: shard.clone(), phase })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut phases = self.shard.http_phases.borrow_mut();
-        // Evicted ones have none any more, and the number may be somebody else's.
-        if phases.get(&self.number).is_some_and(|holder| Rc::ptr_eq(holder, &self.phase)) {
-            phases.remove(&self.number);
-        }
-        // Numbers begin again when nobody is left: after so many, what the thread keeps of their buffers is worth the call.
-        if phases.is_empty() && self.number >= FLUSH_AFTER {
+        // After so many, what the thread keeps of their buffers is worth the call.
+        if self.shard.http_phases.give_back(&self.phase).is_some_and(|places| places >= FLUSH_AFTER) {
             mem::flush();
         }
     }
@@ -151,7 +140,7 @@ async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<
         }
         (done, _) => {
             // It has had its answer, and its place is anybody's.
-            phase.asked.set(false);
+            phase.forget();
             stream.shutdown().await?;
             let mut thrown_away = [0; 4096];
             let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };
@@ -196,11 +185,17 @@ where
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(Unended(stream)), service);
     let done = tokio::select! {
-        done = finish(&mut connection) => done,
+        biased;
         () = phase.evicted() => Ok(()),
+        done = finish(&mut connection) => done,
         () = shard.draining() => {
-            pin::Pin::new(&mut connection).graceful_shutdown();
-            finish(&mut connection).await
+            // Whose request is not whole has waited long enough.
+            if phase.is_busy() {
+                pin::Pin::new(&mut connection).graceful_shutdown();
+                finish(&mut connection).await
+            } else {
+                Ok(())
+            }
         }
     };
     let Parts { io, read_buf, .. } = connection.into_parts();
@@ -299,6 +294,10 @@ impl<'a> Route<'a> {
 /// Answers a request, and counts it if that turns somebody away.
 async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer {
     let answer = route(visit, request).await;
+    // Who is about to be a WebSocket keeps its place until it is one.
+    if visit.upgrade.borrow().is_none() {
+        visit.shard.http_phases.finish(&visit.phase);
+    }
     if let Some(&refusal) = answer.extensions().get::<Refusal>() {
         visit.shard.engine.refusals.count(refusal);
     }
@@ -308,7 +307,7 @@ async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer {
 async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
     let Visit { shard, upgrade, phase, .. } = visit;
     if request.body().is_end_stream() {
-        phase.asked.set(true);
+        phase.begin();
     }
     let path = request.uri().path().to_owned();
     let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {
@@ -362,7 +361,9 @@ fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
 fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -> Option<Answer> {
     let Some(token) = &config.token else {
         if entrance.loopback {
-            return None;
+            // A page in a browser on this machine gets there too.
+            let may = origin::may_connect(request.headers(), &config.allow_origin);
+            return if may { None } else { Some(answer::refused(Refusal::Origin)) };
         }
         let set =
             "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";

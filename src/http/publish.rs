@@ -45,7 +45,7 @@ async fn try_publish(visit: &Visit, channel: Option<&str>, request: Request<Inco
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
     let body = read(request.into_body(), &shard.engine.config).await?;
-    phase.asked.set(true);
+    phase.begin();
     let frame = if binary {
         Frame::binary(&body)
     } else {

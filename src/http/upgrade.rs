@@ -10,7 +10,7 @@ use hyper::body::Body;
 use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use hyper::{Request, Response, StatusCode, Version};
 
-use super::answer::{draining, refused, text, with};
+use super::answer::{refused, text, with};
 use super::{Answer, bearer, origin};
 use crate::admission::Refusal;
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
@@ -62,7 +62,7 @@ fn upgrade<B: Body>(
         Err(refusal) => return refused(refusal),
     };
     if shard.engine.is_draining() {
-        return draining();
+        return refused(Refusal::Draining);
     }
     // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
     let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {

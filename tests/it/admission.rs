@@ -59,10 +59,16 @@ fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
 
 #[test]
 fn who_comes_too_fast_waits_and_is_served() {
-    let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), ..config() });
+    // At two ports: neither may make the other forget who waits.
+    let admin_listen = Some(config().listen);
+    let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), admin_listen, ..config() });
+    let [everybody, admin] = server.addresses[..] else { panic!("{:?}", server.addresses) };
+    let idle: Vec<_> =
+        (0..20).map(|_| [everybody, admin].map(|address| TcpStream::connect(address).unwrap())).collect();
     let clients: Vec<_> = (0..15).map(|_| server.client("/ws")).collect();
     assert_eq!(server.publish("all", b"x").matched, 15);
-    drop(clients);
+    assert_eq!(request(admin, "GET", "/healthz", &[], b"").status, 200);
+    drop((clients, idle));
 }
 
 /// A connection from another loopback address.
@@ -130,20 +136,22 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     // The oldest has lost its place.
     assert_eq!(std::io::Read::read(&mut oldest, &mut [0]).unwrap(), 0);
     assert_eq!(refusals(), 1);
-    // A handshake that comes in one piece needs no place; who has finished a request keeps it, answered or not.
+    // A handshake that comes in one piece needs no place; who is idle behind a finished request loses it last.
     let _client = server.client("/ws");
     let mut publishers = [(); 2].map(|()| {
         let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx");
         assert_eq!(read_answer(&mut stream).status, 202);
         stream
     });
-    let answer = read_answer(&mut connect(half));
-    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
-    assert_eq!((answer.body.trim(), refusals()), (Refusal::Handshakes.sentence(), 4));
-    for stream in &mut publishers {
-        std::io::Write::write_all(stream, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
-        assert_eq!(read_answer(stream).status, 200);
-    }
+    assert_eq!(refusals(), 3);
+    let _idle = connect(half);
+    let mut newer = connect(half);
+    assert_eq!(std::io::Read::read(&mut publishers[0], &mut [0]).unwrap(), 0, "idle for longest");
+    std::io::Write::write_all(&mut publishers[1], b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    assert_eq!(read_answer(&mut publishers[1]).status, 200);
+    std::io::Write::write_all(&mut newer, b"\r\n").unwrap();
+    assert_eq!(read_answer(&mut newer).status, 426, "who came last is served");
+    assert_eq!(refusals(), 5);
 }
 
 #[test]

@@ -198,6 +198,15 @@ fn beyond_loopback_publish_and_admin_are_shut_without_a_token() {
 }
 
 #[test]
+fn strangers_pages_may_not_publish() {
+    let server = TestServer::start(config());
+    let status =
+        |origin: &str| request(server.address, "POST", "/publish", &[&format!("Origin: {origin}")], b"x").status;
+    assert_eq!((status("https://evil.example"), status("http://hydrant")), (403, 202));
+    assert_eq!(request(server.address, "GET", "/metrics", &["Origin: null"], b"").status, 403);
+}
+
+#[test]
 fn admin_routes_may_have_a_port_of_their_own() {
     let open = SocketAddr::from(([0, 0, 0, 0], 0));
     let server = TestServer::start(Config { listen: open, admin_listen: Some(config().listen), ..config() });

@@ -161,6 +161,8 @@ fn a_bad_value_exits_64_with_a_line_that_names_it() {
         (&["--jwt-key", "/dev/null"], "--jwt-key"),
         (&["--jwt-key", "/nowhere"], "--jwt-key"),
         #[cfg(feature = "tls")]
+        (&["--jwt-key", &format!("{KEYS}/rsa-private.pem")], "public key"),
+        #[cfg(feature = "tls")]
         (&["--tls-cert", "/dev/null", "--tls-key", "/dev/null"], "--tls-cert"),
         #[cfg(feature = "tls")]
         (&["--tls-cert", "/dev/null"], "--tls-key"),

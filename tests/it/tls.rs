@@ -167,7 +167,7 @@ fn slow_clients_by_tls_are_accounted_for() {
 
 #[test]
 fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
-    let server = TestServer::start(Config { handshake_timeout: Duration::from_millis(500), ..secure() });
+    let server = TestServer::start(Config { handshake_timeout: Duration::from_secs(4), ..secure() });
     let mut bystander = connect(server.address, "/ws/room");
     let mut plain = TcpStream::connect(server.address).unwrap();
     plain.set_read_timeout(Some(PATIENCE)).unwrap();
