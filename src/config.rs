@@ -254,7 +254,7 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 
 /// The shortest tick.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
-/// The longest ping interval, idle timeout and write timeout.
+/// The longest ping interval, idle timeout, write timeout and handshake timeout.
 pub const KEEPALIVE_MAX: Duration = Duration::from_hours(1);
 /// Open files that connections leave to everything else: listeners, requests, pages, profiles.
 pub const FILES_KEPT: usize = 256;

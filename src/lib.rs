@@ -11,7 +11,11 @@
 //! | [`wire::Batch`] | frames joined into one piece of memory, for one pass |
 //! | [`pages::Pages`] | the same bytes where the kernel's sockets can refer to them, in place of a copy each |
 //! | [`engine::shard::Shard`] | one thread: a single-threaded tokio runtime that owns its connections, subscriber lists and counters |
-//! | [`engine::inbox::Inbox`] | the shard's lock-free queue; the only way into a shard |
+//! | [`engine::inbox::Inbox`] | the shard's lock-free queue; the only way into a shard, but for sockets |
+//! | [`engine::Arrival`] | a socket on its way into a shard: few at a time, beside the inbox |
+//! | [`config::Entrance`] | a port, and what is to be had there |
+//! | [`engine::phases::HttpPhase`] | a socket that asks for something by HTTP; a newcomer until its first request is whole |
+//! | [`conn::Session`] | a client's TLS session, between its connection and its socket |
 //! | [`conn::Connection`] | one client, owned by one shard for life |
 //! | [`registry::Registry`] | `DashMap<ConnId, ConnHandle>`: who is here, and on which shard |
 //! | channel | a named stream of publications; a tokio mpsc is never called a channel here |
@@ -24,7 +28,7 @@
 //! # Threads
 //!
 //! ```text
-//!        accept thread (one listener, least-loaded shard, back-off without descriptors)
+//!        accept thread (all ports, least-loaded shard, back-off without descriptors)
 //!               │ socket
 //!  ┌────────────▼────────────┐   Inbox (lock-free, one wake per batch)   ┌─────────────────────┐
 //!  │ shard 0                 │◄─────────────────────────────────────────►│ shard 1 … N-1       │

@@ -1,6 +1,6 @@
 //! The life of a server: bind, run, drain.
 //!
-//! [`Server::bind`] opens the port and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
+//! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
 //! admin thread (tick, ledger, signals by way of `shutdown`), and returns when everything has ended.
 
 use std::cell::RefCell;

@@ -1,8 +1,8 @@
-//! The only way into a shard: a lock-free queue with many producers, one consumer, and one wake per batch.
+//! The only way into a shard, but for sockets: a lock-free queue with many producers, one consumer, and one wake per batch.
 //!
 //! Items come out in the order in which they went in, whatever thread they came from: who is told that an item was
 //! pushed may rely on it coming before everything pushed later. The queue itself has no bound; every kind of item is
-//! bounded at its source: sockets by the limit of open files, publications by [`Inbox::reserve`], subscriptions and
+//! bounded at its source: publications by [`Inbox::reserve`], subscriptions and
 //! answers by what a shard takes from its connections in one round, which is less than what its peer takes from the
 //! inbox in one.
 
