@@ -213,7 +213,7 @@ impl Session {
         }
     }
 
-    /// As [`Socket::send`]; what is taken and does not fit waits here: [`ENCRYPTED_BYTES`] and what encryption adds, at most.
+    /// As [`Socket::send`]; what is taken and does not fit waits here: `ENCRYPTED_BYTES` and what encryption adds, at most.
     ///
     /// # Errors
     /// As [`Socket::send`]; `NotConnected` before the handshake is through.
