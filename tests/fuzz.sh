@@ -25,7 +25,7 @@ cargo +nightly fuzz build --fuzz-dir tests/fuzz --target-dir "$out" >"$out/build
   { cat "$out/build.log" >&2; fail 'the targets do not build'; }
 
 runs=
-for target in events inbound outbox publish; do
+for target in events inbound outbox publish session; do
   mkdir -p "$out/corpus/$target"
   # An input that takes 10 s has hung; the sanitizer alone keeps 300 MB of what was freed.
   "$out/x86_64-unknown-linux-gnu/release/$target" "$out/corpus/$target" "tests/fuzz/seeds/$target" \

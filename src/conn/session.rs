@@ -216,8 +216,11 @@ impl Session {
     /// As [`Socket::send`]; what is taken and does not fit waits here: `ENCRYPTED_BYTES` and what encryption adds, at most.
     ///
     /// # Errors
-    /// As [`Socket::send`]; `NotConnected` before the handshake is through.
+    /// As [`Socket::send`]; `NotConnected` before the handshake is through, `BrokenPipe` behind [`Session::close`].
     pub fn send(&mut self, socket: &impl Socket, bytes: &[u8]) -> io::Result<usize> {
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         self.flush(socket)?;
         let mut taken = 0;
         for piece in bytes.chunks(ENCRYPTED_BYTES) {

@@ -84,6 +84,8 @@ struct Both {
     sent: Vec<u8>,
     got: Vec<u8>,
     meddled: bool,
+    /// The client says nothing more.
+    ended: bool,
     client_failed: bool,
     server_failed: bool,
 }
@@ -108,8 +110,8 @@ impl Both {
         let client = ClientConnection::new(configs[usize::from(old)].clone(), "localhost".try_into().unwrap()).unwrap();
         let (server, wire) = (Session::new(tls).unwrap(), Wire::default());
         let (on_the_way, said, heard, sent, got) = Default::default();
-        let (meddled, client_failed, server_failed) = Default::default();
-        Self { client, server, wire, on_the_way, said, heard, sent, got, meddled, client_failed, server_failed }
+        let (meddled, ended, client_failed, server_failed) = Default::default();
+        Self { client, server, wire, on_the_way, said, heard, sent, got, meddled, ended, client_failed, server_failed }
     }
 
     fn receive(&mut self, bytes: usize) -> bool {
@@ -131,9 +133,11 @@ impl Both {
     fn run_client(&mut self) {
         let left = self.wire.left.take();
         let mut left = &left[..];
-        while !left.is_empty() && !self.client_failed {
-            self.client_failed |=
-                self.client.read_tls(&mut left).is_err() || self.client.process_new_packets().is_err();
+        // A client of this library's may not be told nonsense once it has ended: its debug assertions do not allow for that.
+        while !left.is_empty() && !self.client_failed && !(self.ended && self.meddled) {
+            // Behind the end, nothing is read any more.
+            let ended = matches!(self.client.read_tls(&mut left), Ok(0) | Err(_));
+            self.client_failed |= ended || self.client.process_new_packets().is_err();
             let mut buffer = [0; 4096];
             while let Ok(read @ 1..) = self.client.reader().read(&mut buffer) {
                 self.got.extend_from_slice(&buffer[..read]);
@@ -169,13 +173,19 @@ impl Both {
 
     fn step(&mut self, step: Step) {
         match step {
+            Step::Says(_) if self.ended => {}
             Step::Says(bytes) => {
                 let taken = self.client.writer().write(&bytes).unwrap_or(0);
                 self.said.extend_from_slice(&bytes[..taken]);
                 self.run_client();
             }
             Step::NewKeys => drop(self.client.refresh_traffic_keys()),
-            Step::Ends => self.client.send_close_notify(),
+            Step::Ends => {
+                // In the middle of a handshake it is no end, but a failure.
+                self.meddled |= self.client.is_handshaking();
+                self.ended = true;
+                self.client.send_close_notify();
+            }
             Step::Arrive(bytes) => {
                 self.run_client();
                 self.arrive(bytes.into());
