@@ -133,8 +133,9 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let mut oldest = connect(half);
     let _second = connect(half);
     let _third = connect(half);
-    // The oldest has lost its place.
-    assert_eq!(std::io::Read::read(&mut oldest, &mut [0]).unwrap(), 0);
+    // The oldest has lost its place; with a reset, if nobody has read what it sent.
+    let end = std::io::Read::read(&mut oldest, &mut [0]).map_err(|error| error.kind());
+    assert!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
     assert_eq!(refusals(), 1);
     // A handshake that comes in one piece needs no place; who is idle behind a finished request loses it last.
     let _client = server.client("/ws");
