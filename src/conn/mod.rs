@@ -12,6 +12,7 @@ pub mod ring;
 #[cfg_attr(not(feature = "tls"), path = "no_session.rs")]
 mod session;
 mod socket;
+mod stream;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
@@ -21,7 +22,8 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 pub use self::session::Session;
-pub use self::socket::{Socket, Stream};
+pub use self::socket::Socket;
+pub use self::stream::Stream;
 use crate::admission::Permit;
 use crate::close::CloseReason;
 use crate::metrics::DropReason;

@@ -13,9 +13,12 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
 
 use super::retry;
-use super::socket::{ENCRYPTED_BYTES, Socket};
+use super::socket::Socket;
 use crate::tls::Tls;
 
+/// Bytes that are encrypted and sent at once: two records (RFC 8446, section 5.1), so that a batch that is a little longer than one
+/// costs one system call.
+pub(super) const ENCRYPTED_BYTES: usize = 2 * 16 * 1024;
 /// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
 

@@ -14,7 +14,8 @@ use httparse::{EMPTY_HEADER, Status};
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode, Version};
 
-use super::{HEADERS_MAX, Route, answer, upgrade};
+use super::route::Route;
+use super::{HEADERS_MAX, answer, upgrade};
 use crate::engine::Arrival;
 use crate::engine::shard::Shard;
 

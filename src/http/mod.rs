@@ -1,4 +1,4 @@
-//! The HTTP phase of a socket: routes, answers, and the way to a WebSocket. The only place that parses a request.
+//! The HTTP phase of a socket, and the way to a WebSocket. The only place that parses a request; what a request gets is in `route`.
 //!
 //! hyper reads and writes; an upgraded socket leaves this module with nothing of it attached, so that an idle WebSocket
 //! costs none of the ~17 KiB that its HTTP phase did.
@@ -9,6 +9,7 @@ mod debug;
 pub mod origin;
 mod profile;
 mod publish;
+mod route;
 mod transport;
 mod unended;
 mod upgrade;
@@ -23,22 +24,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HeaderValue, WWW_AUTHENTICATE};
+use hyper::Response;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 
-use self::answer::{text, with};
+use self::answer::with;
 use self::at_once::Attempt;
+use self::route::{Visit, respond};
 use self::transport::Transport;
 use self::unended::Unended;
 use self::upgrade::Upgrade;
 use crate::admission::Refusal;
-use crate::config::{Config, Entrance};
+use crate::config::Entrance;
 use crate::engine::phases::HttpPhase;
 use crate::engine::shard::Shard;
 use crate::engine::turns::Newcomer;
@@ -219,164 +220,6 @@ pub async fn converse_alone(shard: &Rc<Shard>, stream: impl AsyncRead + AsyncWri
     drop(converse(shard, stream, entrance, &Rc::default()).await);
 }
 
-/// What the answers to one socket's requests need.
-struct Visit {
-    shard: Rc<Shard>,
-    entrance: Entrance,
-    phase: Rc<HttpPhase>,
-    /// What the last request asked for and was granted.
-    upgrade: RefCell<Option<Upgrade>>,
-}
-
-/// What a path names.
-enum Route<'a> {
-    Events(Option<&'a str>),
-    Echo,
-    Publish(Option<&'a str>),
-    Mem,
-    Purge,
-    Profiles,
-    Profile(profile::Which),
-    Metrics,
-    Healthz,
-    Readyz,
-    /// A fault to test with.
-    #[cfg(debug_assertions)]
-    Panic,
-}
-
-impl<'a> Route<'a> {
-    fn of(path: &'a str) -> Option<Self> {
-        let mut parts = path.split('/').skip(1);
-        Some(match (parts.next()?, parts.next(), parts.next(), parts.next()) {
-            ("ws", channel, None, None) => Self::Events(channel),
-            ("echo", None, None, None) => Self::Echo,
-            ("publish", channel, None, None) => Self::Publish(channel),
-            ("debug", Some("mem"), None, None) => Self::Mem,
-            ("debug", Some("mem"), Some("purge"), None) => Self::Purge,
-            ("debug", Some("pprof"), None | Some(""), None) => Self::Profiles,
-            ("debug", Some("pprof"), Some(name), None) => Self::Profile(profile::Which::of(name)?),
-            #[cfg(debug_assertions)]
-            ("debug", Some("panic"), None, None) => Self::Panic,
-            ("metrics", None, None, None) => Self::Metrics,
-            ("healthz", None, None, None) => Self::Healthz,
-            ("readyz", None, None, None) => Self::Readyz,
-            _ => return None,
-        })
-    }
-
-    fn methods(&self) -> &'static [Method] {
-        match self {
-            // An answer to HEAD would cost what the profile does.
-            Self::Events(_) | Self::Echo | Self::Profile(_) => &[Method::GET],
-            Self::Mem | Self::Profiles | Self::Metrics | Self::Healthz | Self::Readyz => &[Method::GET, Method::HEAD],
-            Self::Publish(_) | Self::Purge => &[Method::POST],
-            #[cfg(debug_assertions)]
-            Self::Panic => &[Method::POST],
-        }
-    }
-
-    /// Whether it is to be had at this port.
-    fn is_behind(&self, entrance: Entrance) -> bool {
-        match self {
-            Self::Events(_) | Self::Echo => entrance.websockets,
-            Self::Publish(_) | Self::Healthz | Self::Readyz => true,
-            _ => entrance.admin,
-        }
-    }
-
-    /// Whether it publishes or administers, and so is not for everybody.
-    fn is_guarded(&self) -> bool {
-        !matches!(self, Self::Events(_) | Self::Echo | Self::Healthz | Self::Readyz)
-    }
-}
-
-/// Answers a request, and counts it if that turns somebody away.
-async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer {
-    let answer = route(visit, request).await;
-    // Who is about to be a WebSocket keeps its place until it is one.
-    if visit.upgrade.borrow().is_none() {
-        visit.shard.http_phases.finish(&visit.phase);
-    }
-    if let Some(&refusal) = answer.extensions().get::<Refusal>() {
-        visit.shard.engine.refusals.count(refusal);
-    }
-    answer
-}
-
-async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
-    let Visit { shard, upgrade, phase, .. } = visit;
-    if request.body().is_end_stream() {
-        phase.begin();
-    }
-    let path = request.uri().path().to_owned();
-    let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {
-        return text(
-            StatusCode::NOT_FOUND,
-            "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof/, /metrics, /healthz, /readyz",
-        );
-    };
-    let engine = &shard.engine;
-    let guard = || if route.is_guarded() { forbidden(&engine.config, visit.entrance, &request) } else { None };
-    if let Some(refusal) = only(&request, route.methods()).or_else(guard) {
-        return refusal;
-    }
-    match route {
-        Route::Events(channel) => upgrade::events(shard, upgrade, &mut request, channel),
-        Route::Echo => upgrade::echo(shard, upgrade, &mut request),
-        Route::Publish(channel) => publish::publish(visit, channel, request).await,
-        Route::Mem => debug::mem(engine, false).await,
-        Route::Purge => debug::mem(engine, true).await,
-        Route::Profiles => text(StatusCode::OK, profile::INDEX),
-        Route::Profile(which) => profile::profile(shard, which, request.uri().query()).await,
-        Route::Metrics => debug::metrics(engine).await,
-        Route::Healthz => text(StatusCode::OK, "ok"),
-        Route::Readyz if engine.is_draining() => answer::draining(),
-        Route::Readyz => text(StatusCode::OK, "ready"),
-        #[cfg(debug_assertions)]
-        Route::Panic => {
-            engine.inboxes[0].push(crate::engine::Item::Panic);
-            text(StatusCode::ACCEPTED, "shard 0 will panic")
-        }
-    }
-}
-
-/// 405 for any other method.
-fn only(request: &Request<Incoming>, methods: &[Method]) -> Option<Answer> {
-    if methods.contains(request.method()) {
-        return None;
-    }
-    let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let refusal = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
-    Some(with(refusal, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
-}
-
-/// The token of the header `Authorization: Bearer TOKEN`.
-fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
-    let (scheme, token) = request.headers().get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
-}
-
-/// Refuses publish and admin routes to whoever may not use them.
-fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -> Option<Answer> {
-    let Some(token) = &config.token else {
-        if entrance.loopback {
-            // A page in a browser on this machine gets there too.
-            let may = origin::may_connect(request.headers(), &config.allow_origin);
-            return if may { None } else { Some(answer::refused(Refusal::Origin)) };
-        }
-        let set =
-            "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";
-        return Some(text(StatusCode::FORBIDDEN, set));
-    };
-    let given = bearer(request).unwrap_or_default();
-    if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
-        return None;
-    }
-    let refusal = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
-    Some(with(refusal, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{DuplexStream, duplex};
@@ -385,6 +228,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::config::Config;
 
     fn converse_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
         converse_through(64 * 1024, client)

@@ -9,8 +9,9 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::Answer;
 use super::answer::{draining, json, text, unavailable};
-use super::{Answer, Visit};
+use super::route::Visit;
 use crate::config::Config;
 use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
 use crate::wire::Frame;

@@ -11,7 +11,8 @@ use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOC
 use hyper::{Request, Response, StatusCode, Version};
 
 use super::answer::{refused, text, with};
-use super::{Answer, bearer, origin};
+use super::route::bearer;
+use super::{Answer, origin};
 use crate::admission::Refusal;
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::conn::Role;
