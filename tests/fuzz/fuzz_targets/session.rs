@@ -172,6 +172,8 @@ impl Both {
     fn settle(&mut self) {
         for _ in 0..1000 {
             self.run_client();
+            // What was decrypted and not asked for.
+            while self.receive(4096) {}
             if self.on_the_way.is_empty() && self.wire.arrived.borrow().is_empty() && self.server.unsent_bytes() == 0 {
                 break;
             }
