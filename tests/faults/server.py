@@ -1,5 +1,6 @@
 """The server in a process of its own, which cores it has, and how those of the bystanders are kept from it."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from wire import handshake
 
 class Cores:
     """Who runs where. `apart`, the server has half of the cores, with a shard on each, and shares them with nobody; the bystanders
-    and the attackers have the others, where the attackers run only while no bystander wants to. Otherwise everybody runs
+    and the attackers have the others, where bystanders go first. Otherwise everybody runs
     everywhere, and two shards have what crosses from one to the other under attack too."""
 
     def __init__(self, apart=False):
@@ -37,11 +38,13 @@ class Cores:
 
     def bystand(self):
         os.sched_setaffinity(0, self.bystanders)
+        if self.apart:
+            # Before the attackers, whose turn comes whenever no bystander runs; only root may.
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, 0, -15)
 
     def attack(self):
         os.sched_setaffinity(0, self.attackers)
-        if self.apart:
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     def __str__(self):
         if not self.apart:
