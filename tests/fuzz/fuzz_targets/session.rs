@@ -174,7 +174,8 @@ impl Both {
             self.run_client();
             // What was decrypted and not asked for.
             while self.receive(4096) {}
-            if self.on_the_way.is_empty() && self.wire.arrived.borrow().is_empty() && self.server.unsent_bytes() == 0 {
+            let quiet = self.on_the_way.is_empty() && self.wire.arrived.borrow().is_empty();
+            if quiet && self.wire.left.borrow().is_empty() && self.server.unsent_bytes() == 0 {
                 break;
             }
             self.arrive(usize::MAX);
