@@ -231,6 +231,11 @@ pub const NEWCOMER_TURNS: usize = 8;
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
 pub const READ_BYTES: usize = 64 * KIB;
+/// Bytes that a TLS session encrypts and sends at once: two records (RFC 8446, section 5.1), so that a batch that is a little longer
+/// than one costs one system call.
+pub const TLS_SEND_BYTES: usize = 32 * KIB;
+/// Bytes of the wire that a TLS session reads in one turn: of records without content, which cost it most, some 150.
+pub const TLS_READ_BYTES: usize = 4 * KIB;
 /// Bytes read in one turn of a connection, beside what is known to be missing of a message: a turn is bounded by what it
 /// may make the shard do, and a ping of 6 bytes is answered by a system call.
 pub const TURN_BYTES: usize = 2 * KIB;

@@ -5,9 +5,6 @@ use std::io;
 use super::socket::Socket;
 use crate::tls::Tls;
 
-/// As `session` has it.
-pub(super) const ENCRYPTED_BYTES: usize = 2 * 16 * 1024;
-
 /// There is none in this build.
 #[derive(Debug)]
 pub enum Session {}

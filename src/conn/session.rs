@@ -14,16 +14,11 @@ use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTr
 
 use super::retry;
 use super::socket::Socket;
+use crate::config::{TLS_READ_BYTES, TLS_SEND_BYTES};
 use crate::tls::Tls;
 
-/// Bytes that are encrypted and sent at once: two records (RFC 8446, section 5.1), so that a batch that is a little longer than one
-/// costs one system call.
-pub(super) const ENCRYPTED_BYTES: usize = 2 * 16 * 1024;
 /// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
-
-/// Bytes of the wire that are read at once: of records without content, which cost a session most, some 150.
-const READ_BYTES: usize = 4 * 1024;
 
 /// The buffers of a thread, made when its first session needs them.
 struct Scratch {
@@ -34,7 +29,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         incoming: vec![0; WIRE_BYTES],
-        outgoing: vec![0; ENCRYPTED_BYTES + 2 * 2048],
+        outgoing: vec![0; TLS_SEND_BYTES + 2 * 2048],
     });
 }
 
@@ -137,7 +132,7 @@ impl Session {
             if kept == incoming.len() {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS handshake message is too long"));
             }
-            let room = (kept + READ_BYTES).min(incoming.len());
+            let room = (kept + TLS_READ_BYTES).min(incoming.len());
             let read = retry(|| socket.receive(&mut incoming[kept..room]))?;
             self.ended |= read == 0;
             if self.closed {
@@ -147,10 +142,10 @@ impl Session {
             let arrived = &mut incoming[..kept + read];
             let driven = self.drive(arrived, |_| ());
             // What a handshake answers, or why it is refused; what does not leave now waits for the socket.
-            let flushed = self.flush(socket);
+            let flushed = self.try_flush(socket);
             let (taken, _) = driven.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.received = arrived[taken..].to_vec();
-            flushed.or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) })
+            flushed.map(drop)
         })
     }
 
@@ -216,7 +211,7 @@ impl Session {
         }
     }
 
-    /// As [`Socket::send`]; what is taken and does not fit waits here: `ENCRYPTED_BYTES` and what encryption adds, at most.
+    /// As [`Socket::send`]; what is taken and does not fit waits here: `TLS_SEND_BYTES` and what encryption adds, at most.
     ///
     /// # Errors
     /// As [`Socket::send`]; `NotConnected` before the handshake is through, `BrokenPipe` behind [`Session::close`].
@@ -226,7 +221,7 @@ impl Session {
         }
         self.flush(socket)?;
         let mut taken = 0;
-        for piece in bytes.chunks(ENCRYPTED_BYTES) {
+        for piece in bytes.chunks(TLS_SEND_BYTES) {
             let fits = self.put(socket, |traffic, wire| traffic.encrypt(piece, wire).map_err(io::Error::other))?;
             taken += piece.len();
             if !fits {
@@ -275,10 +270,7 @@ impl Session {
             self.unsent.extend_from_slice(&record[sent..]);
             if sent == 0 {
                 // Perhaps it waits for nobody but this.
-                return self.flush(socket).map(|()| true).or_else(|error| match error.kind() {
-                    io::ErrorKind::WouldBlock => Ok(false),
-                    _ => Err(error),
-                });
+                return self.try_flush(socket);
             }
             Ok(self.unsent.is_empty())
         })
@@ -301,6 +293,14 @@ impl Session {
         }
         self.unsent = Vec::new();
         Ok(())
+    }
+
+    /// As [`Session::flush`]; whether nothing waits any more.
+    fn try_flush(&mut self, socket: &impl Socket) -> io::Result<bool> {
+        match self.flush(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            flushed => flushed.map(|()| true),
+        }
     }
 
     /// Bytes that wait for the socket.

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 
-use super::session::{ENCRYPTED_BYTES, Session};
+use super::session::Session;
 use super::socket::Socket;
+use crate::config::TLS_SEND_BYTES;
 use crate::pages::Pages;
 
 /// A client's TCP socket, and its TLS session if it has one.
@@ -71,7 +72,7 @@ impl Socket for Stream {
         // Joined, so that small frames share a record.
         let mut record = Vec::new();
         for piece in pieces {
-            record.extend_from_slice(&piece[..piece.len().min(ENCRYPTED_BYTES - record.len())]);
+            record.extend_from_slice(&piece[..piece.len().min(TLS_SEND_BYTES - record.len())]);
         }
         self.send(&record)
     }

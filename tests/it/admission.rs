@@ -98,17 +98,20 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     until(|| (ask(9).0.status == 101).then_some(()), || "the places are not given back".to_owned());
 }
 
+/// A connection that has sent this.
+fn begin(server: SocketAddr, first: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    std::io::Write::write_all(&mut stream, first).unwrap();
+    stream
+}
+
 /// A profile is an answer that takes its time.
 #[cfg(feature = "profiling")]
 #[test]
 fn who_waits_for_an_answer_keeps_its_place() {
     let server = TestServer::start(Config { handshakes_max: 4, shards: 1.try_into().unwrap(), ..config() });
-    let connect = |first: &[u8]| {
-        let mut stream = TcpStream::connect(server.address).unwrap();
-        stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
-        std::io::Write::write_all(&mut stream, first).unwrap();
-        stream
-    };
+    let connect = |first: &[u8]| begin(server.address, first);
     let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: h\r\n\r\n");
     // There is one at a time: the next is refused once the first has begun.
     let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
@@ -122,12 +125,7 @@ fn who_waits_for_an_answer_keeps_its_place() {
 #[test]
 fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
-    let connect = |first: &[u8]| {
-        let mut stream = TcpStream::connect(server.address).unwrap();
-        stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
-        std::io::Write::write_all(&mut stream, first).unwrap();
-        stream
-    };
+    let connect = |first: &[u8]| begin(server.address, first);
     let half = b"GET /ws HTTP/1.1\r\nHost: h\r\n";
     let refusals = || server.engine.refusals.get(Refusal::Handshakes);
     let mut oldest = connect(half);
