@@ -36,7 +36,7 @@
 //!  │ connections, channels,  │                                           │                     │
 //!  │ backlogs, counters      │                                           │                     │
 //!  └─────────────────────────┘                                           └─────────────────────┘
-//!        admin thread (tick, ledger, purge, signals)
+//!        admin thread (tick, ledger, metrics, purge, signals)
 //! ```
 //!
 //! # The layers

@@ -23,6 +23,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use crate::admission::{AcceptPace, Refusal};
 use crate::close::CloseReason;
 use crate::config::{Config, Entrance, LISTEN_BACKLOG, READ_BYTES};
+use crate::engine::exposition::exposition;
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
 use crate::engine::{AdminRequest, Engine, Report};
@@ -204,25 +205,27 @@ fn tick(engine: &Engine) {
 /// Answers in a task of its own, or a thread: a survey waits for the shards, a profile takes its time, and the admin
 /// thread waits for nobody.
 fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: AdminRequest) {
-    let request = match request {
-        AdminRequest::Ledger(request) => request,
-        AdminRequest::Profile(request) => return profile::start(request),
-    };
     let (engine, watch) = (engine.clone(), watch.clone());
-    // It ends by itself, at the survey's timeout at the latest.
-    tokio::task::spawn_local(async move {
-        if request.purge {
-            mem::purge();
-        }
-        let ledger = engine.survey().await.map(|report| {
-            let sample = Sample::take();
-            let mut watch = watch.borrow_mut();
-            watch.note(sample, engine.registry.peak());
-            watch.ledger(sample, engine.registry.len(), report.queues)
-        });
-        // Whoever asked may have gone.
-        let _ = request.answer.send(ledger);
-    });
+    // The tasks end by themselves, at the survey's timeout at the latest. Whoever asked may have gone.
+    match request {
+        AdminRequest::Profile(request) => profile::start(request),
+        AdminRequest::Metrics(answer) => drop(tokio::task::spawn_local(async move {
+            let report = engine.survey().await;
+            let _ = answer.send(report.map(|report| exposition(&engine, &report)));
+        })),
+        AdminRequest::Ledger(request) => drop(tokio::task::spawn_local(async move {
+            if request.purge {
+                mem::purge();
+            }
+            let ledger = engine.survey_sockets().await.map(|report| {
+                let sample = Sample::take();
+                let mut watch = watch.borrow_mut();
+                watch.note(sample, engine.registry.peak());
+                watch.ledger(sample, engine.registry.len(), report.queues)
+            });
+            let _ = request.answer.send(ledger);
+        })),
+    }
 }
 
 /// A listener whose sockets inherit what every client's socket needs, so that no call per connection is spent on it.

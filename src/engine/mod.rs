@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod connections;
 mod events;
+pub mod exposition;
 pub mod home;
 pub mod inbox;
 mod keepalive;
@@ -16,7 +17,6 @@ mod readiness;
 pub mod shard;
 pub mod turns;
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, TcpStream};
@@ -80,6 +80,8 @@ pub enum Item {
     Barrier(oneshot::Sender<()>),
     /// Asks for the figures.
     Survey(oneshot::Sender<Report>),
+    /// Asks for the figures, and what the kernel holds for each socket.
+    SurveySockets(oneshot::Sender<Report>),
     /// Flush, close every connection with 1001, and end, at this moment at the latest.
     Drain(Instant),
     /// A fault to test with: the shard panics.
@@ -92,11 +94,11 @@ pub enum Item {
 pub struct Report {
     /// What became of every frame for every subscriber.
     pub totals: Totals,
-    /// The same for each channel that has subscribers, as long as it has.
-    pub channels: BTreeMap<ChannelName, Totals>,
+    /// The same for each channel that has subscribers, as long as it has: in no order, and once for each shard where it has any.
+    pub channels: Vec<(ChannelName, Totals)>,
     /// Frames that wait in backlogs, counted there.
     pub pending: u64,
-    /// Bytes that wait, in backlogs and in the kernel.
+    /// Bytes that wait, in backlogs and, if that was asked for, in the kernel.
     pub queues: Queues,
     /// Batches in shared pages that have not left; each is an open file.
     pub pages_open: u64,
@@ -115,9 +117,7 @@ pub struct Report {
 impl AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
         self.totals += other.totals;
-        for (name, totals) in other.channels {
-            *self.channels.entry(name).or_default() += totals;
-        }
+        self.channels.extend(other.channels);
         self.pending += other.pending;
         self.queues.outbox_bytes += other.queues.outbox_bytes;
         self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
@@ -135,6 +135,8 @@ impl AddAssign for Report {
 pub enum AdminRequest {
     /// The memory ledger.
     Ledger(LedgerRequest),
+    /// The metrics, in Prometheus' text format; `None` if a shard did not answer.
+    Metrics(oneshot::Sender<Option<String>>),
     /// A profile of the process; the admin thread only starts it.
     Profile(profile::Request),
 }
@@ -320,9 +322,18 @@ impl Engine {
     /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time. Each shard's are of
     /// one moment; the moments differ a little.
     pub async fn survey(&self) -> Option<Report> {
+        self.add_up(Item::Survey).await
+    }
+
+    /// As [`Engine::survey`], with what the kernel holds: a system call for each connection.
+    pub async fn survey_sockets(&self) -> Option<Report> {
+        self.add_up(Item::SurveySockets).await
+    }
+
+    async fn add_up(&self, item: impl Fn(oneshot::Sender<Report>) -> Item) -> Option<Report> {
         let sum = async {
             let mut sum = Report::default();
-            for report in self.ask(Item::Survey) {
+            for report in self.ask(item) {
                 sum += report.await.ok()?;
             }
             Some(sum)

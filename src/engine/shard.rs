@@ -200,7 +200,9 @@ impl Shard {
                     }
                 }
                 Item::Barrier(done) => barriers.push(done),
-                Item::Survey(answer) => drop(tokio::task::spawn_local(self.clone().survey(answer))),
+                // Whoever asked may have gone.
+                Item::Survey(answer) => drop(answer.send(self.report())),
+                Item::SurveySockets(answer) => drop(tokio::task::spawn_local(self.clone().survey_sockets(answer))),
                 Item::Drain(deadline) => {
                     self.drain_deadline.set(Some(deadline));
                     self.drain_started.notify_waiters();
@@ -273,7 +275,7 @@ impl Shard {
         }
     }
 
-    async fn survey(self: Rc<Self>, answer: oneshot::Sender<Report>) {
+    async fn survey_sockets(self: Rc<Self>, answer: oneshot::Sender<Report>) {
         let mut kernel_bytes = 0;
         let slots = self.connections.borrow().capacity();
         for slot in 0..slots {

@@ -14,7 +14,12 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 /// An answer of plain text; for a refusal, the sentence that says what to do instead.
 pub(super) fn text(status: StatusCode, sentence: &str) -> Answer {
-    body(status, HeaderValue::from_static("text/plain; charset=utf-8"), format!("{sentence}\n").into())
+    plain(status, format!("{sentence}\n"))
+}
+
+/// An answer of plain text, whole lines.
+pub(super) fn plain(status: StatusCode, lines: String) -> Answer {
+    body(status, HeaderValue::from_static("text/plain; charset=utf-8"), lines.into())
 }
 
 /// 503: try again later.

@@ -128,7 +128,7 @@ fn the_backlog_is_given_back_when_it_is_drained() {
         for text in (0..MESSAGES).map(message) {
             server.publish("room", text.as_bytes());
         }
-        let stalled = server.survey();
+        let stalled = server.survey_sockets();
         assert!((1..=20 * 1024).contains(&stalled.queues.outbox_bytes), "{fanout:?}: {stalled:?}");
         assert!(stalled.queues.kernel_socket_bytes > 0);
         for _ in 0..MESSAGES - stalled.totals.dropped_slow as usize {
@@ -148,7 +148,7 @@ fn the_kernel_does_not_hold_megabytes_for_a_client_that_reads_nothing() {
     while !server.engine.registry.is_empty() {
         server.publish("room", &body);
     }
-    let held = server.survey().queues.kernel_socket_bytes;
+    let held = server.survey_sockets().queues.kernel_socket_bytes;
     // Four times the bound: unsent and unacknowledged bytes each have it, and the kernel doubles it for bookkeeping.
     assert!((1..=4 * 256 * 1024).contains(&held), "{held}");
 }

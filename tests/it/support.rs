@@ -95,8 +95,16 @@ impl TestServer {
     }
 
     pub fn survey(&self) -> Report {
+        self.answered(self.engine.survey())
+    }
+
+    pub fn survey_sockets(&self) -> Report {
+        self.answered(self.engine.survey_sockets())
+    }
+
+    fn answered(&self, report: impl Future<Output = Option<Report>>) -> Report {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(self.engine.survey()).expect("every shard answers")
+        runtime.block_on(report).expect("every shard answers")
     }
 
     /// The figures once they are as wanted; the conservation law holds then.
