@@ -1,9 +1,9 @@
 //! The channels that have subscribers on one shard, and the passes over them.
 //!
-//! Owns the subscriber lists, what waits for its pass, and whose turn it is: channels take turns of at most a chunk of
-//! sockets, so that a small room does not wait for a large one.
+//! Owns the subscriber lists and what waits for its pass. A step is at most a chunk of sockets, of the channels whose turn it is: `rota`.
 
 use std::collections::{HashMap, VecDeque};
+use std::iter;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::publication::{ChannelName, Dispatch};
+use super::rota::Rota;
 use crate::close::CloseReason;
 use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_SAMPLE};
 use crate::conn::{Connection, Socket};
@@ -27,8 +28,8 @@ pub struct Channels<S> {
     by_name: HashMap<ChannelName, u32>,
     /// Boxed: the slab keeps the places of its largest size for as long as one channel is left.
     channels: Slab<Box<Channel<S>>>,
-    /// Channels with something to send; each at most once.
-    turns: VecDeque<u32>,
+    /// Channels with something to send.
+    rota: Rota,
     books: Rc<Books>,
 }
 
@@ -113,7 +114,7 @@ impl<S: Socket> Channels<S> {
     /// No channels; theirs will write through to `books`.
     #[must_use]
     pub fn new(books: &Rc<Books>) -> Self {
-        Self { by_name: HashMap::new(), channels: Slab::new(), turns: VecDeque::new(), books: books.clone() }
+        Self { by_name: HashMap::new(), channels: Slab::new(), rota: Rota::default(), books: books.clone() }
     }
 
     /// Subscribes a connection; false if it was already.
@@ -146,6 +147,12 @@ impl<S: Socket> Channels<S> {
         left
     }
 
+    /// Whether a connection is subscribed to a channel.
+    #[must_use]
+    pub fn has(&self, name: &ChannelName, connection: &Connection<S>) -> bool {
+        self.by_name.get(name).is_some_and(|&index| connection.position(index).is_some())
+    }
+
     /// The names of the channels that a connection is subscribed to.
     #[must_use]
     pub fn of(&self, connection: &Connection<S>) -> Vec<ChannelName> {
@@ -158,7 +165,7 @@ impl<S: Socket> Channels<S> {
         let Some(&index) = self.by_name.get(&dispatch.channel) else { return };
         let channel = &mut self.channels[index as usize];
         if channel.waiting.is_empty() && channel.pass.is_none() {
-            self.turns.push_back(index);
+            self.rota.push(index, channel.subscribers.places());
         }
         channel.waiting.push_back(dispatch);
     }
@@ -171,14 +178,13 @@ impl<S: Socket> Channels<S> {
     /// Whether nothing is left to send.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.turns.is_empty()
+        self.rota.is_empty()
     }
 
     /// Whether every channel with something to send waits for subscribers that are behind.
     #[must_use]
     pub fn is_paced(&self) -> bool {
-        let paced = |&index: &u32| self.channels[index as usize].paced;
-        !self.turns.is_empty() && self.turns.iter().all(paced)
+        !self.rota.is_empty() && self.rota.iter().all(|index| self.channels[index as usize].paced)
     }
 
     /// Visits at most about `budget` subscribers, of as many channels as that reaches. It may visit nobody: a channel
@@ -186,21 +192,24 @@ impl<S: Socket> Channels<S> {
     pub fn step(&mut self, surroundings: &Surroundings<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
         let now = Instant::now();
-        for _ in 0..self.turns.len() {
+        // Each at most once.
+        for kind in self.rota.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
             if budget == 0 {
                 break;
             }
-            let Some(index) = self.turns.pop_front() else { break };
+            let Some(index) = self.rota.pop(kind) else { continue };
             let channel = &mut self.channels[index as usize];
+            let subscribers = channel.subscribers.places();
             if channel.lingers(now, surroundings.pace_max) {
-                self.turns.push_back(index);
+                self.rota.push(index, subscribers);
                 continue;
             }
-            let visited = channel.step(index, surroundings, budget, &mut ended);
             // A pass over nobody costs something too.
-            budget = budget.saturating_sub(visited.max(1));
+            let visited = channel.step(index, surroundings, budget, &mut ended).max(1);
+            budget = budget.saturating_sub(visited);
+            self.rota.visited(kind, visited);
             if channel.pass.is_some() || !channel.waiting.is_empty() {
-                self.turns.push_back(index);
+                self.rota.push(index, subscribers);
             } else {
                 self.forget_if_idle(index);
             }

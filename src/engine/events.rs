@@ -56,8 +56,8 @@ impl Shard {
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
             ClientEvent::Subscribe { channel } => {
                 let channel = channel_name(&channel)?;
-                let channels = self.channels.borrow().of(connection);
-                if channels.len() >= CHANNELS_PER_CONNECTION_MAX && !channels.contains(&channel) {
+                let number = connection.memberships.borrow().len();
+                if number >= CHANNELS_PER_CONNECTION_MAX && !self.channels.borrow().has(&channel, connection) {
                     let most = format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels");
                     return Err(EventError::InvalidChannel(most));
                 }

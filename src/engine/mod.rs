@@ -14,6 +14,7 @@ mod meter;
 pub mod phases;
 pub mod publication;
 mod readiness;
+mod rota;
 pub mod shard;
 pub mod turns;
 
