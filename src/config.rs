@@ -222,9 +222,9 @@ pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
 pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
 pub const PASS_CHUNK: usize = 256;
-/// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: half a
-/// millisecond.
-pub const ARRIVALS_CHUNK: usize = 16;
+/// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
+/// third of a millisecond.
+pub const ARRIVALS_CHUNK: usize = 8;
 /// Polls of HTTP phases that have not got as far as a whole request, between two turns of the messages: a millisecond at most.
 pub const NEWCOMER_TURNS: usize = 8;
 /// Inbox items that a shard takes before it goes on with its passes.
@@ -241,6 +241,8 @@ pub const TLS_READ_BYTES: usize = 4 * KIB;
 pub const TURN_BYTES: usize = 2 * KIB;
 /// Messages that a shard takes from its connections before everything else has its turn: about a millisecond.
 pub const MESSAGES_PER_ROUND: u32 = 256;
+/// What the end of a connection takes of a round, in messages: its socket is closed, and given back to the kernel.
+pub const MESSAGES_PER_END: u32 = 8;
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;
 /// Batches that the ring of a shard holds with `ring`, a power of two; who has not taken the oldest one when the next

@@ -19,7 +19,7 @@ use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
-use crate::config::{MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
+use crate::config::{MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
 use crate::jwt::Grant;
 use crate::mem;
@@ -338,6 +338,7 @@ impl Shard {
         if !self.is_here(connection) {
             return;
         }
+        self.round.set(self.round.get() + MESSAGES_PER_END);
         let mut connections = self.connections.borrow_mut();
         connections.remove(connection.slot as usize);
         self.grants.borrow_mut().remove(&connection.slot);
