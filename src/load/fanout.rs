@@ -1,7 +1,7 @@
 //! The load that publishes: connects everybody, warms up, publishes at a pace, and waits until everybody has everything.
 //!
 //! Serves the scenarios fanout, idle (nothing is published), churn and slow, and the benches, which take [`Fanout`] step by
-//! step. Owns the event loop; never sleeps while a load of fanout or slow runs, see [`EventLoop::wait`].
+//! step. Owns the event loop; unless told to, it never sleeps while a load of fanout or slow runs, see [`EventLoop::wait`].
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process;
@@ -115,7 +115,7 @@ impl Fanout {
     pub fn connect(options: &Options) -> Result<Self, LoadError> {
         facts::require_open_files(options)?;
         let clock = Clock::start();
-        let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow);
+        let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow) && !options.sleep;
         let server = resolve(&options.url)?;
         let mut random = Random(options.seed);
         let tags = Tags::new(random.next());

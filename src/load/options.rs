@@ -141,6 +141,10 @@ pub struct Arguments {
     /// Process of the server on this machine: reports its CPU and memory
     #[arg(long)]
     pid: Option<u32>,
+    /// fanout, slow: sleep while nothing comes, in place of looking all the time: leaves the core to others, and makes each
+    /// delivery dearer for a server that has to wake somebody
+    #[arg(long)]
+    sleep: bool,
     /// Print one JSON document in place of the report
     #[arg(long)]
     json: bool,
@@ -207,6 +211,8 @@ pub struct Options {
     pub tick: Duration,
     /// Process of the server.
     pub pid: Option<u32>,
+    /// Whether to sleep while nothing comes.
+    pub sleep: bool,
     /// JSON in place of the report.
     pub json: bool,
     /// No progress.
@@ -276,6 +282,7 @@ impl Arguments {
             session: self.session,
             tick: self.tick,
             pid: self.pid,
+            sleep: self.sleep,
             json: self.json,
             quiet: self.quiet,
             seed: self.seed.unwrap_or_else(clock),

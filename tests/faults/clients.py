@@ -267,7 +267,7 @@ def mass_disconnect(server, stop):
 
     def once():
         nonlocal gone
-        crowds = [crowd(server, 9_800, "crowd"), crowd(server, 200, "bystanders")]
+        crowds = [crowd(server, 9_950, "crowd"), crowd(server, 50, "bystanders")]
         try:
             settled(lambda: server.metrics()["hydrant_connections"] >= 10_200, 20)
             here = server.metrics()["hydrant_connections"]
@@ -281,7 +281,7 @@ def mass_disconnect(server, stop):
         settled(lambda: server.metrics()["hydrant_connections"] <= present, 10)
 
     loop(stop, once)
-    return f"10,000 gone in the same instant, {gone.number // 10_000} times, 200 of them from the bystanders' room"
+    return f"10,000 gone in the same instant, {gone.number // 10_000} times, 50 of them from the bystanders' room"
 
 
 def storm(server, stop):

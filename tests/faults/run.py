@@ -98,7 +98,7 @@ class Bystanders:
         self.seconds = seconds
         words = ["fanout", "--connections", str(BYSTANDERS), "--rate", str(RATE), "--json", "--messages", str(RATE * seconds)]
         # One publisher, which is connected before the fault begins: another might find no file left to be accepted with.
-        words += ["--payload", "200", "--publishers", "1", "--url", server.url("bystanders"), "--patience", "20s"]
+        words += ["--payload", "200", "--publishers", "1", "--url", server.url("bystanders"), "--patience", "20s", "--sleep"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(server.command(*words), preexec_fn=server.cores.bystand, **pipes)
 

@@ -18,8 +18,8 @@ from wire import handshake
 
 class Cores:
     """Who runs where. `apart`, the server has half of the cores, with a shard on each, and shares them with nobody; the bystanders
-    and the attackers have the others, where bystanders go first. Otherwise everybody runs
-    everywhere, and two shards have what crosses from one to the other under attack too."""
+    and the attackers have the others, where bystanders have a core whenever something has come for them, and attackers have it
+    otherwise. Not `apart`, everybody runs everywhere, and two shards have what crosses from one to the other under attack too."""
 
     def __init__(self, apart=False):
         self.all = sorted(os.sched_getaffinity(0))
@@ -39,9 +39,9 @@ class Cores:
     def bystand(self):
         os.sched_setaffinity(0, self.bystanders)
         if self.apart:
-            # Before the attackers, whose turn comes whenever no bystander runs; only root may.
+            # Only root may. Who spins would leave the attackers nothing: the bystanders sleep.
             with contextlib.suppress(PermissionError):
-                os.setpriority(os.PRIO_PROCESS, 0, -15)
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
     def attack(self):
         os.sched_setaffinity(0, self.attackers)
