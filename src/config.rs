@@ -64,8 +64,8 @@ pub struct Config {
     pub connections_max: usize,
     /// Most connections of one address, WebSockets or not; one more is answered with 429. `None` for any number.
     pub per_address_max: Option<NonZeroUsize>,
-    /// Most sockets whose request is not finished, or that wait for another; one more takes the place of the one that has been
-    /// longest without finishing any, or is answered with 503.
+    /// Most sockets, at each port, whose request is not finished, or that wait for another; one more takes the place of the one that
+    /// has got least far, or is answered with 503.
     pub handshakes_max: usize,
     /// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
     pub handshake_timeout: Duration,
@@ -192,6 +192,8 @@ pub enum SayPolicy {
 /// A port, and what is to be had there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entrance {
+    /// Its place among [`Config::entrances`].
+    pub port: usize,
     /// Clients have to speak TLS.
     pub secure: bool,
     /// Only this machine gets there.
@@ -315,14 +317,18 @@ impl Config {
     /// Every port to open, the one of [`Config::listen`] first.
     #[must_use]
     pub fn entrances(&self) -> Vec<(SocketAddr, Entrance)> {
-        let entrance = |address: SocketAddr, secure, websockets, admin| {
-            (address, Entrance { secure, loopback: address.ip().is_loopback(), websockets, admin })
-        };
         let with_admin = self.admin_listen.is_none();
-        let mut all = vec![entrance(self.listen, self.tls.is_some() && self.tls_listen.is_none(), true, with_admin)];
-        all.extend(self.tls_listen.map(|address| entrance(address, true, true, with_admin)));
-        all.extend(self.admin_listen.map(|address| entrance(address, false, false, true)));
-        all
+        let all = [
+            (Some(self.listen), self.tls.is_some() && self.tls_listen.is_none(), true, with_admin),
+            (self.tls_listen, true, true, with_admin),
+            (self.admin_listen, false, false, true),
+        ];
+        let open = all.into_iter().filter(|(address, ..)| address.is_some()).enumerate();
+        open.filter_map(|(port, (address, secure, websockets, admin))| {
+            let address = address?;
+            Some((address, Entrance { port, secure, loopback: address.ip().is_loopback(), websockets, admin }))
+        })
+        .collect()
     }
 
     /// Refuses values that contradict each other.

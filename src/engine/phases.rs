@@ -1,7 +1,7 @@
-//! The HTTP phases of a shard: who has a place, who is busy, and who has to go when there are too many.
+//! The HTTP phases at one port of a shard: who has a place, how far it has got, and who has to go when there are too many.
 //!
-//! At the bound, whoever has been longest without finishing a request goes, and if everybody has finished one, whoever has
-//! been idle longest since. So who only holds places, in whichever way, keeps nobody out who uses one.
+//! At the bound, whoever has got least far goes, and among those whoever came, or was answered, first. So who only holds places,
+//! in whichever way, keeps nobody out who uses one. Each port has its own: a flood at one keeps nobody out at another.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,17 +10,27 @@ use std::task::Waker;
 
 use tokio::sync::Notify;
 
-use super::turns::Turn;
+use super::turns::{Turn, Turns};
+
+/// How far a socket has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// Nothing that it has sent has been looked at, or nothing of it matters any more.
+    #[default]
+    Nothing,
+    /// It has had a turn, and no request of it is whole.
+    Begun,
+    /// Its last request has been answered.
+    Idle,
+    /// A request is being answered: its place is safe.
+    Busy,
+}
 
 /// A socket that asks for something by HTTP.
 #[derive(Debug, Default)]
 pub struct HttpPhase {
-    /// Its place; higher numbers have been active later.
-    number: Cell<u64>,
-    /// A whole request of it has come.
-    known: Cell<bool>,
-    /// One is being answered.
-    busy: Cell<bool>,
+    /// How far it has got, and since when: the key of its place. Of two numbers, the higher one is later.
+    place: Cell<(Standing, u64)>,
     evicted: Cell<bool>,
     notify: Notify,
     pub(super) turn: Cell<Turn>,
@@ -29,26 +39,18 @@ pub struct HttpPhase {
 }
 
 impl HttpPhase {
-    /// A whole request has come: until it is answered, the place is safe.
-    pub fn begin(&self) {
-        self.known.set(true);
-        self.busy.set(true);
-    }
-
-    /// Nothing of it matters any more: its place is anybody's.
-    pub fn forget(&self) {
-        self.known.set(false);
-        self.busy.set(false);
+    pub(super) fn standing(&self) -> Standing {
+        self.place.get().0
     }
 
     /// Whether a request is being answered.
     pub fn is_busy(&self) -> bool {
-        self.busy.get()
+        self.standing() == Standing::Busy
     }
 
     /// Whether nothing is known of it yet.
     pub(super) fn is_new(&self) -> bool {
-        !self.known.get() && !self.evicted.get()
+        self.standing() < Standing::Idle && !self.is_evicted()
     }
 
     /// Whether its place was taken away.
@@ -70,11 +72,12 @@ impl HttpPhase {
     }
 }
 
-/// The places of a shard, in the order of their last activity.
+/// See the module.
 #[derive(Debug, Default)]
 pub struct Phases {
-    places: RefCell<BTreeMap<u64, Rc<HttpPhase>>>,
+    places: RefCell<BTreeMap<(Standing, u64), Rc<HttpPhase>>>,
     next: Cell<u64>,
+    pub(super) turns: Turns,
 }
 
 impl Phases {
@@ -83,43 +86,59 @@ impl Phases {
         let mut places = self.places.borrow_mut();
         let full = places.len() >= most;
         if full {
-            let idle = || places.iter().filter(|(_, phase)| !phase.busy.get());
-            let (&number, _) = idle().find(|(_, phase)| !phase.known.get()).or_else(|| idle().next())?;
-            places.remove(&number)?.evict();
+            let least = places.first_entry().filter(|least| !least.get().is_busy())?;
+            least.remove().evict();
         }
         let phase = Rc::<HttpPhase>::default();
-        phase.number.set(self.next.replace(self.next.get() + 1));
-        places.insert(phase.number.get(), phase.clone());
+        phase.place.set((Standing::default(), self.now()));
+        places.insert(phase.place.get(), phase.clone());
         Some((phase, full))
     }
 
-    /// A request has been answered: it is idle from now on, as the last of all.
-    pub fn finish(&self, phase: &HttpPhase) {
-        phase.busy.set(false);
-        let mut places = self.places.borrow_mut();
-        if let Some(phase) = places.remove(&phase.number.get()) {
-            phase.number.set(self.next.replace(self.next.get() + 1));
-            places.insert(phase.number.get(), phase);
+    /// It has had a turn.
+    pub(super) fn touch(&self, phase: &HttpPhase) {
+        if phase.standing() == Standing::Nothing {
+            self.set(phase, Standing::Begun, phase.place.get().1);
         }
     }
 
-    /// Gives a place back, if it still is one; how many there have been when that was the last.
+    /// A whole request has come: until it is answered, the place is safe.
+    pub fn begin(&self, phase: &HttpPhase) {
+        self.set(phase, Standing::Busy, phase.place.get().1);
+    }
+
+    /// A request has been answered: from now on it is idle, if the request was whole.
+    pub fn finish(&self, phase: &HttpPhase) {
+        let standing = if phase.is_busy() { Standing::Idle } else { phase.standing() };
+        self.set(phase, standing, self.now());
+    }
+
+    /// Nothing of it matters any more: its place is anybody's.
+    pub fn forget(&self, phase: &HttpPhase) {
+        self.set(phase, Standing::Nothing, phase.place.get().1);
+    }
+
+    fn now(&self) -> u64 {
+        self.next.replace(self.next.get() + 1)
+    }
+
+    /// Without a place there is nothing to set.
+    fn set(&self, phase: &HttpPhase, standing: Standing, since: u64) {
+        if !phase.is_evicted() {
+            let mut places = self.places.borrow_mut();
+            if let Some(holder) = places.remove(&phase.place.replace((standing, since))) {
+                places.insert((standing, since), holder);
+            }
+        }
+    }
+
+    /// Gives a place back, if it still is one; how much has happened here when that was the last.
     pub fn give_back(&self, phase: &HttpPhase) -> Option<u64> {
         let mut places = self.places.borrow_mut();
-        places.remove(&phase.number.get());
+        if !phase.is_evicted() {
+            places.remove(&phase.place.get());
+        }
         places.is_empty().then(|| self.next.take())
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.places.borrow().len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -128,27 +147,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_idle_longest_goes_and_who_is_answered_stays() {
+    fn who_has_got_least_far_goes_and_who_is_answered_stays() {
         let phases = Phases::default();
-        let take = || phases.take(3).map(|(phase, _)| phase);
-        let all = [(); 3].map(|()| take().unwrap());
+        let take = || phases.take(4).map(|(phase, _)| phase);
+        let all = [(); 4].map(|()| take().unwrap());
         let evicted = || all.each_ref().map(|phase| phase.is_evicted());
-        all[0].begin();
-        all[1].begin();
-        // The third has finished nothing, and goes although it came last.
-        let fourth = take().unwrap();
-        assert_eq!(evicted(), [false, false, true]);
-        fourth.begin();
+        phases.begin(&all[0]);
+        phases.begin(&all[1]);
+        phases.touch(&all[2]);
+        // The last one has not had a turn, and goes although it came last.
+        let fifth = take().unwrap();
+        assert_eq!(evicted(), [false, false, false, true]);
+        phases.begin(&fifth);
+        // Of the others, only the third has not finished a request.
+        let sixth = take().unwrap();
+        assert_eq!(evicted(), [false, false, true, true]);
+        phases.begin(&sixth);
         assert!(take().is_none(), "everybody is being answered");
         phases.finish(&all[1]);
         phases.finish(&all[0]);
         // Both are idle; the second has been for longer.
-        let fifth = take().unwrap();
-        assert_eq!(evicted(), [false, true, true]);
-        assert_eq!((phases.give_back(&all[1]), phases.len()), (None, 3));
-        for phase in [&fourth, &fifth] {
+        let seventh = take().unwrap();
+        assert_eq!(evicted(), [false, true, true, true]);
+        // Who has gone changes nothing any more.
+        phases.finish(&all[1]);
+        for phase in [&all[1], &all[2], &all[3], &fifth, &sixth, &seventh] {
             assert_eq!(phases.give_back(phase), None);
         }
-        assert!(phases.give_back(&all[0]).is_some() && phases.is_empty());
+        assert!(phases.give_back(&all[0]).is_some() && phases.places.borrow().is_empty());
+    }
+
+    #[test]
+    fn who_has_gone_takes_no_place_with_it() {
+        let phases = Phases::default();
+        let (first, _) = phases.take(1).unwrap();
+        let (second, instead) = phases.take(1).unwrap();
+        assert!(instead && first.is_evicted());
+        assert!(phases.give_back(&second).is_some());
+        // The numbers begin anew.
+        let (third, _) = phases.take(1).unwrap();
+        assert_eq!(phases.give_back(&first), None);
+        assert!(phases.give_back(&third).is_some());
     }
 }

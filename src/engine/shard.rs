@@ -22,7 +22,6 @@ use super::home::{Bounds, Home};
 use super::meter::{Meter, Rates};
 use super::phases::Phases;
 use super::publication::{Origin, Publication};
-use super::turns::Turns;
 use super::{Arrival, Engine, Inbox, Item, Report, readiness};
 use crate::close::CloseReason;
 use crate::config::{ARRIVALS_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
@@ -70,10 +69,8 @@ pub struct Shard {
     pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
-    /// Turns of those who have not asked for anything yet.
-    pub(super) turns: Turns,
-    /// HTTP phases that have not ended.
-    pub http_phases: Phases,
+    /// HTTP phases that have not ended, by port.
+    pub http_phases: Box<[Phases]>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -116,8 +113,7 @@ impl Shard {
             grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
-            turns: Turns::default(),
-            http_phases: Phases::default(),
+            http_phases: config.entrances().iter().map(|_| Phases::default()).collect(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
@@ -169,7 +165,10 @@ impl Shard {
             yield_now().await;
             more = self.take_items();
             self.step();
-            more |= self.take_arrivals(&serve) | self.turns.refill();
+            more |= self.take_arrivals(&serve);
+            for phases in &self.http_phases {
+                more |= phases.turns.refill();
+            }
         }
     }
 

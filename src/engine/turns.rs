@@ -1,8 +1,9 @@
 //! Turns of HTTP phases that have not got as far as a whole request: they may be thousands, and strangers.
 //!
 //! The runtime polls every task that is ready before it comes back to the shard's own loop; messages would wait for all of
-//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop, in the
-//! order in which they were asked for.
+//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop. Half of them
+//! are for those who have had one before and are about to get further, half for the others; each in the order in which they were
+//! asked for, but for a flood. Then whoever has waited longest is the next who loses its place anyway, and the last ones go first.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::phases::HttpPhase;
+use super::phases::{HttpPhase, Standing};
 use super::shard::Shard;
 use crate::config::NEWCOMER_TURNS;
 
@@ -26,11 +27,15 @@ pub(super) enum Turn {
     Granted,
 }
 
+/// Newcomers in a queue from which on they are a flood.
+const FLOOD: usize = 1024;
+
 /// The turns of a round.
 #[derive(Debug)]
 pub(super) struct Turns {
     left: Cell<usize>,
-    waiting: RefCell<VecDeque<Rc<HttpPhase>>>,
+    /// Who has not had a turn yet, and who has; also some who have gone.
+    waiting: RefCell<[VecDeque<Rc<HttpPhase>>; 2]>,
 }
 
 impl Default for Turns {
@@ -40,26 +45,35 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// A round is over: gives those who have waited longest their turns. Whether somebody goes on waiting.
+    /// A round is over: gives turns to those who wait. Whether somebody goes on waiting.
     pub(super) fn refill(&self) -> bool {
         let mut waiting = self.waiting.borrow_mut();
         let mut left = NEWCOMER_TURNS;
-        while left > 0
-            && let Some(phase) = waiting.pop_front()
-        {
-            // Who was woken for another reason, to go, waits no more.
-            if let Some(task) = phase.waiting.take() {
-                phase.turn.set(Turn::Granted);
-                task.wake();
-                left -= 1;
+        let [fresh, begun] = &mut *waiting;
+        // What one kind leaves of its half, the other has.
+        let kept = fresh.len().min(NEWCOMER_TURNS / 2);
+        for (queue, keep) in [(begun, kept), (fresh, 0)] {
+            while left > keep
+                && let Some(phase) = if queue.len() > FLOOD { queue.pop_back() } else { queue.pop_front() }
+            {
+                // Who was woken for another reason, to go, waits no more.
+                if let Some(task) = phase.waiting.take() {
+                    phase.turn.set(Turn::Granted);
+                    task.wake();
+                    left -= 1;
+                }
+            }
+            // Those who go are the first.
+            while queue.front().is_some_and(|phase| phase.waiting.borrow().is_none()) {
+                queue.pop_front();
+            }
+            if queue.is_empty() {
+                // After a storm, its room is given back.
+                queue.shrink_to(NEWCOMER_TURNS);
             }
         }
         self.left.set(left);
-        if waiting.is_empty() {
-            // After a storm, its room is given back.
-            waiting.shrink_to(NEWCOMER_TURNS);
-        }
-        !waiting.is_empty()
+        waiting.iter().any(|queue| !queue.is_empty())
     }
 
     /// Takes a turn; without one left, the task is woken when it has one.
@@ -71,10 +85,10 @@ impl Turns {
                 return true;
             }
             (Turn::None, 0) => {
-                let mut waiting = self.waiting.borrow_mut();
+                let queue = &mut self.waiting.borrow_mut()[usize::from(phase.standing() == Standing::Begun)];
                 phase.waiting.replace(Some(context.waker().clone()));
-                waiting.push_back(phase.clone());
-                if waiting.len() == 1 {
+                queue.push_back(phase.clone());
+                if queue.len() == 1 {
                     // The loop may be asleep: nothing else has to happen in this round.
                     shard.inbox().nudge();
                 }
@@ -89,14 +103,16 @@ impl Turns {
 /// The task of an HTTP phase, which needs turns for as long as it is new.
 pub struct Newcomer<F> {
     shard: Rc<Shard>,
+    /// Whose phases it is one of.
+    port: usize,
     phase: Rc<HttpPhase>,
     task: Pin<Box<F>>,
 }
 
 impl<F> Newcomer<F> {
-    /// Lets `task` take turns.
-    pub fn new(shard: Rc<Shard>, phase: Rc<HttpPhase>, task: F) -> Self {
-        Self { shard, phase, task: Box::pin(task) }
+    /// Lets `task` take turns at the port with this number.
+    pub fn new(shard: Rc<Shard>, port: usize, phase: Rc<HttpPhase>, task: F) -> Self {
+        Self { shard, port, phase, task: Box::pin(task) }
     }
 }
 
@@ -104,9 +120,13 @@ impl<F: Future> Future for Newcomer<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Self { shard, phase, task } = self.get_mut();
-        if phase.is_new() && !shard.turns.take(phase, context, shard) {
-            return Poll::Pending;
+        let Self { shard, port, phase, task } = self.get_mut();
+        if phase.is_new() {
+            let phases = &shard.http_phases[*port];
+            if !phases.turns.take(phase, context, shard) {
+                return Poll::Pending;
+            }
+            phases.touch(phase);
         }
         task.as_mut().poll(context)
     }
@@ -135,11 +155,11 @@ mod tests {
         LocalRuntime::new().unwrap().block_on(async {
             for number in (0..count).map(Some).chain([None]) {
                 let (through, wakers) = (through.clone(), wakers.clone());
-                let phase = Rc::<HttpPhase>::default();
+                let (phase, _) = shard.http_phases[0].take(usize::MAX).unwrap();
                 if number.is_none() {
-                    phase.begin();
+                    shard.http_phases[0].begin(&phase);
                 }
-                let gate = Newcomer::new(shard.clone(), phase, async move { through.borrow_mut().push(number) });
+                let gate = Newcomer::new(shard.clone(), 0, phase, async move { through.borrow_mut().push(number) });
                 let mut gate = Box::pin(gate);
                 spawn_local(poll_fn(move |context| {
                     wakers.borrow_mut().push(context.waker().clone());
@@ -150,11 +170,15 @@ mod tests {
                 for _ in 0..3 {
                     yield_now().await;
                 }
+                // The runtime may come back before it has polled all of them.
+                while wakers.borrow().len() <= count {
+                    yield_now().await;
+                }
                 between(&wakers.borrow()[count - 1]);
                 yield_now().await;
                 rounds.push(through.borrow().clone());
-                shard.turns.refill();
-                assert!(rounds.len() < 100, "somebody waits for ever");
+                shard.http_phases[0].turns.refill();
+                assert!(rounds.len() < FLOOD, "somebody waits for ever");
             }
         });
         rounds.push(through.take());
@@ -171,6 +195,41 @@ mod tests {
         assert!(order.is_sorted());
         let sizes: Vec<_> = rounds.iter().map(|round| round.len() - 1).collect();
         assert_eq!(sizes[..3], [NEWCOMER_TURNS, 2 * NEWCOMER_TURNS, count]);
+    }
+
+    #[test]
+    fn in_a_flood_the_last_ones_go_first() {
+        let count = FLOOD + 3 * NEWCOMER_TURNS;
+        let order: Vec<_> = rounds(count, |_| {}).pop().unwrap().into_iter().flatten().collect();
+        let (first, last) = (0..NEWCOMER_TURNS, count - 2 * NEWCOMER_TURNS..count);
+        let then = NEWCOMER_TURNS..last.start;
+        assert!(order.into_iter().eq(first.chain(last.rev()).chain(then)));
+    }
+
+    #[test]
+    fn who_has_had_a_turn_does_not_wait_for_all_who_have_not() {
+        let (shard, _set) = Shard::new(Engine::new(Config::default(), mpsc::channel(1).0), 0).unwrap();
+        let phases = &shard.http_phases[0];
+        LocalRuntime::new().unwrap().block_on(async {
+            let begin = || {
+                let (phase, _) = phases.take(usize::MAX).unwrap();
+                // It says half of what it has to say, and later the rest.
+                let newcomer = Newcomer::new(shard.clone(), 0, phase, yield_now());
+                spawn_local(newcomer)
+            };
+            let first = begin();
+            let crowd: Vec<_> = (0..50 * NEWCOMER_TURNS).map(|_| begin()).collect();
+            let mut rounds = 0;
+            while !first.is_finished() {
+                for _ in 0..crowd.len() {
+                    yield_now().await;
+                }
+                phases.turns.refill();
+                rounds += 1;
+            }
+            assert!(rounds <= 3, "{rounds}");
+            assert!(!crowd[crowd.len() - 1].is_finished());
+        });
     }
 
     #[test]

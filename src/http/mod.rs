@@ -66,7 +66,8 @@ pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
-    let Some(place) = Place::take(shard) else {
+    let port = arrival.entrance.port;
+    let Some(place) = Place::take(shard, port) else {
         return refuse(&shard.engine, arrival.stream, arrival.entrance, Refusal::Handshakes);
     };
     let (inside, known) = (shard.clone(), place.phase.clone());
@@ -76,31 +77,34 @@ pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
         }
     };
     // The runtime ends with the shard, and every task with it; none outlives its socket.
-    tokio::task::spawn_local(Newcomer::new(shard.clone(), known, task));
+    tokio::task::spawn_local(Newcomer::new(shard.clone(), port, known, task));
 }
 
-/// A place among the HTTP phases of a shard; given back on drop.
+/// A place among the HTTP phases at one port of a shard; given back on drop.
 struct Place {
     shard: Rc<Shard>,
+    port: usize,
     phase: Rc<HttpPhase>,
 }
 
 impl Place {
     /// A place behind all others; nothing when everybody who has one is being answered.
-    fn take(shard: &Rc<Shard>) -> Option<Self> {
+    fn take(shard: &Rc<Shard>, port: usize) -> Option<Self> {
         let config = &shard.engine.config;
-        let (phase, instead) = shard.http_phases.take(config.handshakes_max.div_ceil(config.shards.get()))?;
+        let most = config.handshakes_max.div_ceil(config.shards.get());
+        let (phase, instead) = shard.http_phases[port].take(most)?;
         if instead {
             shard.engine.refusals.count(Refusal::Handshakes);
         }
-        Some(Self { shard: shard.clone(), phase })
+        Some(Self { shard: shard.clone(), port, phase })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // After so many, what the thread keeps of their buffers is worth the call.
-        if self.shard.http_phases.give_back(&self.phase).is_some_and(|places| places >= FLUSH_AFTER) {
+        let happened = self.shard.http_phases[self.port].give_back(&self.phase);
+        if happened.is_some_and(|happened| happened >= FLUSH_AFTER) {
             mem::flush();
         }
     }
@@ -141,7 +145,7 @@ async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<
         }
         (done, _) => {
             // It has had its answer, and its place is anybody's.
-            phase.forget();
+            shard.http_phases[entrance.port].forget(&phase);
             stream.shutdown().await?;
             let mut thrown_away = [0; 4096];
             let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };

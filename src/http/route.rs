@@ -92,7 +92,7 @@ pub(super) async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer
     let answer = route(visit, request).await;
     // Who is about to be a WebSocket keeps its place until it is one.
     if visit.upgrade.borrow().is_none() {
-        visit.shard.http_phases.finish(&visit.phase);
+        visit.shard.http_phases[visit.entrance.port].finish(&visit.phase);
     }
     if let Some(&refusal) = answer.extensions().get::<Refusal>() {
         visit.shard.engine.refusals.count(refusal);
@@ -103,7 +103,7 @@ pub(super) async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer
 async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
     let Visit { shard, upgrade, phase, .. } = visit;
     if request.body().is_end_stream() {
-        phase.begin();
+        shard.http_phases[visit.entrance.port].begin(phase);
     }
     let path = request.uri().path().to_owned();
     let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {
