@@ -229,6 +229,8 @@ pub const PASS_CHUNK: usize = 256;
 pub const ARRIVALS_CHUNK: usize = 8;
 /// Polls of HTTP phases that have not got as far as a whole request, between two turns of the messages: a millisecond at most.
 pub const NEWCOMER_TURNS: usize = 8;
+/// The same at a port with TLS, where a turn may be a key exchange and a signature.
+pub const NEWCOMER_TURNS_TLS: usize = 4;
 /// Inbox items that a shard takes before it goes on with its passes.
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.

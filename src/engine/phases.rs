@@ -73,7 +73,7 @@ impl HttpPhase {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Phases {
     places: RefCell<BTreeMap<(Standing, u64), Rc<HttpPhase>>>,
     next: Cell<u64>,
@@ -81,6 +81,12 @@ pub struct Phases {
 }
 
 impl Phases {
+    /// No phases yet at a port, with TLS or without.
+    #[must_use]
+    pub fn new(secure: bool) -> Self {
+        Self { places: RefCell::default(), next: Cell::default(), turns: Turns::new(secure) }
+    }
+
     /// A place among at most `most`, and whether another had to go for it; nothing when everybody is being answered.
     pub fn take(&self, most: usize) -> Option<(Rc<HttpPhase>, bool)> {
         let mut places = self.places.borrow_mut();
@@ -148,7 +154,7 @@ mod tests {
 
     #[test]
     fn who_has_got_least_far_goes_and_who_is_answered_stays() {
-        let phases = Phases::default();
+        let phases = Phases::new(false);
         let take = || phases.take(4).map(|(phase, _)| phase);
         let all = [(); 4].map(|()| take().unwrap());
         let evicted = || all.each_ref().map(|phase| phase.is_evicted());
@@ -179,7 +185,7 @@ mod tests {
 
     #[test]
     fn who_has_gone_takes_no_place_with_it() {
-        let phases = Phases::default();
+        let phases = Phases::new(false);
         let (first, _) = phases.take(1).unwrap();
         let (second, instead) = phases.take(1).unwrap();
         assert!(instead && first.is_evicted());

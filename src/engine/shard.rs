@@ -113,7 +113,7 @@ impl Shard {
             grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
-            http_phases: config.entrances().iter().map(|_| Phases::default()).collect(),
+            http_phases: config.entrances().iter().map(|(_, entrance)| Phases::new(entrance.secure)).collect(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),

@@ -1,7 +1,7 @@
 //! Turns of HTTP phases that have not got as far as a whole request: they may be thousands, and strangers.
 //!
 //! The runtime polls every task that is ready before it comes back to the shard's own loop; messages would wait for all of
-//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop. Half of them
+//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop, with TLS [`NEWCOMER_TURNS_TLS`]. Half of them
 //! are for those who have had one before and are about to get further, half for the others; each in the order in which they were
 //! asked for, but for a flood. Then whoever has waited longest is the next who loses its place anyway, and the last ones go first.
 
@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use super::phases::{HttpPhase, Standing};
 use super::shard::Shard;
-use crate::config::NEWCOMER_TURNS;
+use crate::config::{NEWCOMER_TURNS, NEWCOMER_TURNS_TLS};
 
 /// Where a newcomer stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,25 +33,27 @@ const FLOOD: usize = 1024;
 /// The turns of a round.
 #[derive(Debug)]
 pub(super) struct Turns {
+    /// So many in each round.
+    each: usize,
     left: Cell<usize>,
     /// Who has not had a turn yet, and who has; also some who have gone.
     waiting: RefCell<[VecDeque<Rc<HttpPhase>>; 2]>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self { left: Cell::new(NEWCOMER_TURNS), waiting: RefCell::default() }
-    }
-}
-
 impl Turns {
+    /// Turns at a port, with TLS or without.
+    pub(super) fn new(secure: bool) -> Self {
+        let each = if secure { NEWCOMER_TURNS_TLS } else { NEWCOMER_TURNS };
+        Self { each, left: Cell::new(each), waiting: RefCell::default() }
+    }
+
     /// A round is over: gives turns to those who wait. Whether somebody goes on waiting.
     pub(super) fn refill(&self) -> bool {
         let mut waiting = self.waiting.borrow_mut();
-        let mut left = NEWCOMER_TURNS;
+        let mut left = self.each;
         let [fresh, begun] = &mut *waiting;
         // What one kind leaves of its half, the other has.
-        let kept = fresh.len().min(NEWCOMER_TURNS / 2);
+        let kept = fresh.len().min(left / 2);
         for (queue, keep) in [(begun, kept), (fresh, 0)] {
             while left > keep
                 && let Some(phase) = if queue.len() > FLOOD { queue.pop_back() } else { queue.pop_front() }
@@ -69,7 +71,7 @@ impl Turns {
             }
             if queue.is_empty() {
                 // After a storm, its room is given back.
-                queue.shrink_to(NEWCOMER_TURNS);
+                queue.shrink_to(self.each);
             }
         }
         self.left.set(left);

@@ -23,6 +23,7 @@ from typing import Callable, NamedTuple
 import clients
 import ends
 import over_http
+import over_tls
 from clients import HEAP_SLACK, Attack
 from server import Cores, Server, settled
 
@@ -66,6 +67,7 @@ FAULTS = [
     Fault("nothing", clients.nothing),
     Fault("slowloris", clients.slowloris),
     Fault("half-open handshakes", clients.half_open, ('hydrant_refused_total{reason="handshakes"}',)),
+    Fault("TLS handshakes begun", over_tls.begun, ('hydrant_refused_total{reason="handshakes"}',), over_tls.FLAGS),
     Fault("handshake garbage", over_http.garbage, closed("vanished")),
     Fault("request smuggling", over_http.smugglers),
     Fault("bodies that never come", over_http.never_sent, (), ("--handshake-timeout", "1s")),

@@ -94,13 +94,13 @@ class Server:
         lines = (line.rsplit(" ", 1) for line in self.get("/metrics").splitlines() if not line.startswith("#"))
         return {name: int(value) for name, value in lines}
 
-    def connect(self, path=None, receive_bytes=None, request=None):
+    def connect(self, path=None, receive_bytes=None, request=None, address=None):
         """A socket; with a path, one that has seen the 101 and nothing behind it, whose handshake had `request` behind it."""
         stream = socket.socket()
         if receive_bytes:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         stream.settimeout(5)
-        stream.connect(self.address)
+        stream.connect(address or self.address)
         if path:
             stream.sendall(handshake(path) + (request or b""))
             answer = b""
