@@ -5,12 +5,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use jsonwebtoken::{Algorithm, DecodingKey, TokenData, Validation, decode};
 use serde::Deserialize;
 
 /// How the PEM form of a public key ends its first line; a private key, or a certificate, would only seem to do.
 const PUBLIC_LABEL: &[u8] = b"PUBLIC KEY-----";
+/// Length of a point of P-256, not compressed.
+const P256_POINT_BYTES: usize = 65;
 
 /// What tokens are verified with: a shared secret (HS256), or a public key (RS256, ES256).
 #[derive(Clone)]
@@ -74,7 +77,11 @@ impl TokenKey {
             return Err("it has no public key".to_owned());
         }
         if let Ok(key) = DecodingKey::from_ec_pem(pem) {
-            return Ok(Self::new(key, Algorithm::ES256));
+            // A point of another curve is longer, and would verify nothing.
+            return match key.try_get_as_bytes() {
+                Ok(point) if point.len() == P256_POINT_BYTES => Ok(Self::new(key, Algorithm::ES256)),
+                _ => Err("it is of another curve than P-256".to_owned()),
+            };
         }
         let key = DecodingKey::from_rsa_pem(pem);
         key.map(|key| Self::new(key, Algorithm::RS256)).map_err(|error| error.to_string())
@@ -86,7 +93,11 @@ impl TokenKey {
     /// When it is not signed by this key, not valid yet or any more, or no token.
     pub fn verify(&self, token: &str) -> Result<Grant, Invalid> {
         let (key, validation) = &*self.0;
-        let claims = decode::<Claims>(token, key, validation).map_err(|_| Invalid)?.claims;
+        let TokenData { header, claims, .. } = decode::<Claims>(token, key, validation).map_err(|_| Invalid)?;
+        // Of the extensions that a token may declare critical, none is known here. And `exp` is the first second in which it is over.
+        if header.crit.is_some() || claims.exp <= UNIX_EPOCH.elapsed().unwrap_or_default().as_secs() {
+            return Err(Invalid);
+        }
         Ok(Grant { expires: claims.exp, channels: claims.channels.map(Vec::into_boxed_slice) })
     }
 }
@@ -103,6 +114,13 @@ mod tests {
     use super::*;
 
     const FAR: u64 = 4_000_000_000;
+    /// A public key of another curve, made for this test.
+    const P384: &[u8] = b"\
+-----BEGIN PUBLIC KEY-----
+MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAECIVobM0q87sy7M4g8R5SGzrv2uA3R2EL
+4qghZ7lfJSEa8Sum6CuFVBoFlj+x5QPwBPVkvEPgPws4iDM/t289as2Ee4jvDcIv
+4oT5AhZ+qg4izoHIbmwbxCnHPqoXpE0r
+-----END PUBLIC KEY-----";
 
     fn token(claims: Value, secret: &str) -> String {
         encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
@@ -129,7 +147,10 @@ mod tests {
         // In the middle of the signature.
         let (before, after) = good.split_at(good.len() - 20);
         let tampered = format!("{before}{}{}", if after.starts_with('A') { 'B' } else { 'A' }, &after[1..]);
+        let critical = Header { crit: Some(vec!["exp".to_owned()]), ..Header::new(Algorithm::HS256) };
         let texts = [
+            encode(&critical, &json!({"exp": FAR}), &EncodingKey::from_secret(b"s")).unwrap(),
+            token(json!({"exp": UNIX_EPOCH.elapsed().unwrap().as_secs()}), "s"),
             token(json!({"exp": FAR}), "t"),
             token(json!({"exp": 1}), "s"),
             token(json!({}), "s"),
@@ -144,6 +165,8 @@ mod tests {
     #[test]
     fn a_key_is_one_of_two_kinds_and_stays_secret() {
         assert!(TokenKey::from_pem(b"no key").is_err());
+        let error = TokenKey::from_pem(P384).unwrap_err();
+        assert!(error.contains("P-256"), "{error}");
         let debug = format!("{:?}", TokenKey::from_secret("very secret"));
         assert!(debug.contains("HS256") && !debug.contains("secret"), "{debug}");
     }
