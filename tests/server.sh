@@ -28,7 +28,7 @@ start_server() {
 until_connected() {
   for _ in $(seq 600); do
     exec 3<>"/dev/tcp/${address%:*}/${address#*:}"
-    printf 'GET /debug/mem HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n' >&3
+    printf 'GET /debug/mem HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
     ! grep -q "^{\"allocator\":\"[a-z]*\",\"connections\":$1," <&3 || return 0
     sleep 0.1
   done

@@ -84,14 +84,14 @@ mod tests {
 
     #[test]
     fn only_a_whole_head_without_a_body_is_taken() {
-        let head = b"GET /ws?channel=a HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n";
+        let head = b"GET /ws?channel=a HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n";
         let (request, head_bytes) = parse(&[&head[..], b"\x81\x80"].concat()).unwrap();
         assert_eq!((head_bytes, request.uri().query()), (head.len(), Some("channel=a")));
         assert_eq!(request.headers()["upgrade"], "websocket");
         assert!((0..head.len()).all(|length| parse(&head[..length]).is_none()));
         for other in [
-            "POST / HTTP/1.1\r\nHost: h\r\n\r\n",
-            "GET / HTTP/1.0\r\nHost: h\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: localhost\r\n\r\n",
             "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
             "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n",
             "GET  HTTP/1.1\r\n\r\n",

@@ -4,8 +4,11 @@
 //! like. So this keeps strangers' pages from speaking with their visitors' credentials, and keeps out nobody else. Without a
 //! pattern, a page may connect to the host that it came from.
 
+use std::net::IpAddr;
+
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::http::uri::Authority;
 
 /// Whether a handshake with these headers comes from a page that may connect, or from no page at all.
 #[must_use]
@@ -17,6 +20,18 @@ pub fn may_connect(headers: &HeaderMap<HeaderValue>, patterns: &[String]) -> boo
     };
     let Ok(origin) = origin.to_str() else { return false };
     patterns.iter().any(|pattern| matches(pattern, origin)) || is_own(origin, headers.get(HOST))
+}
+
+/// Whether the host that was asked for can only be this machine. Another name may be a stranger's, who has it lead here once his page is
+/// loaded (DNS rebinding): then the page is of its own host. Or a proxy's, which others reach.
+#[must_use]
+pub fn is_for_this_machine(headers: &HeaderMap<HeaderValue>) -> bool {
+    // A browser always names one.
+    let Some(host) = headers.get(HOST) else { return true };
+    let Ok(Ok(authority)) = host.to_str().map(str::parse::<Authority>) else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether this origin is the host that was asked for; the scheme may differ, since a proxy may speak TLS for us.
@@ -64,6 +79,19 @@ mod tests {
             assert!(!may(&[stranger], "a.com", &[]), "{stranger}");
         }
         assert!(!may(&["http://a.com", "http://a.com"], "a.com", &["*"]));
+    }
+
+    #[test]
+    fn only_this_machine_has_a_loopback_name() {
+        let is = |host: &str| is_for_this_machine(&HeaderMap::from_iter([(HOST, host.parse().unwrap())]));
+        for own in ["localhost", "LOCALHOST:3000", "127.0.0.1", "127.1.2.3:80", "[::1]:3000", "[::ffff:127.0.0.1]"] {
+            assert!(is(own), "{own}");
+        }
+        for other in ["", "a.com", "localhost.a.com", "127.0.0.1.a.com", "10.0.0.1:80", "[::2]", "localhost:x:", "a@b"]
+        {
+            assert!(!is(other), "{other}");
+        }
+        assert!(is_for_this_machine(&HeaderMap::new()));
     }
 
     #[test]

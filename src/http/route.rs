@@ -158,8 +158,12 @@ fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -
     let Some(token) = &config.token else {
         if entrance.loopback {
             // A page in a browser on this machine gets there too.
-            let may = origin::may_connect(request.headers(), &config.allow_origin);
-            return if may { None } else { Some(answer::refused(Refusal::Origin)) };
+            if !origin::may_connect(request.headers(), &config.allow_origin) {
+                return Some(answer::refused(Refusal::Origin));
+            }
+            let elsewhere = "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN";
+            let may = origin::is_for_this_machine(request.headers());
+            return (!may).then(|| text(StatusCode::FORBIDDEN, elsewhere));
         }
         let set =
             "this route needs a token as soon as the server listens beyond loopback: set --token or HYDRANT_TOKEN";

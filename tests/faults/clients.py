@@ -110,7 +110,7 @@ def half_open(server, stop):
         nonlocal opened
         for _ in range(100 if streams else 5000):
             if stream := quietly(server.connect):
-                quietly(lambda: stream.send(b"GET /ws/room HTTP/1.1\r\nHost: h\r\n"))
+                quietly(lambda: stream.send(b"GET /ws/room HTTP/1.1\r\nHost: localhost\r\n"))
                 streams.append(stream)
                 opened += 1
         while len(streams) > 5000:

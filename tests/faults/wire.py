@@ -8,7 +8,7 @@ MASK = bytes(4)
 
 def handshake(path="/ws/room"):
     return (
-        f"GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     ).encode()
 
@@ -16,7 +16,7 @@ def handshake(path="/ws/room"):
 def post(path, body, announced=None):
     """A request to publish, whose body may be another than it announces."""
     length = len(body) if announced is None else announced
-    return f"POST /publish/{path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode() + body
+    return f"POST /publish/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode() + body
 
 
 def frame(first, payload):

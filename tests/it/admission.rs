@@ -43,7 +43,7 @@ fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
         .map(|_| {
             std::thread::spawn(move || {
                 let mut streams: Vec<_> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
-                let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+                let head = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
                 streams.iter_mut().for_each(|stream| std::io::Write::write_all(stream, head.as_bytes()).unwrap());
                 streams.retain_mut(|stream| read_answer(stream).status == 101);
                 streams
@@ -82,7 +82,7 @@ fn connect_from(server: SocketAddr, last: u8) -> TcpStream {
 #[test]
 fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     let server = TestServer::start(Config { per_address_max: NonZeroUsize::new(2), ..config() });
-    let head = format!("GET /ws HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+    let head = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
     let ask = |last| {
         let mut stream = connect_from(server.address, last);
         std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
@@ -112,11 +112,11 @@ fn begin(server: SocketAddr, first: &[u8]) -> TcpStream {
 fn who_waits_for_an_answer_keeps_its_place() {
     let server = TestServer::start(Config { handshakes_max: 4, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
-    let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: h\r\n\r\n");
+    let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: localhost\r\n\r\n");
     // There is one at a time: the next is refused once the first has begun.
     let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
     until(|| is_next_refused().then_some(()), || "it has not begun".to_owned());
-    let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: h\r\n"));
+    let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n"));
     server.survey_until(|_| server.engine.refusals.get(Refusal::Handshakes) >= 4);
     assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, whichever of the two came first");
     drop(halves);
@@ -126,7 +126,7 @@ fn who_waits_for_an_answer_keeps_its_place() {
 fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
-    let half = b"GET /ws HTTP/1.1\r\nHost: h\r\n";
+    let half = b"GET /ws HTTP/1.1\r\nHost: localhost\r\n";
     let refusals = || server.engine.refusals.get(Refusal::Handshakes);
     let mut oldest = connect(half);
     let _second = connect(half);
@@ -138,7 +138,7 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     // A handshake that comes in one piece needs no place; who is idle behind a finished request loses it last.
     let _client = server.client("/ws");
     let mut publishers = [(); 2].map(|()| {
-        let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx");
+        let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx");
         assert_eq!(read_answer(&mut stream).status, 202);
         stream
     });
@@ -146,7 +146,7 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let _idle = connect(half);
     let mut newer = connect(half);
     assert_eq!(std::io::Read::read(&mut publishers[0], &mut [0]).unwrap(), 0, "idle for longest");
-    std::io::Write::write_all(&mut publishers[1], b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    std::io::Write::write_all(&mut publishers[1], b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(read_answer(&mut publishers[1]).status, 200);
     std::io::Write::write_all(&mut newer, b"\r\n").unwrap();
     assert_eq!(read_answer(&mut newer).status, 426, "who came last is served");
@@ -158,7 +158,7 @@ fn strangers_pages_may_not_connect() {
     let allowed = vec!["https://friend.example".to_owned()];
     let server = TestServer::start(Config { allow_origin: allowed, ..config() });
     is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Refusal::Origin, 1);
-    for origin in ["Origin: https://friend.example", "Origin: http://hydrant"] {
+    for origin in ["Origin: https://friend.example", "Origin: http://localhost"] {
         assert_eq!(handshake(server.address, &[origin]).status, 101, "{origin}");
     }
     let echo = request(server.address, "GET", "/echo", &[&HANDSHAKE[..], &["Origin: null"]].concat(), b"");

@@ -123,7 +123,7 @@ fn what_comes_with_the_handshake_is_read() {
 
     let server = TestServer::start(config());
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let head = format!("GET /echo HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
+    let head = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
     stream.write_all(&[head.as_bytes(), &masked(0x81, b"early"), &masked(0x89, b"bird")].concat()).unwrap();
     let answer = crate::support::read_answer(&mut stream);
     assert_eq!(answer.status, 101);

@@ -62,7 +62,8 @@ fn every_route_answers_as_it_should() {
         assert!(status < 300 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
     }
     let mut old = TcpStream::connect(server.address).unwrap();
-    old.write_all(format!("GET /ws HTTP/1.0\r\nHost: h\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n")).as_bytes()).unwrap();
+    old.write_all(format!("GET /ws HTTP/1.0\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n")).as_bytes())
+        .unwrap();
     assert!(matches!(read_answer(&mut old).status, 400 | 426));
     assert!(server.engine.registry.is_empty());
 }
@@ -71,7 +72,7 @@ fn every_route_answers_as_it_should() {
 fn request_as_is(address: SocketAddr, method: &str, path: &str, headers: &[&str]) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: hydrant\r\n{headers}\r\n").as_bytes()).unwrap();
+    stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes()).unwrap();
     read_answer_to(method, &mut stream)
 }
 
@@ -110,7 +111,7 @@ fn what_cannot_be_published_is_refused() {
 fn one_connection_takes_many_requests() {
     let server = TestServer::start(config());
     let mut stream = TcpStream::connect(server.address).unwrap();
-    let one = "POST /publish/room HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi";
+    let one = "POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi";
     stream.write_all(one.repeat(20).as_bytes()).unwrap();
     for offset in 1..=20 {
         let answer = read_answer(&mut stream);
@@ -121,12 +122,12 @@ fn one_connection_takes_many_requests() {
 #[test]
 fn a_handshake_may_come_in_pieces_or_behind_another_request() {
     let server = TestServer::start(config());
-    let handshake = format!("GET /ws/room HTTP/1.1\r\nHost: hydrant\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+    let handshake = format!("GET /ws/room HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
     let mut in_pieces = TcpStream::connect(server.address).unwrap();
     in_pieces.set_nodelay(true).unwrap();
     in_pieces.write_all(&handshake.as_bytes()[..20]).unwrap();
     let mut behind = TcpStream::connect(server.address).unwrap();
-    let both = format!("GET /healthz HTTP/1.1\r\nHost: hydrant\r\n\r\n{handshake}");
+    let both = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n{handshake}");
     behind.write_all(both.as_bytes()).unwrap();
     assert_eq!(read_answer(&mut behind).status, 200);
     assert_eq!(read_answer(&mut behind).status, 101);
@@ -202,8 +203,15 @@ fn strangers_pages_may_not_publish() {
     let server = TestServer::start(config());
     let status =
         |origin: &str| request(server.address, "POST", "/publish", &[&format!("Origin: {origin}")], b"x").status;
-    assert_eq!((status("https://evil.example"), status("http://hydrant")), (403, 202));
+    assert_eq!((status("https://evil.example"), status("http://localhost")), (403, 202));
     assert_eq!(request(server.address, "GET", "/metrics", &["Origin: null"], b"").status, 403);
+    // Nor may they by a name of their own that leads here.
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let head = "POST /publish HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("ask for localhost"), "{answer}");
 }
 
 #[test]
@@ -253,7 +261,7 @@ fn a_burst_of_publications_closes_nobody_who_reads() {
         let mut publishers: Vec<_> = (0..PUBLISHERS)
             .map(|_| {
                 let mut stream = TcpStream::connect(server.address).unwrap();
-                let head = "POST /publish HTTP/1.1\r\nHost: h\r\nContent-Length: 65536\r\n\r\n";
+                let head = "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65536\r\n\r\n";
                 stream.write_all(&[head.as_bytes(), &[b'x'; 65_535]].concat()).unwrap();
                 stream
             })

@@ -100,7 +100,7 @@ fn an_idle_http_connection_does_not_hold_up_a_drain() {
     let mut idle = TcpStream::connect(binary.address).unwrap();
     idle.set_read_timeout(Some(PATIENCE)).unwrap();
     // Until this has been answered, the connection may still be on its way to a shard.
-    std::io::Write::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    std::io::Write::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(crate::support::read_answer(&mut idle).status, 200);
     binary.signal(libc::SIGTERM);
     assert_eq!(idle.read(&mut [0]).unwrap(), 0);
@@ -118,7 +118,7 @@ fn a_ledger_asked_for_during_a_drain_does_not_hold_it_up() {
             let path = if number < 2 { "/debug/mem" } else { "/metrics" };
             let mut stream = TcpStream::connect(binary.address).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n").unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n").unwrap();
             stream
         })
         .collect();

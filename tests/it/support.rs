@@ -191,7 +191,7 @@ impl Answer {
 pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: hydrant\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     if !headers.iter().any(|header| header.starts_with("Transfer-Encoding")) {
         head += &format!("Content-Length: {}\r\n", body.len());
     }
@@ -283,7 +283,7 @@ impl Client {
 
 impl<S: Read + Write> Client<S> {
     pub fn shake_hands(mut stream: S, path: &str) -> Self {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: hydrant\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
         stream.write_all(head.as_bytes()).unwrap();
         let answer = read_head(&mut stream);
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");

@@ -61,8 +61,10 @@ fn connect(address: SocketAddr, path: &str) -> Client<TlsStream> {
 
 fn publish(address: SocketAddr, channel: &str, body: &[u8]) -> String {
     let mut stream = dial(address);
-    let head =
-        format!("POST /publish/{channel}?receipt=1 HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /publish/{channel}?receipt=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     let answer = read_answer(&mut stream);
     assert_eq!(answer.status, 202, "{}", answer.body);
@@ -112,7 +114,7 @@ fn records_may_come_in_any_pieces() {
     assert_eq!(client.receive_text(), "slowly");
     // Behind the handshake, before its answer.
     let mut stream = dial(server.address);
-    let head = format!("GET /echo HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
+    let head = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
     stream.write_all(&[head.as_bytes(), &masked(0x81, b"early"), &masked(0x81, message.as_bytes())].concat()).unwrap();
     assert_eq!(read_answer(&mut stream).status, 101);
     let mut client = Client { stream };
@@ -171,7 +173,7 @@ fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
     let mut bystander = connect(server.address, "/ws/room");
     let mut plain = TcpStream::connect(server.address).unwrap();
     plain.set_read_timeout(Some(PATIENCE)).unwrap();
-    plain.write_all(b"GET /ws HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    plain.write_all(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     // An alert, and the end.
     plain.read_to_end(&mut answer).unwrap();

@@ -285,7 +285,7 @@ impl Post {
             Channel::Invalid => "/a%20b".to_owned(),
         };
         let query = if self.wants_receipt { "?receipt=1" } else { "" };
-        let mut head = format!("POST /publish{path}{query} HTTP/1.1\r\nHost: h\r\n");
+        let mut head = format!("POST /publish{path}{query} HTTP/1.1\r\nHost: localhost\r\n");
         let body = self.body();
         if let Some(token) = token {
             head += &format!("Authorization: Bearer {token}\r\n");
