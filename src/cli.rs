@@ -172,7 +172,8 @@ struct Serve {
     /// too, WebSockets are not; without TLS
     #[arg(long, env = "HYDRANT_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
-    /// Bearer token for publish and admin routes; without one they answer only at loopback addresses
+    /// Bearer token for publish and admin routes; without one they answer only at loopback addresses, and there to who asks for
+    /// localhost or such an address, and not through a proxy that says it is one
     #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Mean number of bytes between two samples for /debug/pprof/heap, a power of two; 0 takes none. A sample costs a page

@@ -99,7 +99,7 @@ pub struct Config {
     pub tls_listen: Option<SocketAddr>,
     /// Where the admin routes are, and no WebSockets; `None`: at the same ports as everything else. Without TLS.
     pub admin_listen: Option<SocketAddr>,
-    /// The bearer token of publish and admin routes; without one they answer only on a loopback listener.
+    /// The bearer token of publish and admin routes; without one they answer only on a loopback listener, asked for as such.
     pub token: Option<String>,
 }
 
@@ -227,7 +227,8 @@ pub const PASS_CHUNK: usize = 256;
 /// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
 /// third of a millisecond.
 pub const ARRIVALS_CHUNK: usize = 8;
-/// Polls of HTTP phases that have not got as far as a whole request, between two turns of the messages: a millisecond at most.
+/// Polls, at each port, of HTTP phases that have not got as far as a whole request, between two turns of the messages: a
+/// millisecond at most.
 pub const NEWCOMER_TURNS: usize = 8;
 /// The same at a port with TLS, where a turn may be a key exchange and a signature.
 pub const NEWCOMER_TURNS_TLS: usize = 4;
@@ -325,12 +326,13 @@ impl Config {
             (self.tls_listen, true, true, with_admin),
             (self.admin_listen, false, false, true),
         ];
-        let open = all.into_iter().filter(|(address, ..)| address.is_some()).enumerate();
-        open.filter_map(|(port, (address, secure, websockets, admin))| {
-            let address = address?;
-            Some((address, Entrance { port, secure, loopback: address.ip().is_loopback(), websockets, admin }))
-        })
-        .collect()
+        let open = all
+            .into_iter()
+            .filter_map(|(address, secure, websockets, admin)| Some((address?, secure, websockets, admin)));
+        let entrance = |(port, (address, secure, websockets, admin)): (_, (SocketAddr, _, _, _))| {
+            (address, Entrance { port, secure, loopback: address.ip().is_loopback(), websockets, admin })
+        };
+        open.enumerate().map(entrance).collect()
     }
 
     /// Refuses values that contradict each other.

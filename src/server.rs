@@ -1,7 +1,7 @@
 //! The life of a server: bind, run, drain.
 //!
 //! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
-//! admin thread (tick, ledger, signals by way of `shutdown`), and returns when everything has ended.
+//! admin thread (tick, ledger, metrics, signals by way of `shutdown`), and returns when everything has ended.
 
 use std::cell::RefCell;
 use std::io;
@@ -368,7 +368,7 @@ fn accept(
     stopping: &AtomicBool,
 ) -> io::Result<()> {
     let mut events = Events::with_capacity(4);
-    let (mut backing_off, mut waits) = (false, None::<Duration>);
+    let (mut backing_off, mut waits, mut first) = (false, None::<Duration>, 0_usize);
     let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
     // Acquire: pairs with the release in `Acceptor::stop`.
     while !stopping.load(Ordering::Acquire) {
@@ -377,9 +377,10 @@ fn accept(
             result => result?,
         }
         // Each in turn, whatever the event said: after a wait, any of them may have somebody. One that is left before it has said
-        // that it is empty will not tell again, so then there is a wait.
+        // that it is empty will not tell again, so then there is a wait. And each begins in its turn: the first one may take all the room.
         let mut full = false;
-        for (listener, entrance) in listeners {
+        first += 1;
+        for (listener, entrance) in listeners.iter().cycle().skip(first % listeners.len()).take(listeners.len()) {
             while !stopping.load(Ordering::Acquire) {
                 let shard = engine.least_loaded();
                 let wait = match shard {

@@ -1,21 +1,25 @@
 //! The HTTP phases at one port of a shard: who has a place, how far it has got, and who has to go when there are too many.
 //!
-//! At the bound, whoever has got least far goes, and among those whoever came, or was answered, first. So who only holds places,
-//! in whichever way, keeps nobody out who uses one. Each port has its own: a flood at one keeps nobody out at another.
+//! At the bound, whoever has got least far goes, and among those whoever came, or was answered, first; but before nobody who has just
+//! come. So who only holds places, in whichever way, keeps nobody out who uses one. Each port has its own: a flood at one
+//! takes no place at another.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Context, Waker};
 
 use tokio::sync::Notify;
 
+use super::shard::Shard;
 use super::turns::{Turn, Turns};
 
 /// How far a socket has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Standing {
-    /// Nothing that it has sent has been looked at, or nothing of it matters any more.
+    /// It has had its last answer.
+    Done,
+    /// Nothing that it has sent has been looked at.
     #[default]
     Nothing,
     /// It has had a turn, and no request of it is whole.
@@ -77,14 +81,16 @@ impl HttpPhase {
 pub struct Phases {
     places: RefCell<BTreeMap<(Standing, u64), Rc<HttpPhase>>>,
     next: Cell<u64>,
-    pub(super) turns: Turns,
+    /// Whoever has a lower number was here when turns were last given.
+    settled: Cell<u64>,
+    turns: Turns,
 }
 
 impl Phases {
     /// No phases yet at a port, with TLS or without.
     #[must_use]
     pub fn new(secure: bool) -> Self {
-        Self { places: RefCell::default(), next: Cell::default(), turns: Turns::new(secure) }
+        Self { places: RefCell::default(), next: Cell::default(), settled: Cell::default(), turns: Turns::new(secure) }
     }
 
     /// A place among at most `most`, and whether another had to go for it; nothing when everybody is being answered.
@@ -92,8 +98,15 @@ impl Phases {
         let mut places = self.places.borrow_mut();
         let full = places.len() >= most;
         if full {
-            let least = places.first_entry().filter(|least| !least.get().is_busy())?;
-            least.remove().evict();
+            let (&least, _) = places.first_key_value()?;
+            let begun = || places.range((Standing::Begun, 0)..(Standing::Idle, 0)).next();
+            // Those who have just come have not had their chance: as a rule, none of them goes for another.
+            let is_new = least.0 == Standing::Nothing && least.1 >= self.settled.get();
+            let who = begun().filter(|_| is_new).map_or(least, |(&begun, _)| begun);
+            if who.0 == Standing::Busy {
+                return None;
+            }
+            places.remove(&who)?.evict();
         }
         let phase = Rc::<HttpPhase>::default();
         phase.place.set((Standing::default(), self.now()));
@@ -101,11 +114,19 @@ impl Phases {
         Some((phase, full))
     }
 
-    /// It has had a turn.
-    pub(super) fn touch(&self, phase: &HttpPhase) {
-        if phase.standing() == Standing::Nothing {
+    /// A round is over: gives turns to those who wait. Whether somebody goes on waiting.
+    pub(super) fn next_round(&self) -> bool {
+        self.settled.set(self.next.get());
+        self.turns.refill()
+    }
+
+    /// Takes a turn, if there is one; without, the task is woken when it has one.
+    pub(super) fn take_turn(&self, phase: &Rc<HttpPhase>, context: &Context<'_>, shard: &Shard) -> bool {
+        let taken = self.turns.take(phase, context, shard);
+        if taken && phase.standing() == Standing::Nothing {
             self.set(phase, Standing::Begun, phase.place.get().1);
         }
+        taken
     }
 
     /// A whole request has come: until it is answered, the place is safe.
@@ -119,9 +140,9 @@ impl Phases {
         self.set(phase, standing, self.now());
     }
 
-    /// Nothing of it matters any more: its place is anybody's.
+    /// It has had its last answer: its place is anybody's.
     pub fn forget(&self, phase: &HttpPhase) {
-        self.set(phase, Standing::Nothing, phase.place.get().1);
+        self.set(phase, Standing::Done, phase.place.get().1);
     }
 
     fn now(&self) -> u64 {
@@ -144,7 +165,10 @@ impl Phases {
         if !phase.is_evicted() {
             places.remove(&phase.place.get());
         }
-        places.is_empty().then(|| self.next.take())
+        places.is_empty().then(|| {
+            self.settled.take();
+            self.next.take()
+        })
     }
 }
 
@@ -160,7 +184,9 @@ mod tests {
         let evicted = || all.each_ref().map(|phase| phase.is_evicted());
         phases.begin(&all[0]);
         phases.begin(&all[1]);
-        phases.touch(&all[2]);
+        let touch = |phase: &HttpPhase| phases.set(phase, Standing::Begun, phase.place.get().1);
+        touch(&all[2]);
+        phases.next_round();
         // The last one has not had a turn, and goes although it came last.
         let fifth = take().unwrap();
         assert_eq!(evicted(), [false, false, false, true]);
@@ -181,6 +207,28 @@ mod tests {
             assert_eq!(phases.give_back(phase), None);
         }
         assert!(phases.give_back(&all[0]).is_some() && phases.places.borrow().is_empty());
+    }
+
+    #[test]
+    fn who_has_just_come_does_not_go_for_the_next_one() {
+        let phases = Phases::new(false);
+        let take = || phases.take(3).unwrap().0;
+        let holders = [(); 3].map(|()| take());
+        holders.iter().for_each(|phase| phases.set(phase, Standing::Begun, phase.place.get().1));
+        phases.next_round();
+        let newcomers = [(); 3].map(|()| take());
+        assert!(holders.iter().all(|phase| phase.is_evicted()), "who only holds a place has gone");
+        assert!(!newcomers.iter().any(|phase| phase.is_evicted()));
+        let another = take();
+        assert!(newcomers[0].is_evicted() && !newcomers[1].is_evicted(), "somebody has to go");
+        phases.next_round();
+        phases.begin(&newcomers[1]);
+        phases.finish(&newcomers[1]);
+        phases.forget(&another);
+        take();
+        assert!(another.is_evicted() && !newcomers[2].is_evicted(), "who has had its last answer is the first to go");
+        take();
+        assert!(newcomers[2].is_evicted() && !newcomers[1].is_evicted(), "and who was answered before is the last");
     }
 
     #[test]

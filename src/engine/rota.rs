@@ -39,9 +39,13 @@ impl Rota {
         if subscribers > SMALL { self.large.push_back(channel) } else { self.small.push_back(channel) }
     }
 
-    /// The kinds in their present order, and how many channels of each have something to send.
+    /// The kinds in the order of the next step, and how many channels of each have something to send.
     #[must_use]
-    pub(super) fn order(&self) -> [(Kind, usize); 2] {
+    pub(super) fn order(&mut self) -> [(Kind, usize); 2] {
+        if self.large.is_empty() {
+            // Nobody waits for them.
+            (self.ahead, self.catching_up) = (0, false);
+        }
         let (small, large) = ((Kind::Small, self.small.len()), (Kind::Large, self.large.len()));
         if self.catching_up { [large, small] } else { [small, large] }
     }
@@ -57,8 +61,7 @@ impl Rota {
     /// A channel of this kind has had its turn, and made so many visits.
     pub(super) fn visited(&mut self, kind: Kind, visits: usize) {
         match kind {
-            // Nobody waits for it.
-            Kind::Small if self.large.is_empty() => self.ahead = 0,
+            Kind::Small if self.large.is_empty() => {}
             Kind::Small => self.ahead = (self.ahead + visits).min(AHEAD_MAX),
             Kind::Large => self.ahead = self.ahead.saturating_sub(visits),
         }

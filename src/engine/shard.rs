@@ -70,7 +70,7 @@ pub struct Shard {
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
     /// HTTP phases that have not ended, by port.
-    pub http_phases: Box<[Phases]>,
+    pub http_phases: Box<[Rc<Phases>]>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -113,7 +113,7 @@ impl Shard {
             grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
-            http_phases: config.entrances().iter().map(|(_, entrance)| Phases::new(entrance.secure)).collect(),
+            http_phases: config.entrances().iter().map(|(_, entrance)| Rc::new(Phases::new(entrance.secure))).collect(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
@@ -167,7 +167,7 @@ impl Shard {
             self.step();
             more |= self.take_arrivals(&serve);
             for phases in &self.http_phases {
-                more |= phases.turns.refill();
+                more |= phases.next_round();
             }
         }
     }

@@ -1,9 +1,10 @@
 //! Turns of HTTP phases that have not got as far as a whole request: they may be thousands, and strangers.
 //!
 //! The runtime polls every task that is ready before it comes back to the shard's own loop; messages would wait for all of
-//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop, with TLS [`NEWCOMER_TURNS_TLS`]. Half of them
-//! are for those who have had one before and are about to get further, half for the others; each in the order in which they were
-//! asked for, but for a flood. Then whoever has waited longest is the next who loses its place anyway, and the last ones go first.
+//! them. So a newcomer's task is polled only with a turn, of which there are [`NEWCOMER_TURNS`] in a round of that loop, with TLS
+//! [`NEWCOMER_TURNS_TLS`]. Half of them are for those who have had one before and are about to get further, half for the others; each in
+//! the order in which they were asked for. But of those who have not had one, and are a flood, whoever has waited longest is the
+//! next who loses its place anyway: the last ones go first.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,7 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::phases::{HttpPhase, Standing};
+use super::phases::{HttpPhase, Phases, Standing};
 use super::shard::Shard;
 use crate::config::{NEWCOMER_TURNS, NEWCOMER_TURNS_TLS};
 
@@ -27,8 +28,8 @@ pub(super) enum Turn {
     Granted,
 }
 
-/// Newcomers in a queue from which on they are a flood.
-const FLOOD: usize = 1024;
+/// Newcomers without a turn from which on they are a flood: more than have theirs within some tens of milliseconds.
+const FLOOD: usize = 256;
 
 /// The turns of a round.
 #[derive(Debug)]
@@ -36,27 +37,28 @@ pub(super) struct Turns {
     /// So many in each round.
     each: usize,
     left: Cell<usize>,
-    /// Who has not had a turn yet, and who has; also some who have gone.
-    waiting: RefCell<[VecDeque<Rc<HttpPhase>>; 2]>,
+    /// Who has not had a turn yet; also some who have gone.
+    fresh: RefCell<VecDeque<Rc<HttpPhase>>>,
+    /// Who has had one.
+    begun: RefCell<VecDeque<Rc<HttpPhase>>>,
 }
 
 impl Turns {
     /// Turns at a port, with TLS or without.
     pub(super) fn new(secure: bool) -> Self {
         let each = if secure { NEWCOMER_TURNS_TLS } else { NEWCOMER_TURNS };
-        Self { each, left: Cell::new(each), waiting: RefCell::default() }
+        Self { each, left: Cell::new(each), fresh: RefCell::default(), begun: RefCell::default() }
     }
 
     /// A round is over: gives turns to those who wait. Whether somebody goes on waiting.
     pub(super) fn refill(&self) -> bool {
-        let mut waiting = self.waiting.borrow_mut();
         let mut left = self.each;
-        let [fresh, begun] = &mut *waiting;
+        let (mut fresh, mut begun) = (self.fresh.borrow_mut(), self.begun.borrow_mut());
         // What one kind leaves of its half, the other has.
         let kept = fresh.len().min(left / 2);
-        for (queue, keep) in [(begun, kept), (fresh, 0)] {
+        for (queue, keep, flood) in [(&mut *begun, kept, usize::MAX), (&mut *fresh, 0, FLOOD)] {
             while left > keep
-                && let Some(phase) = if queue.len() > FLOOD { queue.pop_back() } else { queue.pop_front() }
+                && let Some(phase) = if queue.len() > flood { queue.pop_back() } else { queue.pop_front() }
             {
                 // Who was woken for another reason, to go, waits no more.
                 if let Some(task) = phase.waiting.take() {
@@ -75,11 +77,11 @@ impl Turns {
             }
         }
         self.left.set(left);
-        waiting.iter().any(|queue| !queue.is_empty())
+        !(fresh.is_empty() && begun.is_empty())
     }
 
     /// Takes a turn; without one left, the task is woken when it has one.
-    fn take(&self, phase: &Rc<HttpPhase>, context: &Context<'_>, shard: &Shard) -> bool {
+    pub(super) fn take(&self, phase: &Rc<HttpPhase>, context: &Context<'_>, shard: &Shard) -> bool {
         match (phase.turn.take(), self.left.get()) {
             (Turn::Granted, _) => return true,
             (Turn::None, left @ 1..) => {
@@ -87,7 +89,8 @@ impl Turns {
                 return true;
             }
             (Turn::None, 0) => {
-                let queue = &mut self.waiting.borrow_mut()[usize::from(phase.standing() == Standing::Begun)];
+                let queue = if phase.standing() == Standing::Begun { &self.begun } else { &self.fresh };
+                let mut queue = queue.borrow_mut();
                 phase.waiting.replace(Some(context.waker().clone()));
                 queue.push_back(phase.clone());
                 if queue.len() == 1 {
@@ -105,16 +108,15 @@ impl Turns {
 /// The task of an HTTP phase, which needs turns for as long as it is new.
 pub struct Newcomer<F> {
     shard: Rc<Shard>,
-    /// Whose phases it is one of.
-    port: usize,
+    phases: Rc<Phases>,
     phase: Rc<HttpPhase>,
     task: Pin<Box<F>>,
 }
 
 impl<F> Newcomer<F> {
-    /// Lets `task` take turns at the port with this number.
-    pub fn new(shard: Rc<Shard>, port: usize, phase: Rc<HttpPhase>, task: F) -> Self {
-        Self { shard, port, phase, task: Box::pin(task) }
+    /// Lets `task` take turns among these phases.
+    pub fn new(shard: Rc<Shard>, phases: Rc<Phases>, phase: Rc<HttpPhase>, task: F) -> Self {
+        Self { shard, phases, phase, task: Box::pin(task) }
     }
 }
 
@@ -122,13 +124,9 @@ impl<F: Future> Future for Newcomer<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let Self { shard, port, phase, task } = self.get_mut();
-        if phase.is_new() {
-            let phases = &shard.http_phases[*port];
-            if !phases.turns.take(phase, context, shard) {
-                return Poll::Pending;
-            }
-            phases.touch(phase);
+        let Self { shard, phases, phase, task } = self.get_mut();
+        if phase.is_new() && !phases.take_turn(phase, context, shard) {
+            return Poll::Pending;
         }
         task.as_mut().poll(context)
     }
@@ -161,7 +159,9 @@ mod tests {
                 if number.is_none() {
                     shard.http_phases[0].begin(&phase);
                 }
-                let gate = Newcomer::new(shard.clone(), 0, phase, async move { through.borrow_mut().push(number) });
+                let gate = Newcomer::new(shard.clone(), shard.http_phases[0].clone(), phase, async move {
+                    through.borrow_mut().push(number)
+                });
                 let mut gate = Box::pin(gate);
                 spawn_local(poll_fn(move |context| {
                     wakers.borrow_mut().push(context.waker().clone());
@@ -179,7 +179,7 @@ mod tests {
                 between(&wakers.borrow()[count - 1]);
                 yield_now().await;
                 rounds.push(through.borrow().clone());
-                shard.http_phases[0].turns.refill();
+                shard.http_phases[0].next_round();
                 assert!(rounds.len() < FLOOD, "somebody waits for ever");
             }
         });
@@ -216,7 +216,7 @@ mod tests {
             let begin = || {
                 let (phase, _) = phases.take(usize::MAX).unwrap();
                 // It says half of what it has to say, and later the rest.
-                let newcomer = Newcomer::new(shard.clone(), 0, phase, yield_now());
+                let newcomer = Newcomer::new(shard.clone(), phases.clone(), phase, yield_now());
                 spawn_local(newcomer)
             };
             let first = begin();
@@ -226,7 +226,7 @@ mod tests {
                 for _ in 0..crowd.len() {
                     yield_now().await;
                 }
-                phases.turns.refill();
+                phases.next_round();
                 rounds += 1;
             }
             assert!(rounds <= 3, "{rounds}");

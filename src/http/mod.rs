@@ -40,7 +40,7 @@ use self::unended::Unended;
 use self::upgrade::Upgrade;
 use crate::admission::Refusal;
 use crate::config::Entrance;
-use crate::engine::phases::HttpPhase;
+use crate::engine::phases::{HttpPhase, Phases};
 use crate::engine::shard::Shard;
 use crate::engine::turns::Newcomer;
 use crate::engine::{Arrival, Engine};
@@ -66,44 +66,43 @@ pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
-    let port = arrival.entrance.port;
-    let Some(place) = Place::take(shard, port) else {
+    let Some(place) = Place::take(shard, arrival.entrance) else {
         return refuse(&shard.engine, arrival.stream, arrival.entrance, Refusal::Handshakes);
     };
-    let (inside, known) = (shard.clone(), place.phase.clone());
+    let (inside, phases, known) = (shard.clone(), place.phases.clone(), place.phase.clone());
     let task = async move {
         if let Err(error) = phase(&inside, arrival, place).await {
             tracing::debug!("HTTP phase: {error}");
         }
     };
     // The runtime ends with the shard, and every task with it; none outlives its socket.
-    tokio::task::spawn_local(Newcomer::new(shard.clone(), port, known, task));
+    tokio::task::spawn_local(Newcomer::new(shard.clone(), phases, known, task));
 }
 
 /// A place among the HTTP phases at one port of a shard; given back on drop.
 struct Place {
-    shard: Rc<Shard>,
-    port: usize,
+    phases: Rc<Phases>,
     phase: Rc<HttpPhase>,
 }
 
 impl Place {
-    /// A place behind all others; nothing when everybody who has one is being answered.
-    fn take(shard: &Rc<Shard>, port: usize) -> Option<Self> {
+    /// A place, maybe in place of another; nothing when everybody who has one is being answered.
+    fn take(shard: &Shard, entrance: Entrance) -> Option<Self> {
         let config = &shard.engine.config;
         let most = config.handshakes_max.div_ceil(config.shards.get());
-        let (phase, instead) = shard.http_phases[port].take(most)?;
+        let phases = shard.http_phases[entrance.port].clone();
+        let (phase, instead) = phases.take(most)?;
         if instead {
             shard.engine.refusals.count(Refusal::Handshakes);
         }
-        Some(Self { shard: shard.clone(), port, phase })
+        Some(Self { phases, phase })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // After so many, what the thread keeps of their buffers is worth the call.
-        let happened = self.shard.http_phases[self.port].give_back(&self.phase);
+        let happened = self.phases.give_back(&self.phase);
         if happened.is_some_and(|happened| happened >= FLUSH_AFTER) {
             mem::flush();
         }
@@ -134,7 +133,7 @@ async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<
     let tls = shard.engine.config.tls.as_deref().filter(|_| entrance.secure);
     let Conversation { done, mut stream, leftover, upgrade } =
         converse(shard, Transport::new(stream, tls)?, entrance, &place.phase).await;
-    let phase = place.phase.clone();
+    let (phases, phase) = (place.phases.clone(), place.phase.clone());
     match (done, upgrade) {
         _ if phase.is_evicted() => Ok(()),
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
@@ -145,7 +144,7 @@ async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<
         }
         (done, _) => {
             // It has had its answer, and its place is anybody's.
-            shard.http_phases[entrance.port].forget(&phase);
+            phases.forget(&phase);
             stream.shutdown().await?;
             let mut thrown_away = [0; 4096];
             let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };

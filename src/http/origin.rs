@@ -7,8 +7,11 @@
 use std::net::IpAddr;
 
 use hyper::HeaderMap;
-use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::header::{FORWARDED, HOST, HeaderName, HeaderValue, ORIGIN, VIA};
 use hyper::http::uri::Authority;
+
+/// In use before `Forwarded` (RFC 7239), and more than that.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Whether a handshake with these headers comes from a page that may connect, or from no page at all.
 #[must_use]
@@ -23,12 +26,20 @@ pub fn may_connect(headers: &HeaderMap<HeaderValue>, patterns: &[String]) -> boo
 }
 
 /// Whether the host that was asked for can only be this machine. Another name may be a stranger's, who has it lead here once his page is
-/// loaded (DNS rebinding): then the page is of its own host. Or a proxy's, which others reach.
+/// loaded (DNS rebinding): then the page is of its own host. What a proxy says that it passes on comes from elsewhere.
 #[must_use]
 pub fn is_for_this_machine(headers: &HeaderMap<HeaderValue>) -> bool {
+    if [FORWARDED, VIA, FORWARDED_FOR].iter().any(|passed_on| headers.contains_key(passed_on)) {
+        return false;
+    }
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, None) = (hosts.next(), hosts.next()) else { return false };
     // A browser always names one.
-    let Some(host) = headers.get(HOST) else { return true };
+    let Some(host) = host else { return true };
     let Ok(Ok(authority)) = host.to_str().map(str::parse::<Authority>) else { return false };
+    if authority.as_str().contains('@') {
+        return false;
+    }
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
@@ -87,11 +98,25 @@ mod tests {
         for own in ["localhost", "LOCALHOST:3000", "127.0.0.1", "127.1.2.3:80", "[::1]:3000", "[::ffff:127.0.0.1]"] {
             assert!(is(own), "{own}");
         }
-        for other in ["", "a.com", "localhost.a.com", "127.0.0.1.a.com", "10.0.0.1:80", "[::2]", "localhost:x:", "a@b"]
-        {
+        for other in [
+            "",
+            "a.com",
+            "localhost.a.com",
+            "127.0.0.1.a.com",
+            "10.0.0.1:80",
+            "[::2]",
+            "localhost:x:",
+            "a.com@localhost",
+        ] {
             assert!(!is(other), "{other}");
         }
         assert!(is_for_this_machine(&HeaderMap::new()));
+        let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("localhost"))]);
+        headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
+        assert!(!is_for_this_machine(&headers), "a proxy passes it on");
+        headers.remove("x-forwarded-for");
+        headers.append(HOST, HeaderValue::from_static("localhost"));
+        assert!(!is_for_this_machine(&headers), "two are nobody's");
     }
 
     #[test]

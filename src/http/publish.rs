@@ -39,14 +39,14 @@ pub(super) async fn publish(visit: &Visit, channel: Option<&str>, request: Reque
 }
 
 async fn try_publish(visit: &Visit, channel: Option<&str>, request: Request<Incoming>) -> Result<Answer, Box<Answer>> {
-    let Visit { shard, phase, entrance, .. } = visit;
+    let Visit { shard, phase, .. } = visit;
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let channel = ChannelName::from_url(channel.unwrap_or(ChannelName::ALL))
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
     let body = read(request.into_body(), &shard.engine.config).await?;
-    shard.http_phases[entrance.port].begin(phase);
+    visit.phases().begin(phase);
     let frame = if binary {
         Frame::binary(&body)
     } else {

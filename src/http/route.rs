@@ -12,7 +12,7 @@ use super::upgrade::Upgrade;
 use super::{Answer, answer, debug, origin, profile, publish, upgrade};
 use crate::admission::Refusal;
 use crate::config::{Config, Entrance};
-use crate::engine::phases::HttpPhase;
+use crate::engine::phases::{HttpPhase, Phases};
 use crate::engine::shard::Shard;
 
 /// What the answers to one socket's requests need.
@@ -22,6 +22,13 @@ pub(super) struct Visit {
     pub(super) phase: Rc<HttpPhase>,
     /// What the last request asked for and was granted.
     pub(super) upgrade: RefCell<Option<Upgrade>>,
+}
+
+impl Visit {
+    /// Those that this one is among.
+    pub(super) fn phases(&self) -> &Phases {
+        &self.shard.http_phases[self.entrance.port]
+    }
 }
 
 /// What a path names.
@@ -92,7 +99,7 @@ pub(super) async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer
     let answer = route(visit, request).await;
     // Who is about to be a WebSocket keeps its place until it is one.
     if visit.upgrade.borrow().is_none() {
-        visit.shard.http_phases[visit.entrance.port].finish(&visit.phase);
+        visit.phases().finish(&visit.phase);
     }
     if let Some(&refusal) = answer.extensions().get::<Refusal>() {
         visit.shard.engine.refusals.count(refusal);
@@ -103,7 +110,7 @@ pub(super) async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer
 async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
     let Visit { shard, upgrade, phase, .. } = visit;
     if request.body().is_end_stream() {
-        shard.http_phases[visit.entrance.port].begin(phase);
+        visit.phases().begin(phase);
     }
     let path = request.uri().path().to_owned();
     let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {

@@ -15,7 +15,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use hydrant::config::Config;
 use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, Refused};
 use hydrant::engine::shard::Shard;
-use hydrant::engine::{Engine, Item, Report};
+use hydrant::engine::{Engine, Item};
 use hydrant::http::converse_alone;
 use hydrant::wire::frame::header_bytes;
 use libfuzzer_sys::fuzz_target;
@@ -108,9 +108,6 @@ impl Stage {
                 let _ = answer.send(result);
                 drop(publication.receipt.take());
                 taken.borrow_mut().push((publication, result.is_ok()));
-            }
-            Item::Survey(answer) => {
-                let _ = answer.send(Report::default());
             }
             Item::Count { .. } | Item::Panic => {}
             other => panic!("nothing in an HTTP phase asks for {other:?}"),
