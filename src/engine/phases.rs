@@ -1,8 +1,8 @@
 //! The HTTP phases at one port of a shard: who has a place, how far it has got, and who has to go when there are too many.
 //!
-//! At the bound, whoever has got least far goes, and among those whoever came, or was answered, first; but before nobody who has just
-//! come. So who only holds places, in whichever way, keeps nobody out who uses one. Each port has its own: a flood at one
-//! takes no place at another.
+//! At the bound, whoever has got least far goes, and among those whoever came, or was answered, first. But half of the places are for
+//! newcomers, however many have been answered and stay; and no newcomer goes for another as soon as it has come. So who
+//! only holds places, in whichever way, keeps nobody out who uses one. Each port has its own: a flood at one takes no place at another.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -76,10 +76,48 @@ impl HttpPhase {
     }
 }
 
+/// Those who have a place, whoever goes first first.
+#[derive(Debug, Default)]
+struct Places {
+    by_standing: BTreeMap<(Standing, u64), Rc<HttpPhase>>,
+    /// How many of them no request has come from.
+    newcomers: usize,
+}
+
+impl Places {
+    fn insert(&mut self, phase: Rc<HttpPhase>) {
+        self.newcomers += usize::from(phase.standing() < Standing::Idle);
+        self.by_standing.insert(phase.place.get(), phase);
+    }
+
+    fn remove(&mut self, place: (Standing, u64)) -> Option<Rc<HttpPhase>> {
+        let phase = self.by_standing.remove(&place)?;
+        self.newcomers -= usize::from(place.0 < Standing::Idle);
+        Some(phase)
+    }
+
+    fn first(&self, standing: Standing) -> Option<(Standing, u64)> {
+        let (&place, _) = self.by_standing.range((standing, 0)..).next()?;
+        (place.0 == standing).then_some(place)
+    }
+
+    /// Who goes for the next one; those from `settled` on have just come.
+    fn least(&self, settled: u64) -> Option<(Standing, u64)> {
+        let idle = || self.first(Standing::Idle).filter(|_| self.newcomers < self.by_standing.len() / 2);
+        let nothing = self.first(Standing::Nothing);
+        self.first(Standing::Done)
+            .or_else(idle)
+            .or(nothing.filter(|nothing| nothing.1 < settled))
+            .or_else(|| self.first(Standing::Begun))
+            .or(nothing)
+            .or_else(|| self.first(Standing::Idle))
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Phases {
-    places: RefCell<BTreeMap<(Standing, u64), Rc<HttpPhase>>>,
+    places: RefCell<Places>,
     next: Cell<u64>,
     /// Whoever has a lower number was here when turns were last given.
     settled: Cell<u64>,
@@ -96,21 +134,14 @@ impl Phases {
     /// A place among at most `most`, and whether another had to go for it; nothing when everybody is being answered.
     pub fn take(&self, most: usize) -> Option<(Rc<HttpPhase>, bool)> {
         let mut places = self.places.borrow_mut();
-        let full = places.len() >= most;
+        let full = places.by_standing.len() >= most;
         if full {
-            let (&least, _) = places.first_key_value()?;
-            let begun = || places.range((Standing::Begun, 0)..(Standing::Idle, 0)).next();
-            // Those who have just come have not had their chance: as a rule, none of them goes for another.
-            let is_new = least.0 == Standing::Nothing && least.1 >= self.settled.get();
-            let who = begun().filter(|_| is_new).map_or(least, |(&begun, _)| begun);
-            if who.0 == Standing::Busy {
-                return None;
-            }
-            places.remove(&who)?.evict();
+            let least = places.least(self.settled.get())?;
+            places.remove(least)?.evict();
         }
         let phase = Rc::<HttpPhase>::default();
         phase.place.set((Standing::default(), self.now()));
-        places.insert(phase.place.get(), phase.clone());
+        places.insert(phase.clone());
         Some((phase, full))
     }
 
@@ -153,9 +184,8 @@ impl Phases {
     fn set(&self, phase: &HttpPhase, standing: Standing, since: u64) {
         if !phase.is_evicted() {
             let mut places = self.places.borrow_mut();
-            if let Some(holder) = places.remove(&phase.place.replace((standing, since))) {
-                places.insert((standing, since), holder);
-            }
+            let holder = places.remove(phase.place.replace((standing, since)));
+            holder.into_iter().for_each(|holder| places.insert(holder));
         }
     }
 
@@ -163,9 +193,9 @@ impl Phases {
     pub fn give_back(&self, phase: &HttpPhase) -> Option<u64> {
         let mut places = self.places.borrow_mut();
         if !phase.is_evicted() {
-            places.remove(&phase.place.get());
+            places.remove(phase.place.get());
         }
-        places.is_empty().then(|| {
+        places.by_standing.is_empty().then(|| {
             self.settled.take();
             self.next.take()
         })
@@ -206,7 +236,8 @@ mod tests {
         for phase in [&all[1], &all[2], &all[3], &fifth, &sixth, &seventh] {
             assert_eq!(phases.give_back(phase), None);
         }
-        assert!(phases.give_back(&all[0]).is_some() && phases.places.borrow().is_empty());
+        assert!(phases.give_back(&all[0]).is_some() && phases.places.borrow().by_standing.is_empty());
+        assert_eq!(phases.places.borrow().newcomers, 0);
     }
 
     #[test]
@@ -229,6 +260,24 @@ mod tests {
         assert!(another.is_evicted() && !newcomers[2].is_evicted(), "who has had its last answer is the first to go");
         take();
         assert!(newcomers[2].is_evicted() && !newcomers[1].is_evicted(), "and who was answered before is the last");
+    }
+
+    #[test]
+    fn who_was_answered_and_stays_has_no_more_than_half() {
+        let phases = Phases::new(false);
+        let take = || phases.take(8).unwrap().0;
+        let holders = [(); 8].map(|()| take());
+        for holder in &holders {
+            phases.begin(holder);
+            phases.finish(holder);
+        }
+        let newcomers = [(); 5].map(|()| {
+            phases.next_round();
+            take()
+        });
+        let left = |phases: &[Rc<HttpPhase>]| phases.iter().filter(|phase| !phase.is_evicted()).count();
+        assert_eq!((left(&holders), left(&newcomers)), (4, 4));
+        assert!(newcomers[0].is_evicted(), "of the newcomers' half, the oldest");
     }
 
     #[test]

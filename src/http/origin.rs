@@ -6,9 +6,9 @@
 
 use std::net::IpAddr;
 
-use hyper::HeaderMap;
 use hyper::header::{FORWARDED, HOST, HeaderName, HeaderValue, ORIGIN, VIA};
 use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Uri};
 
 /// In use before `Forwarded` (RFC 7239), and more than that.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -28,16 +28,21 @@ pub fn may_connect(headers: &HeaderMap<HeaderValue>, patterns: &[String]) -> boo
 /// Whether the host that was asked for can only be this machine. Another name may be a stranger's, who has it lead here once his page is
 /// loaded (DNS rebinding): then the page is of its own host. What a proxy says that it passes on comes from elsewhere.
 #[must_use]
-pub fn is_for_this_machine(headers: &HeaderMap<HeaderValue>) -> bool {
+pub fn is_for_this_machine(uri: &Uri, headers: &HeaderMap<HeaderValue>) -> bool {
     if [FORWARDED, VIA, FORWARDED_FOR].iter().any(|passed_on| headers.contains_key(passed_on)) {
         return false;
     }
     let mut hosts = headers.get_all(HOST).iter();
     let (host, None) = (hosts.next(), hosts.next()) else { return false };
-    // A browser always names one.
-    let Some(host) = host else { return true };
-    let Ok(Ok(authority)) = host.to_str().map(str::parse::<Authority>) else { return false };
-    if authority.as_str().contains('@') {
+    // A browser always names one. Where the target does, too, it is the one that counts.
+    let host = host.map(|host| host.to_str().ok().and_then(|host| host.parse().ok()));
+    let target = uri.authority().cloned().map(Some);
+    host.into_iter().chain(target).all(|authority| authority.is_some_and(|authority| is_this_machine(&authority)))
+}
+
+fn is_this_machine(authority: &Authority) -> bool {
+    let Some(("", port)) = authority.as_str().split_once(authority.host()) else { return false };
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit())) {
         return false;
     }
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
@@ -94,7 +99,8 @@ mod tests {
 
     #[test]
     fn only_this_machine_has_a_loopback_name() {
-        let is = |host: &str| is_for_this_machine(&HeaderMap::from_iter([(HOST, host.parse().unwrap())]));
+        let path = Uri::from_static("/publish");
+        let is = |host: &str| is_for_this_machine(&path, &HeaderMap::from_iter([(HOST, host.parse().unwrap())]));
         for own in ["localhost", "LOCALHOST:3000", "127.0.0.1", "127.1.2.3:80", "[::1]:3000", "[::ffff:127.0.0.1]"] {
             assert!(is(own), "{own}");
         }
@@ -105,18 +111,23 @@ mod tests {
             "127.0.0.1.a.com",
             "10.0.0.1:80",
             "[::2]",
-            "localhost:x:",
+            "localhost:x",
             "a.com@localhost",
+            "[::1].a.com",
+            "[::1]a:80",
         ] {
             assert!(!is(other), "{other}");
         }
-        assert!(is_for_this_machine(&HeaderMap::new()));
+        assert!(is_for_this_machine(&path, &HeaderMap::new()));
+        for (target, own) in [("http://localhost:3000/publish", true), ("http://a.com/publish", false)] {
+            assert_eq!(is_for_this_machine(&Uri::from_static(target), &HeaderMap::new()), own, "{target}");
+        }
         let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("localhost"))]);
         headers.append("x-forwarded-for", HeaderValue::from_static("10.0.0.1"));
-        assert!(!is_for_this_machine(&headers), "a proxy passes it on");
+        assert!(!is_for_this_machine(&path, &headers), "a proxy passes it on");
         headers.remove("x-forwarded-for");
         headers.append(HOST, HeaderValue::from_static("localhost"));
-        assert!(!is_for_this_machine(&headers), "two are nobody's");
+        assert!(!is_for_this_machine(&path, &headers), "two are nobody's");
     }
 
     #[test]

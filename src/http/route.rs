@@ -169,7 +169,7 @@ fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -
                 return Some(answer::refused(Refusal::Origin));
             }
             let elsewhere = "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN";
-            let may = origin::is_for_this_machine(request.headers());
+            let may = origin::is_for_this_machine(request.uri(), request.headers());
             return (!may).then(|| text(StatusCode::FORBIDDEN, elsewhere));
         }
         let set =

@@ -165,3 +165,37 @@ def cut_bodies(server, stop):
     heard = [message for message in received(watcher.recv(1 << 16)) if message[0] in (0x81, 0x82)]
     expect(heard == [(0x81, b"the end")], f"of bodies that were cut, {len(heard)} messages have come")
     return f"publishers that vanish in the middle of a body, {sent}"
+
+
+def holders(server, stop):
+    """As many as there are places, each of which asks again every second; newcomers say what they want in two pieces."""
+    places, request = 256, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    held, came, entered, round = Tally(), 0, 0, 0
+
+    def ask(stream):
+        quietly(lambda: stream.sendall(request))
+        return quietly(lambda: stream.recv(4096))
+
+    streams = [server.connect() for _ in range(places)]
+    [ask(stream) for stream in streams]
+
+    def once():
+        nonlocal held, came, entered, round
+        for index in range(round % 10, places, 10):
+            if not ask(streams[index]):
+                streams[index] = server.connect()
+            held += 1
+        newcomers = [server.connect() for _ in range(32)]
+        for piece in (GREETING[:20], GREETING[20:]):
+            [quietly(lambda: stream.sendall(piece)) for stream in newcomers]
+            time.sleep(0.05)
+        for stream in newcomers:
+            came += 1
+            entered += statuses(quietly(lambda: stream.recv(4096)) or b"") == [101]
+            stream.close()
+        round += 1
+
+    loop(stop, once)
+    [stream.close() for stream in streams]
+    expect(entered == came, f"of {came} newcomers, {entered} came in")
+    return f"{places} idle clients on as many places, which ask again every second, {held}; {entered:,} of {came:,} newcomers came in"

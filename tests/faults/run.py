@@ -70,6 +70,7 @@ FAULTS = [
     Fault("TLS handshakes begun", over_tls.begun, ('hydrant_refused_total{reason="handshakes"}',), over_tls.FLAGS),
     Fault("handshake garbage", over_http.garbage, closed("vanished")),
     Fault("request smuggling", over_http.smugglers),
+    Fault("places held", over_http.holders, ('hydrant_refused_total{reason="handshakes"}',), ("--max-handshakes", "256", "--shards", "1")),
     Fault("bodies that never come", over_http.never_sent, (), ("--handshake-timeout", "1s")),
     # Its watcher only listens, for as long as it takes.
     Fault("bodies cut in the middle", over_http.cut_bodies, (), ("--ping-interval", "0")),
