@@ -26,9 +26,13 @@ async fn ask<T>(
     answer: impl FnOnce(T) -> Answer,
 ) -> Answer {
     let (sender, receiver) = oneshot::channel();
-    match (engine.admin.send(request(sender)).await, receiver.await) {
-        (Ok(()), Ok(Some(made))) => answer(made),
-        (Ok(()), Ok(None)) => unavailable("a shard does not answer: it is busy, or it has drained already"),
-        _ => draining(),
+    // What could not be sent has the sender in it: it has to be gone before anything is waited for.
+    if engine.admin.send(request(sender)).await.is_err() {
+        return draining();
+    }
+    match receiver.await {
+        Ok(Some(made)) => answer(made),
+        Ok(None) => unavailable("a shard does not answer: it is busy, or it has drained already"),
+        Err(_) => draining(),
     }
 }

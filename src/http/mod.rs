@@ -301,6 +301,19 @@ mod tests {
     }
 
     #[test]
+    fn once_the_admin_thread_has_ended_nobody_waits_for_it() {
+        for path in ["/metrics", "/debug/mem", "/debug/pprof/heap"] {
+            let (output, took) = converse_with(|mut stream| async move {
+                let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream
+            });
+            assert!(output.starts_with("HTTP/1.1 503 "), "{output}");
+            assert!(took < Duration::from_secs(1), "{took:?}");
+        }
+    }
+
+    #[test]
     fn a_head_that_is_too_long_is_answered_with_431() {
         let (output, _) = converse_with(|mut stream| async move {
             let head = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", "h".repeat(HEAD_BYTES_MAX));

@@ -95,13 +95,15 @@ pub(super) async fn profile(shard: &Shard, which: Which, query: Option<&str>) ->
         Err(sentence) => return text(StatusCode::BAD_REQUEST, &sentence),
     };
     let (answer, profile) = oneshot::channel();
-    let asked = shard.engine.admin.send(AdminRequest::Profile(Request { subject, format, answer })).await;
+    if shard.engine.admin.send(AdminRequest::Profile(Request { subject, format, answer })).await.is_err() {
+        return draining();
+    }
     let profile = tokio::select! {
         profile = profile => profile,
         () = shard.draining() => return draining(),
     };
-    match (asked, profile) {
-        (Ok(()), Ok(Ok(profile))) => {
+    match profile {
+        Ok(Ok(profile)) => {
             let (content_type, name) = match which {
                 Which::Heap => ("application/octet-stream", "attachment; filename=\"heap.pb.gz\""),
                 Which::Cpu => ("application/octet-stream", "attachment; filename=\"profile.pb.gz\""),
@@ -110,7 +112,7 @@ pub(super) async fn profile(shard: &Shard, which: Which, query: Option<&str>) ->
             let answer = body(StatusCode::OK, HeaderValue::from_static(content_type), profile.into());
             with(answer, CONTENT_DISPOSITION, HeaderValue::from_static(name))
         }
-        (Ok(()), Ok(Err(refused))) => {
+        Ok(Err(refused)) => {
             let status = match refused {
                 NoProfile::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
                 NoProfile::Busy => StatusCode::CONFLICT,
@@ -118,8 +120,7 @@ pub(super) async fn profile(shard: &Shard, which: Which, query: Option<&str>) ->
             };
             text(status, &refused.to_string())
         }
-        (Ok(()), Err(_)) => text(StatusCode::INTERNAL_SERVER_ERROR, "the profile's thread could not be started"),
-        (Err(_), _) => draining(),
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the profile's thread could not be started"),
     }
 }
 
