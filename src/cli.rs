@@ -115,7 +115,8 @@ struct Serve {
     #[arg(long, env = "HYDRANT_MAX_PER_ADDRESS", default_value_t = 0)]
     max_per_address: usize,
     /// Most sockets, at each port, whose request is not finished, or that wait to send another; one more takes the place of the one
-    /// that has got least far, of those the oldest; if all are being answered, it gets 503, or by TLS the end of the stream
+    /// that has got least far, of those the oldest, but half are kept for those whose first request is not finished; if all are being
+    /// answered, it gets 503, or by TLS the end of the stream
     #[arg(long, env = "HYDRANT_MAX_HANDSHAKES", default_value_t = 4096)]
     max_handshakes: usize,
     /// How long a client may take for a request head, for a body, or to use an idle HTTP connection again

@@ -65,7 +65,7 @@ pub struct Config {
     /// Most connections of one address, WebSockets or not; one more is answered with 429. `None` for any number.
     pub per_address_max: Option<NonZeroUsize>,
     /// Most sockets, at each port, whose request is not finished, or that wait for another; one more takes the place of the one that
-    /// has got least far, or is answered with 503.
+    /// has got least far, but half are kept for those whose first request is not finished; or it is answered with 503.
     pub handshakes_max: usize,
     /// How long a client may take to send a request head, or a body, or to use an idle HTTP connection again.
     pub handshake_timeout: Duration,

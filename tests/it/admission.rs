@@ -7,7 +7,7 @@ use hydrant::admission::Refusal;
 use hydrant::config::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Answer, Binary, Client, HANDSHAKE, TestServer, config, read_answer, request, until};
+use crate::support::{Answer, Binary, Client, HANDSHAKE, TestServer, begin, config, read_answer, request, until};
 
 fn handshake(server: SocketAddr, more: &[&str]) -> Answer {
     request(server, "GET", "/ws", &[&HANDSHAKE[..], more].concat(), b"")
@@ -96,14 +96,6 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     assert_eq!(other.0.status, 101);
     drop(first);
     until(|| (ask(9).0.status == 101).then_some(()), || "the places are not given back".to_owned());
-}
-
-/// A connection that has sent this.
-fn begin(server: SocketAddr, first: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
-    std::io::Write::write_all(&mut stream, first).unwrap();
-    stream
 }
 
 /// A profile is an answer that takes its time.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use crate::support::{Binary, Client, PATIENCE, Received, TestServer, config, publish, request, until};
+use crate::support::{Binary, Client, PATIENCE, Received, TestServer, begin, config, publish, request, until};
 use hydrant::config::Config;
 
 const GOING_AWAY: Received = Received::Close(Some(1001), String::new());
@@ -116,10 +116,7 @@ fn a_ledger_asked_for_during_a_drain_does_not_hold_it_up() {
     let mut asking: Vec<_> = (0..4)
         .map(|number| {
             let path = if number < 2 { "/debug/mem" } else { "/metrics" };
-            let mut stream = TcpStream::connect(binary.address).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n").unwrap();
-            stream
+            begin(binary.address, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n").as_bytes())
         })
         .collect();
     request(binary.address, "GET", "/healthz", &[], b"");

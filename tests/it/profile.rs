@@ -2,21 +2,18 @@
 //!
 //! Always on the real binary: signals and their handler belong to a whole process.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 
 use flate2::read::GzDecoder;
 
-use crate::support::{Binary, Client, PATIENCE, publish, read_answer, request, until};
+use crate::support::{Binary, Client, begin, publish, read_answer, request, until};
 
 const HAS_CPU: bool = cfg!(feature = "profiling");
 const HAS_HEAP: bool = cfg!(all(feature = "profiling", feature = "jemalloc"));
 
 fn ask(address: SocketAddr, path: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    stream
+    begin(address, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
 }
 
 /// Head and body of an answer that need not be text.

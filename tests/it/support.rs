@@ -187,17 +187,22 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
-pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
+/// A connection that has sent this.
+pub fn begin(address: SocketAddr, first: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(first).unwrap();
+    stream
+}
+
+/// One request on a connection of its own.
+pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     if !headers.iter().any(|header| header.starts_with("Transfer-Encoding")) {
         head += &format!("Content-Length: {}\r\n", body.len());
     }
     headers.iter().for_each(|header| head += &format!("{header}\r\n"));
-    stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).unwrap();
-    read_answer_to(method, &mut stream)
+    read_answer_to(method, &mut begin(address, &[head.as_bytes(), b"\r\n", body].concat()))
 }
 
 /// Reads one answer, to the end of its body.
