@@ -207,6 +207,7 @@ def main():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     binary, cores, rows = os.path.abspath(options.binary), Cores(options.judge_time), []
+    cores.attack()
     runs = [(fault.name, lambda fault=fault: run(binary, options.seconds, fault, cores, options.judge_time)) for fault in FAULTS]
     runs += [("SIGTERM under load", lambda: ends.sigterm(binary, cores)), ("SIGKILL and restart", lambda: ends.sigkill(binary, cores))]
     for name, result in runs:
