@@ -222,16 +222,19 @@ pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
 /// Most files of shared pages that a shard has open at once, one for each batch that has not left; a further batch is
 /// copied, and counted in `hydrant_pages_refused_total`. They count against the limit of open files.
 pub const PAGES_FILES_MAX: usize = 64;
-/// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond.
+/// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond. Of a channel with many
+/// subscribers half as many.
 pub const PASS_CHUNK: usize = 256;
+/// What the end of a connection that a pass comes upon takes of a chunk, in sockets: it leaves its channels, and is closed.
+pub const VISITS_PER_END: usize = 8;
 /// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
-/// third of a millisecond.
-pub const ARRIVALS_CHUNK: usize = 8;
-/// Polls, at each port, of HTTP phases that have not got as far as a whole request, between two turns of the messages: a
+/// sixth of a millisecond.
+pub const ARRIVALS_CHUNK: usize = 4;
+/// Polls, at each port, of HTTP phases that have not got as far as a whole request, between two turns of the messages: half a
 /// millisecond at most.
-pub const NEWCOMER_TURNS: usize = 8;
+pub const NEWCOMER_TURNS: usize = 4;
 /// The same at a port with TLS, where a turn may be a key exchange and a signature.
-pub const NEWCOMER_TURNS_TLS: usize = 4;
+pub const NEWCOMER_TURNS_TLS: usize = 2;
 /// Inbox items that a shard takes before it goes on with its passes.
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
@@ -243,10 +246,12 @@ pub const TLS_SEND_BYTES: usize = 32 * KIB;
 pub const TLS_READ_BYTES: usize = 4 * KIB;
 /// Bytes read in one turn of a connection, beside what is known to be missing of a message: a turn is bounded by what it
 /// may make the shard do, and a ping of 6 bytes is answered by a system call.
-pub const TURN_BYTES: usize = 2 * KIB;
-/// Messages that a shard takes from its connections before everything else has its turn: about a millisecond.
-pub const MESSAGES_PER_ROUND: u32 = 256;
-/// What the end of a connection takes of a round, in messages: its socket is closed, and given back to the kernel.
+pub const TURN_BYTES: usize = KIB;
+/// What a shard does for its connections before everything else has its turn, in messages: half a millisecond.
+pub const MESSAGES_PER_ROUND: u32 = 128;
+/// What a system call on a socket takes of a round, in messages, whatever it finds.
+pub const MESSAGES_PER_CALL: u32 = 1;
+/// What the end of a connection takes of a round, in messages, and once more when its socket is closed.
 pub const MESSAGES_PER_END: u32 = 8;
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;

@@ -60,11 +60,11 @@
 //! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
 //!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A large batch lies in pages of
 //!    the kernel's, and each socket refers to them: then the kernel copies nothing either. A chunk of
-//!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn, and channels with few subscribers go before
-//!    those with many (`engine::rota`). What arrives meanwhile becomes the
-//!    next batch: the busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a
-//!    hundredth of its time, so that a burst is not split; after a pass that left most subscribers behind it waits for
-//!    them, once and at most [`config::Config::pace_max`], so that a burst does not close those who read.
+//!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn; channels with few subscribers go before
+//!    those with many, whose chunks are half as long (`engine::rota`). What arrives meanwhile becomes the next batch: the
+//!    busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a hundredth of
+//!    its time, so that a burst is not split; after a pass that left most subscribers behind it waits for them, once and
+//!    at most [`config::Config::pace_max`], so that a burst does not close those who read.
 //! 4. A socket that is full leaves the rest in its connection's outbox, which the shard's readiness loop flushes when the
 //!    socket can be written, and which is freed when it is empty. At its bound the policy decides.
 //! 5. When the last shard has finished, the receipt goes to whoever asked for one, and the channel's bytes no longer

@@ -39,6 +39,10 @@ const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long the accept thread waits for a shard to take the sockets it has.
 const ARRIVALS_WAIT: Duration = Duration::from_millis(1);
+/// How much the accept thread steps back, see `nice(2)`: beside a busy shard it has a quarter of the core.
+const ACCEPT_NICE: libc::c_int = 5;
+/// Tasks that a shard's runtime polls between two polls of the shard, of which every second may be given up for them.
+const TASKS_PER_TURN: u32 = 31;
 /// Requests that may wait for the admin thread; more wait in their HTTP phase.
 const ADMIN_REQUESTS_MAX: usize = 16;
 /// How long after its deadline a drain may still take to close what it cuts.
@@ -304,7 +308,11 @@ fn start_shards(engine: &Arc<Engine>, ended: &mpsc::Sender<ShardEnd>) -> Result<
 
 fn run_shard(engine: Arc<Engine>, index: u16) -> ShardEnd {
     let failed = |error| ServerError::Thread("a shard has failed", error);
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(failed)?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .event_interval(TASKS_PER_TURN)
+        .build_local(LocalOptions::default())
+        .map_err(failed)?;
     let (shard, set) = Shard::new(engine, index).map_err(failed)?;
     mem::flush();
     runtime.block_on(shard.run(set, http::serve)).map_err(failed)
@@ -367,6 +375,7 @@ fn accept(
     engine: &Engine,
     stopping: &AtomicBool,
 ) -> io::Result<()> {
+    step_back();
     let mut events = Events::with_capacity(4);
     let (mut backing_off, mut waits, mut first) = (false, None::<Duration>, 0_usize);
     let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
@@ -416,6 +425,12 @@ fn accept(
         }
     }
     Ok(())
+}
+
+/// Lets the shards go before this thread when they share a core: a handshake can wait longer than a message.
+fn step_back() {
+    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always granted.
+    unsafe { libc::nice(ACCEPT_NICE) };
 }
 
 /// Whether the process, or the machine, has no room for another file.

@@ -187,14 +187,15 @@ impl<S: Socket> Channels<S> {
         !self.rota.is_empty() && self.rota.iter().all(|index| self.channels[index as usize].paced)
     }
 
-    /// Visits at most about `budget` subscribers, of as many channels as that reaches. It may visit nobody: a channel
-    /// lingers for a moment before its pass, and the caller looks at everything else meanwhile.
+    /// Spends about `budget`, in visits to subscribers of small channels, on as many channels as that is enough for. It may visit
+    /// nobody: a channel lingers for a moment before its pass, and the caller looks at everything else meanwhile.
     pub fn step(&mut self, surroundings: &Surroundings<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
         let now = Instant::now();
         // Each at most once.
         for kind in self.rota.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
-            if budget == 0 {
+            let share = budget / kind.cost();
+            if share == 0 {
                 break;
             }
             let Some(index) = self.rota.pop(kind) else { continue };
@@ -205,9 +206,9 @@ impl<S: Socket> Channels<S> {
                 continue;
             }
             // A pass over nobody costs something too.
-            let visited = channel.step(index, surroundings, budget, &mut ended).max(1);
-            budget = budget.saturating_sub(visited);
-            self.rota.visited(kind, visited);
+            let cost = channel.step(index, surroundings, share, &mut ended).max(1);
+            budget = budget.saturating_sub(cost * kind.cost());
+            self.rota.visited(kind, cost);
             if channel.pass.is_some() || !channel.waiting.is_empty() {
                 self.rota.push(index, subscribers);
             } else {
@@ -279,7 +280,7 @@ impl<S: Socket> Channel<S> {
         }
     }
 
-    /// Goes on with the pass, or begins the next one; how many subscribers it visited.
+    /// Goes on with the pass, or begins the next one; what it cost, in visits.
     fn step(&mut self, index: u32, surroundings: &Surroundings<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
         let begun = self.pass.take();
         if begun.is_none() {
@@ -305,7 +306,7 @@ impl<S: Socket> Channel<S> {
             Running { pass, dispatches, took: Duration::ZERO }
         });
         let begun = Instant::now();
-        let visited = surroundings.fanout.step(&scope, &mut running.pass, budget);
+        let cost = surroundings.fanout.step(&scope, &mut running.pass, budget);
         running.took += begun.elapsed();
         ended.append(&mut running.pass.ended);
         if running.pass.is_done() {
@@ -318,7 +319,7 @@ impl<S: Socket> Channel<S> {
         } else {
             self.pass = Some(running);
         }
-        visited
+        cost
     }
 }
 

@@ -19,7 +19,7 @@ use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::{Permit, Refusal};
 use crate::close::CloseReason;
-use crate::config::{MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
+use crate::config::{MESSAGES_PER_CALL, MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
 use crate::jwt::Grant;
 use crate::mem;
@@ -148,6 +148,7 @@ impl Shard {
             if let Some(mailbox) = connection.mailbox() {
                 mailbox.wake();
             }
+            self.spend(MESSAGES_PER_CALL);
             match connection.flush() {
                 Flushed::Blocked => {}
                 Flushed::Gone => return self.end_or_remove(&connection, CloseReason::Vanished),
@@ -192,6 +193,7 @@ impl Shard {
             // It is read on when its answers have left.
             return;
         }
+        self.spend(MESSAGES_PER_CALL);
         let most = (connection.missing_bytes() + TURN_BYTES).min(scratch.len());
         match connection.receive(&mut scratch[..most]) {
             Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
@@ -207,7 +209,7 @@ impl Shard {
                 if !connection.socket().has_more() {
                     return;
                 }
-                self.round.set(self.round.get() + MESSAGES_PER_ROUND);
+                self.spend(MESSAGES_PER_ROUND);
             }
             Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
         }
@@ -232,15 +234,14 @@ impl Shard {
         }
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
-            self.round.set(self.round.get() + 1);
-            let decoded = connection.decode(&mut input, &limits);
+            let Some(decoded) = connection.decode(&mut input, &limits).transpose() else { return };
+            self.spend(1);
             match decoded {
-                Ok(None) => return,
-                Ok(Some(inbound)) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),
-                Ok(Some(_)) if self.engine.config.too_fast == TooFastPolicy::Drop => {
+                Ok(inbound) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),
+                Ok(_) if self.engine.config.too_fast == TooFastPolicy::Drop => {
                     self.ignored.set(self.ignored.get() + 1);
                 }
-                Ok(Some(_)) => return self.end(connection, CloseReason::TooFast),
+                Ok(_) => return self.end(connection, CloseReason::TooFast),
                 Err(reason) if connection.phase() == Phase::Open => return self.end(connection, reason),
                 Err(_) => {
                     connection.set_phase(Phase::Broken);
@@ -301,6 +302,7 @@ impl Shard {
             }
             _ => (DropReason::Closed, Phase::Broken),
         };
+        self.spend(MESSAGES_PER_END);
         if !connection.close(close, dropped, phase) {
             return self.remove(connection);
         }
@@ -338,7 +340,7 @@ impl Shard {
         if !self.is_here(connection) {
             return;
         }
-        self.round.set(self.round.get() + MESSAGES_PER_END);
+        self.spend(MESSAGES_PER_END);
         let mut connections = self.connections.borrow_mut();
         connections.remove(connection.slot as usize);
         self.grants.borrow_mut().remove(&connection.slot);
@@ -377,6 +379,7 @@ impl Shard {
                     let is_over = self.grants.borrow().get(&slot).is_some_and(|grant| grant.expires <= now);
                     if let Some(connection) = connection.filter(|_| is_over) {
                         self.end(&connection, CloseReason::Expired);
+                        self.pause_if_due().await;
                     }
                 }
                 yield_now().await;
@@ -435,6 +438,7 @@ impl Shard {
                     self.cut.set(self.cut.get() + 1);
                     self.cut(&connection);
                 }
+                self.pause_if_due().await;
                 if slot % PASS_CHUNK == PASS_CHUNK - 1 {
                     yield_now().await;
                 }

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::shard::{Conn, Shard};
 use crate::close::CloseReason;
-use crate::config::{Config, PASS_CHUNK};
+use crate::config::{Config, MESSAGES_PER_CALL, PASS_CHUNK};
 use crate::conn::{Phase, Quiet};
 
 /// The longest time between two sweeps: how late a ping or a close may be.
@@ -52,6 +52,7 @@ impl Shard {
                 let connection = self.connections.borrow().get(slot).cloned();
                 if let Some(connection) = connection {
                     self.look_after(&connection, &limits);
+                    self.pause_if_due().await;
                 }
                 if slot % PASS_CHUNK == PASS_CHUNK - 1 {
                     yield_now().await;
@@ -68,6 +69,7 @@ impl Shard {
             Quiet::No => {}
             _ if connection.has_backlog() => {}
             Quiet::Ask => {
+                self.spend(MESSAGES_PER_CALL);
                 if !connection.ask(self.sweep.get()) {
                     self.end(connection, CloseReason::Vanished);
                 }

@@ -6,10 +6,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use slab::Slab;
@@ -61,8 +64,11 @@ pub struct Shard {
     pub(super) closed: [Cell<u64>; CloseReason::ALL.len()],
     pub(super) cut: Cell<u64>,
     pub(super) says: Cell<u64>,
-    /// Messages taken since everything else last had its turn.
-    pub(super) round: Cell<u32>,
+    /// What was done for connections since the last pause, in messages.
+    round: Cell<u32>,
+    /// The next poll is left to the tasks: the runtime polls its root, this shard, before those that it has just woken, and one of them
+    /// may be a publisher.
+    gives_way: Cell<bool>,
     /// What the tokens of connections grant, by slot, where tokens are asked for.
     pub(super) grants: RefCell<HashMap<u32, Grant>>,
     /// What each connection may send, by slot, if there is a limit.
@@ -110,6 +116,7 @@ impl Shard {
             cut: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
+            gives_way: Cell::default(),
             grants: RefCell::default(),
             meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
@@ -131,14 +138,28 @@ impl Shard {
     /// When the epoll set fails.
     pub async fn run(self: Rc<Self>, set: mio::Poll, serve: impl Fn(&Rc<Self>, Arrival)) -> io::Result<Report> {
         let ready = readiness::run(self.clone(), set);
-        tokio::select! {
-            never = self.work(serve) => match never {},
-            never = self.cut_late_closes() => match never {},
-            never = self.keep_alive() => match never {},
-            never = self.end_expired() => match never {},
-            () = self.drain() => {}
-            result = ready => match result? {},
-        }
+        let mut all = pin!(async {
+            tokio::select! {
+                // Messages that have come go before sockets that have become ready, and these before those who are to go.
+                biased;
+                never = self.work(serve) => match never {},
+                result = ready => match result? {},
+                never = self.cut_late_closes() => match never {},
+                never = self.keep_alive() => match never {},
+                never = self.end_expired() => match never {},
+                () = self.drain() => {}
+            }
+            Ok::<_, io::Error>(())
+        });
+        poll_fn(|context| {
+            if self.gives_way.take() {
+                // Asks for the next poll, and is not ready.
+                let _ = pin!(yield_now()).poll(context);
+                return Poll::Pending;
+            }
+            all.as_mut().poll(context)
+        })
+        .await?;
         self.inbox().close();
         while self.engine.arrivals[usize::from(self.index)].pop().is_some() {}
         Ok(self.report())
@@ -169,6 +190,7 @@ impl Shard {
             for phases in &self.http_phases {
                 more |= phases.next_round();
             }
+            self.gives_way.set(more || !self.channels.borrow().is_idle());
         }
     }
 
@@ -266,10 +288,16 @@ impl Shard {
         bound(&self.engine.config)
     }
 
+    /// Something was done for a connection that costs as much as so many messages.
+    pub(super) fn spend(&self, messages: u32) {
+        self.round.set(self.round.get() + messages);
+    }
+
     /// Lets everything else on the thread have its turn if enough has been done since it last had.
     pub(super) async fn pause_if_due(&self) {
         if self.round.get() >= MESSAGES_PER_ROUND {
             self.round.set(0);
+            self.gives_way.set(true);
             yield_now().await;
         }
     }

@@ -29,7 +29,7 @@ pub(super) enum Turn {
 }
 
 /// Newcomers without a turn from which on they are a flood: more than have theirs within some tens of milliseconds.
-const FLOOD: usize = 256;
+const FLOOD: usize = 128;
 
 /// The turns of a round.
 #[derive(Debug)]

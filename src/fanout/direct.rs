@@ -53,7 +53,7 @@ impl<S: Socket> Fanout<S> for Direct {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
         let whole_before = pass.whole;
-        while pass.visited - before < budget {
+        while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
             let Some(connection) = scope.subscribers.at(place) else { continue };
             matched += 1;
@@ -63,6 +63,6 @@ impl<S: Socket> Fanout<S> for Direct {
             }
         }
         pass.settle(matched, pass.whole - whole_before);
-        pass.visited - before
+        pass.cost_since(before)
     }
 }

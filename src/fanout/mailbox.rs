@@ -27,7 +27,7 @@ impl<S: Socket + 'static> Fanout<S> for Mailbox {
     fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
-        while pass.visited - before < budget {
+        while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
             // A slot may be empty by now, or hold a newer connection: only who was subscribed at the beginning counts.
             let Some(connection) = scope.connections.get(pass.slots[place] as usize) else { continue };
@@ -42,6 +42,6 @@ impl<S: Socket + 'static> Fanout<S> for Mailbox {
             pass.record(connection, sent);
         }
         pass.settle(matched, 0);
-        pass.visited - before
+        pass.cost_since(before)
     }
 }

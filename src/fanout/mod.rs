@@ -25,7 +25,7 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::{RING_BATCHES_MAX, Strategy};
+use crate::config::{RING_BATCHES_MAX, Strategy, VISITS_PER_END};
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -55,7 +55,7 @@ pub trait Fanout<S: Socket> {
     /// full turn being 2^64.
     fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S>;
 
-    /// Visits at most `budget` places of the pass; how many it visited.
+    /// Goes on with the pass until that costs `budget` visits, or a little more; what it cost.
     fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize;
 }
 
@@ -119,6 +119,11 @@ impl<S: Socket> Pass<S> {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.visited == self.places
+    }
+
+    /// What a step has cost that began after so many visits, in visits: who is at its end has to be closed after it.
+    fn cost_since(&self, visited: usize) -> usize {
+        self.visited - visited + VISITS_PER_END * self.ended.len()
     }
 
     /// The next place to visit.

@@ -53,7 +53,7 @@ impl<S: Socket + 'static> Fanout<S> for Ring {
     fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let before = pass.visited;
-        while pass.visited - before < budget {
+        while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
             let Some(connection) = scope.connections.get(place) else { continue };
             let noticed = connection.notice(&batch);
@@ -65,6 +65,6 @@ impl<S: Socket + 'static> Fanout<S> for Ring {
                 pass.ended.push((connection.clone(), CloseReason::Slow));
             }
         }
-        pass.visited - before
+        pass.cost_since(before)
     }
 }

@@ -25,13 +25,13 @@ impl<S: Socket + 'static> Fanout<S> for Wake {
     fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
-        while pass.visited - before < budget {
+        while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
             let Some(connection) = scope.subscribers.at(place) else { continue };
             matched += 1;
             pass.record(connection, connection.queue(&batch, scope.bound));
         }
         pass.settle(matched, 0);
-        pass.visited - before
+        pass.cost_since(before)
     }
 }

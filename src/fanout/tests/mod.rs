@@ -220,3 +220,24 @@ async fn quiet() {
 fn run(test: impl AsyncFnOnce()) {
     Builder::new_current_thread().build_local(LocalOptions::default()).unwrap().block_on(test());
 }
+
+#[test]
+fn who_is_found_at_its_end_costs_several_visits() {
+    run(async || {
+        let bound = Bound { bytes_max: 0, policy: SlowPolicy::Disconnect };
+        let mut world = World::new(Strategy::Direct.build(bound), bound);
+        for client in 0..20 {
+            // The first ten read, the others do not.
+            let client = world.connect(if client < 10 { usize::MAX } else { 0 });
+            world.channels[0].join(&client);
+        }
+        let mut pass = world.begin(0, &[100]);
+        let mut left = Vec::new();
+        while world.step(0, &mut pass, 2 * VISITS_PER_END) {
+            left.push(world.connections.len());
+        }
+        // It begins at the seventh: four who read and two who do not; then two who do not at a time.
+        assert_eq!(left, [18, 16, 14, 12, 10]);
+        world.check("ended");
+    });
+}
