@@ -36,8 +36,8 @@ class Cores:
     def serve(self):
         os.sched_setaffinity(0, self.server)
         if self.apart:
-            # What else runs on the machine gets hardly any of these cores. Only root may; where Linux schedules by sessions first,
-            # it is the session that counts.
+            # What else runs on the machine gets hardly any of these cores, if it is root who asks; where Linux schedules by sessions
+            # first, it is the session that counts.
             with contextlib.suppress(OSError):
                 os.setsid()
                 os.setpriority(os.PRIO_PROCESS, 0, -20)
