@@ -438,7 +438,10 @@ impl Shard {
                     self.cut.set(self.cut.get() + 1);
                     self.cut(&connection);
                 }
-                self.pause_if_due().await;
+                // After the deadline everybody goes at once, or almost.
+                if !late {
+                    self.pause_if_due().await;
+                }
                 if slot % PASS_CHUNK == PASS_CHUNK - 1 {
                     yield_now().await;
                 }
