@@ -178,6 +178,12 @@ def in_time(row):
     return quiet and during and during[0] <= 2 * quiet[0] + ALLOWANCE_MS
 
 
+def ratio(row):
+    """How many times as long as without the fault bystanders waited; None where that was not measured."""
+    quiet, during = row["p99"] or (None, None)
+    return quiet and during and during[0] / quiet[0]
+
+
 def waited(row):
     quiet, during = row["p99"] or (None, None)
     if not during:
@@ -191,9 +197,8 @@ def table(rows, seconds, cores):
     print("| fault | what was sent | lost by bystanders | p99 of the last bystander, quiet → during | during ÷ quiet | heap afterwards, over the baseline | what the server counted |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
-        quiet, during = row["p99"] or (None, None)
-        ratio = during[0] / quiet[0] if quiet and during else 0
-        judged = "–" if not ratio else f"**{ratio:.1f}**" if ratio > 2 else f"{ratio:.1f}"
+        times = ratio(row)
+        judged = "–" if times is None else f"**{times:.1f}**" if times > 2 else f"{times:.1f}"
         heap = "–" if row["heap"] is None else f"{row['heap'] / 1024:.0f} KiB"
         print(f"| {row['name']} | {row['did']} | {row['lost']} | {waited(row)} | {judged} | {heap} | {row['told']} |")
 
