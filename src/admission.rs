@@ -1,7 +1,7 @@
 //! Who may be connected: permits, limits, and the count of everybody who was turned away.
 //!
 //! A [`Permit`] is taken when a socket is accepted and given back when it is dropped, wherever the connection ends. The
-//! number of permits of a shard is its load: the accept thread hands a socket to the shard with the fewest. Refusals are
+//! number of permits of a shard is its load: the accept thread hands a socket to the shard with the fewest. Rejections are
 //! decided where the right answer can be given: per address when a socket is accepted, everything else when it asks for a
 //! WebSocket, so that a full server still answers `/healthz` and publishers.
 
@@ -16,7 +16,7 @@ use dashmap::mapref::entry::Entry;
 
 /// Why somebody was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// There are as many WebSockets as there may be.
     Connections,
     /// The client's address has as many connections as it may have.
@@ -35,7 +35,7 @@ pub enum Refusal {
     Forbidden,
 }
 
-impl Refusal {
+impl Rejection {
     /// Every reason, in the order of their numbers.
     pub const ALL: [Self; 8] = [
         Self::Connections,
@@ -80,7 +80,7 @@ impl Refusal {
         match self {
             Self::Connections => "the server has as many connections as it takes (--max-connections): try again later",
             Self::Address => "your address has as many connections as it may have (--max-per-address)",
-            Self::Memory => "the server has as much memory in use as it may have (--memory-max): try again later",
+            Self::Memory => "the server has as much memory in use as it may have (--max-memory): try again later",
             Self::Handshakes => "too many requests are unfinished (--max-handshakes): try again later",
             Self::Draining => "the server is shutting down",
             Self::Unauthorized => "a WebSocket needs a valid token: Authorization: Bearer TOKEN, or ?token=TOKEN",
@@ -90,23 +90,23 @@ impl Refusal {
     }
 }
 
-/// How often each [`Refusal`] was given.
+/// How often each [`Rejection`] was given.
 #[derive(Debug, Default)]
-pub struct Refusals([AtomicU64; Refusal::ALL.len()]);
+pub struct Rejections([AtomicU64; Rejection::ALL.len()]);
 
-impl Refusals {
-    /// One more; the refusal, to answer it.
-    pub fn count(&self, refusal: Refusal) -> Refusal {
+impl Rejections {
+    /// One more; the rejection, to answer it.
+    pub fn count(&self, rejection: Rejection) -> Rejection {
         // Relaxed, here and below: a figure to show.
-        self.0[refusal as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(reason = refusal.label(), "refused");
-        refusal
+        self.0[rejection as usize].fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(reason = rejection.label(), "refused");
+        rejection
     }
 
     /// How often so far.
     #[must_use]
-    pub fn get(&self, refusal: Refusal) -> u64 {
-        self.0[refusal as usize].load(Ordering::Relaxed)
+    pub fn get(&self, rejection: Rejection) -> u64 {
+        self.0[rejection as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -262,11 +262,11 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_by_reason() {
-        let refusals = Refusals::default();
-        for (number, refusal) in Refusal::ALL.into_iter().enumerate() {
-            assert_eq!(refusal as usize, number);
-            assert_eq!((refusals.count(refusal), refusals.get(refusal)), (refusal, 1));
-            assert!(refusal.sentence().len() > 20 && refusal.status() >= 401);
+        let rejections = Rejections::default();
+        for (number, rejection) in Rejection::ALL.into_iter().enumerate() {
+            assert_eq!(rejection as usize, number);
+            assert_eq!((rejections.count(rejection), rejections.get(rejection)), (rejection, 1));
+            assert!(rejection.sentence().len() > 20 && rejection.status() >= 401);
         }
     }
 }

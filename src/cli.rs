@@ -89,8 +89,8 @@ struct Serve {
     kernel_bytes: usize,
     /// Batches of at least so many bytes are sent from pages that all sockets share, with `--fanout direct`; shorter ones
     /// are copied to each socket
-    #[arg(long, env = "HYDRANT_PAGES_BYTES", value_parser = parse_bytes, default_value = "16KiB")]
-    pages_bytes: usize,
+    #[arg(long, alias = "pages-bytes", env = "HYDRANT_SHARED_PAGES_MIN", value_parser = parse_bytes, default_value = "16KiB")]
+    shared_pages_min: usize,
     /// Connections that a drain closes in a second, in no order, so that not all of them come back in the same one; more, when
     /// --drain-timeout would not do
     #[arg(long, env = "HYDRANT_DRAIN_RATE", default_value = "2000")]
@@ -99,11 +99,11 @@ struct Serve {
     #[arg(long, env = "HYDRANT_DRAIN_TIMEOUT", value_parser = parse_duration, default_value = "10s")]
     drain_timeout: Duration,
     /// Most messages of one client in a second, control frames included; at the bound --too-fast decides. 0: any number
-    #[arg(long, env = "HYDRANT_CLIENT_MESSAGES", default_value_t = 0)]
-    client_messages: u32,
+    #[arg(long, alias = "client-messages", env = "HYDRANT_CLIENT_MESSAGE_RATE", default_value_t = 0)]
+    client_message_rate: u32,
     /// Most bytes of one client in a second, beside one message of the longest; at the bound --too-fast decides. 0: any number
-    #[arg(long, env = "HYDRANT_CLIENT_BYTES", value_parser = parse_bytes, default_value = "0")]
-    client_bytes: usize,
+    #[arg(long, alias = "client-bytes", env = "HYDRANT_CLIENT_BYTE_RATE", value_parser = parse_bytes, default_value = "0")]
+    client_byte_rate: usize,
     /// What happens to a client that sends too fast: it is closed with 1008, or its messages and pings are dropped and counted
     #[arg(long, env = "HYDRANT_TOO_FAST", value_enum, default_value = "disconnect")]
     too_fast: TooFastPolicy,
@@ -127,8 +127,8 @@ struct Serve {
     accept_rate: u32,
     /// Bytes of heap in use from which on WebSockets are answered with 503; 0 is no bound. What waits for clients counts;
     /// what the kernel holds for their sockets does not
-    #[arg(long, env = "HYDRANT_MEMORY_MAX", value_parser = parse_bytes, default_value = "0")]
-    memory_max: usize,
+    #[arg(long, alias = "memory-max", env = "HYDRANT_MAX_MEMORY", value_parser = parse_bytes, default_value = "0")]
+    max_memory: usize,
     /// Origins whose pages may connect, beside the server's own host and clients that are no browsers: for example
     /// https://example.com or https://*.example.com, several with commas; * for all. Others get 403
     #[arg(long, env = "HYDRANT_ALLOW_ORIGIN", value_delimiter = ',')]
@@ -225,18 +225,18 @@ impl Serve {
             message_fragments_max: self.message_fragments,
             pending_bytes_max: self.pending_bytes,
             kernel_bytes_max: self.kernel_bytes,
-            pages_bytes_min: self.pages_bytes,
+            pages_bytes_min: self.shared_pages_min,
             drain_rate: self.drain_rate,
             drain_timeout: self.drain_timeout,
-            client_messages_max: NonZeroU32::new(self.client_messages),
-            client_bytes_max: NonZeroUsize::new(self.client_bytes),
+            client_messages_max: NonZeroU32::new(self.client_message_rate),
+            client_bytes_max: NonZeroUsize::new(self.client_byte_rate),
             too_fast: self.too_fast,
             connections_max: if self.max_connections == 0 { usize::MAX } else { self.max_connections },
             per_address_max: NonZeroUsize::new(self.max_per_address),
             handshakes_max: self.max_handshakes,
             handshake_timeout: self.handshake_timeout,
             accept_rate: NonZeroU32::new(self.accept_rate),
-            memory_bytes_max: NonZeroUsize::new(self.memory_max),
+            memory_bytes_max: NonZeroUsize::new(self.max_memory),
             allow_origin: self.allow_origin,
             ping_interval: Some(self.ping_interval).filter(|interval| !interval.is_zero()),
             idle_timeout: self.idle_timeout,

@@ -12,11 +12,11 @@ pub enum CloseReason {
     /// The client sent the event `LEAVE`.
     Left,
     /// The socket failed or ended without a close frame.
-    Vanished,
+    Disconnected,
     /// The server drains.
     Drain,
     /// A ping was not answered in time.
-    Silent,
+    PingTimeout,
     /// The token that it came with has expired.
     Expired,
     /// The client sent faster than `config::Config::client_messages_max` or `client_bytes_max`.
@@ -67,9 +67,9 @@ impl CloseReason {
     pub const ALL: [Self; 19] = [
         Self::ByClient,
         Self::Left,
-        Self::Vanished,
+        Self::Disconnected,
         Self::Drain,
-        Self::Silent,
+        Self::PingTimeout,
         Self::Expired,
         Self::TooFast,
         Self::Slow,
@@ -98,9 +98,9 @@ impl CloseReason {
         match self {
             Self::ByClient => quiet(None, "", "by_client"),
             Self::Left => quiet(Some(1000), "left", "left"),
-            Self::Vanished => quiet(None, "", "vanished"),
+            Self::Disconnected => quiet(None, "", "disconnected"),
             Self::Drain => quiet(Some(1001), "server is shutting down", "drain"),
-            Self::Silent => quiet(Some(1011), "a ping was not answered in time", "silent"),
+            Self::PingTimeout => quiet(Some(1011), "a ping was not answered in time", "ping_timeout"),
             Self::Expired => quiet(Some(1008), "the token has expired: come back with a new one", "expired"),
             Self::TooFast => broken(1008, "too many messages or bytes in a second", "too_fast"),
             Self::Slow => Row {

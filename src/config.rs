@@ -191,8 +191,8 @@ pub enum SayPolicy {
 
 /// A port, and what is to be had there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entrance {
-    /// Its place among [`Config::entrances`].
+pub struct ListenerConfig {
+    /// Its place among [`Config::listeners`].
     pub port: usize,
     /// Clients have to speak TLS.
     pub secure: bool,
@@ -229,7 +229,7 @@ pub const PASS_CHUNK: usize = 256;
 pub const VISITS_PER_END: usize = 8;
 /// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
 /// sixth of a millisecond.
-pub const ARRIVALS_CHUNK: usize = 4;
+pub const ACCEPTED_CHUNK: usize = 4;
 /// Polls, at each port, of HTTP phases that have not got as far as a whole request, between two turns of the messages: half a
 /// millisecond at most.
 pub const NEWCOMER_TURNS: usize = 4;
@@ -258,14 +258,14 @@ pub const MAILBOX_FRAMES_MAX: usize = 1024;
 /// Batches that the ring of a shard holds with `ring`, a power of two; who has not taken the oldest one when the next
 /// comes takes all of them into its backlog.
 pub const RING_BATCHES_MAX: usize = 1024;
-/// How long a shard may take to answer a survey before it is given up.
-pub const SURVEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shard may take to answer a stats before it is given up.
+pub const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a channel waits for more frames before a pass; see `engine::channel`.
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
 /// Sockets that wait for a shard, at most; the others wait in the kernel's queue.
-pub const ARRIVALS_MAX: usize = 128;
+pub const ACCEPTED_MAX: usize = 128;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
@@ -324,7 +324,7 @@ pub struct ConfigError(String);
 impl Config {
     /// Every port to open, the one of [`Config::listen`] first.
     #[must_use]
-    pub fn entrances(&self) -> Vec<(SocketAddr, Entrance)> {
+    pub fn listeners(&self) -> Vec<(SocketAddr, ListenerConfig)> {
         let with_admin = self.admin_listen.is_none();
         let all = [
             (Some(self.listen), self.tls.is_some() && self.tls_listen.is_none(), true, with_admin),
@@ -334,10 +334,10 @@ impl Config {
         let open = all
             .into_iter()
             .filter_map(|(address, secure, websockets, admin)| Some((address?, secure, websockets, admin)));
-        let entrance = |(port, (address, secure, websockets, admin)): (_, (SocketAddr, _, _, _))| {
-            (address, Entrance { port, secure, loopback: address.ip().is_loopback(), websockets, admin })
+        let listener_config = |(port, (address, secure, websockets, admin)): (_, (SocketAddr, _, _, _))| {
+            (address, ListenerConfig { port, secure, loopback: address.ip().is_loopback(), websockets, admin })
         };
-        open.enumerate().map(entrance).collect()
+        open.enumerate().map(listener_config).collect()
     }
 
     /// Refuses values that contradict each other.

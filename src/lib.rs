@@ -6,14 +6,14 @@
 //! | noun | meaning |
 //! |---|---|
 //! | [`wire::Frame`] | one message as WebSocket wire bytes, encoded once and shared; the library's own type is always written `fastwebsockets::Frame` |
-//! | [`engine::publication::Publication`] | a frame on its way to the home of its channel |
-//! | [`engine::publication::Dispatch`] | frames of one channel, in order, on their way from the home to the shards |
+//! | [`engine::publication::Publication`] | a frame on its way to the sequencer of its channel |
+//! | [`engine::publication::Dispatch`] | frames of one channel, in order, on their way from the sequencer to the shards |
 //! | [`wire::Batch`] | frames joined into one piece of memory, for one pass |
 //! | [`pages::Pages`] | the same bytes where the kernel's sockets can refer to them, in place of a copy each |
 //! | [`engine::shard::Shard`] | one thread: a single-threaded tokio runtime that owns its connections, subscriber lists and counters |
 //! | [`engine::inbox::Inbox`] | the shard's lock-free queue; the only way into a shard, but for sockets |
-//! | [`engine::Arrival`] | a socket on its way into a shard: few at a time, beside the inbox |
-//! | [`config::Entrance`] | a port, and what is to be had there |
+//! | [`engine::AcceptedSocket`] | a socket on its way into a shard: few at a time, beside the inbox |
+//! | [`config::ListenerConfig`] | a port, and what is to be had there |
 //! | [`engine::phases::HttpPhase`] | a socket that asks for something by HTTP; a newcomer until its first request is whole |
 //! | [`conn::Session`] | a client's TLS session, between its connection and its socket |
 //! | [`conn::Connection`] | one client, owned by one shard for life |
@@ -23,7 +23,7 @@
 //! | [`fanout::Fanout`] | the trait behind the strategies; a [`fanout::Pass`] sends one batch to one shard's subscribers |
 //! | [`admission::Permit`] | the right to be connected, given back on drop |
 //! | [`close::CloseReason`] | one row of the table of why a connection ends |
-//! | [`metrics::Books`] | what became of every frame for every subscriber |
+//! | [`metrics::DeliveryCounters`] | what became of every frame for every subscriber |
 //!
 //! # Threads
 //!
@@ -52,16 +52,16 @@
 //! # The walk of one message
 //!
 //! 1. `http::publish` (or an event, or the tick) encodes it **once** into a `Frame` and pushes a `Publication` into the
-//!    inbox of its channel's **home**, the shard `hash(channel) % shards`. At the bound of pending bytes the publisher
+//!    inbox of its channel's **sequencer**, the shard `hash(channel) % shards`. At the bound of pending bytes the publisher
 //!    hears so at once.
-//! 2. The home drains its inbox (after one yield, so that a burst that has arrived at the sockets joins), gives each
+//! 2. The sequencer drains its inbox (after one yield, so that a burst that has arrived at the sockets joins), gives each
 //!    publication the next offset and forwards what it drained, one `Dispatch` for each shard that has subscribers.
 //!    One writer per channel: every subscriber sees one order.
 //! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
 //!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A large batch lies in pages of
 //!    the kernel's, and each socket refers to them: then the kernel copies nothing either. A chunk of
 //!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn; channels with few subscribers go before
-//!    those with many, whose chunks are half as long (`engine::rota`). What arrives meanwhile becomes the next batch: the
+//!    those with many, whose chunks are half as long (`engine::scheduler`). What arrives meanwhile becomes the next batch: the
 //!    busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a hundredth of
 //!    its time, so that a burst is not split; after a pass that left most subscribers behind it waits for them, once and
 //!    at most [`config::Config::pace_max`], so that a burst does not close those who read.
@@ -76,7 +76,7 @@
 //!    others wait in the kernel's queue. Socket options are inherited from the listener: none is set per connection.
 //! 2. A handshake that has arrived whole, as nearly all have (the kernel hands over a socket with its first bytes), is
 //!    answered at once; any other request is read by hyper in a task, which has few turns until its request is whole
-//!    (`engine::turns`): thousands that never get so far delay no message. With TLS, [`conn::Session`] lies between. The subscription is announced to the home of each
+//!    (`engine::turns`): thousands that never get so far delay no message. With TLS, [`conn::Session`] lies between. The subscription is announced to the sequencer of each
 //!    channel **before** the 101 can leave: who has seen the 101 misses nothing that is published afterwards.
 //! 3. The socket is registered in the shard's own epoll set (and before, taken back from hyper and tokio). From here on the
 //!    connection has no task, no buffer and no registration with tokio: under 250 bytes of heap (tokio's readiness record
@@ -97,7 +97,7 @@
 //! - No frame that is cut: one whose first byte has left is finished, or its connection is closed.
 //!
 //! **The conservation law**, for every channel and in total, whenever the server is quiet:
-//! `matched = delivered + dropped{reason} + pending`. `GET /metrics` shows it live. A channel's books live as long as it has
+//! `matched = delivered + dropped{reason} + pending`. `GET /metrics` shows it live. A channel's counters live as long as it has
 //! subscribers; the total's are for ever.
 
 pub mod admission;

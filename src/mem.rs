@@ -1,6 +1,6 @@
-//! Where the memory is: the allocator, its figures, and the ledger.
+//! Where the memory is: the allocator, its figures, and the memory_stats.
 //!
-//! Owns the choice of the allocator, everything that asks an allocator or the kernel for figures, and the ledger of
+//! Owns the choice of the allocator, everything that asks an allocator or the kernel for figures, and the memory_stats of
 //! `GET /debug/mem`. A figure that does not exist is `None`, never a guess.
 
 use std::io;
@@ -311,16 +311,16 @@ pub struct Queues {
     pub kernel_socket_bytes: u64,
 }
 
-/// The baseline and the peaks, from which each [`Ledger`] is made.
+/// The baseline and the peaks, from which each [`MemoryStats`] is made.
 #[derive(Debug)]
-pub struct Watch {
+pub struct MemoryTracker {
     baseline: Sample,
     peak: Peak,
 }
 
 /// What `GET /debug/mem` answers; all figures in bytes, except the connections.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Ledger {
+pub struct MemoryStats {
     /// `jemalloc` or `mimalloc`.
     pub allocator: &'static str,
     /// WebSocket connections.
@@ -332,7 +332,7 @@ pub struct Ledger {
     pub rss_bytes: Option<u64>,
     /// When the server listened and nobody had come.
     pub baseline: Baseline,
-    /// The highest figures so far; bytes as sampled once a second and at every ledger.
+    /// The highest figures so far; bytes as sampled once a second and at every memory_stats.
     pub peak: Peak,
     /// Data that waits in backlogs, as if each connection had a copy of its own; copies are shared.
     pub outbox_bytes: u64,
@@ -344,7 +344,7 @@ pub struct Ledger {
     pub per_connection: PerConnection,
 }
 
-/// Part of a [`Ledger`].
+/// Part of a [`MemoryStats`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Baseline {
     /// In use by the program.
@@ -355,7 +355,7 @@ pub struct Baseline {
     pub rss_bytes: Option<u64>,
 }
 
-/// Part of a [`Ledger`].
+/// Part of a [`MemoryStats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Peak {
     /// Most connections at once.
@@ -366,7 +366,7 @@ pub struct Peak {
     pub rss_bytes: Option<u64>,
 }
 
-/// Part of a [`Ledger`]: (now − baseline) ÷ connections; `None` with none.
+/// Part of a [`MemoryStats`]: (now − baseline) ÷ connections; `None` with none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PerConnection {
     /// Of the allocated bytes.
@@ -377,13 +377,13 @@ pub struct PerConnection {
     pub kernel_bytes: Option<i64>,
 }
 
-impl Watch {
+impl MemoryTracker {
     /// Takes the baseline.
     #[must_use]
     pub fn new(baseline: Sample) -> Self {
-        let mut watch = Self { baseline, peak: Peak::default() };
-        watch.note(baseline, 0);
-        watch
+        let mut tracker = Self { baseline, peak: Peak::default() };
+        tracker.note(baseline, 0);
+        tracker
     }
 
     /// Raises the peaks to `sample` where it is higher.
@@ -393,9 +393,9 @@ impl Watch {
         self.peak.rss_bytes = self.peak.rss_bytes.max(sample.rss_bytes);
     }
 
-    /// The ledger of `sample`, which has been noted.
+    /// The memory_stats of `sample`, which has been noted.
     #[must_use]
-    pub fn ledger(&self, sample: Sample, connections: usize, queues: Queues) -> Ledger {
+    pub fn memory_stats(&self, sample: Sample, connections: usize, queues: Queues) -> MemoryStats {
         let per_connection = |now: Option<u64>, then: Option<u64>| {
             let grown = i64::try_from(now?).ok()? - i64::try_from(then?).ok()?;
             grown.checked_div(i64::try_from(connections).ok()?)
@@ -405,7 +405,7 @@ impl Watch {
             resident_bytes: self.baseline.figures.resident_bytes,
             rss_bytes: self.baseline.rss_bytes,
         };
-        Ledger {
+        MemoryStats {
             allocator: NAME,
             connections,
             figures: sample.figures,
@@ -435,17 +435,17 @@ mod tests {
 
     #[test]
     fn the_ledger_divides_what_has_grown() {
-        let mut watch = Watch::new(sample(1000, 5000));
-        watch.note(sample(9000, 20_000), 30);
+        let mut tracker = MemoryTracker::new(sample(1000, 5000));
+        tracker.note(sample(9000, 20_000), 30);
         let now = sample(3000, 4000);
-        watch.note(now, 10);
+        tracker.note(now, 10);
         let queues = Queues { outbox_bytes: 7, kernel_socket_bytes: 50 };
-        let ledger = watch.ledger(now, 10, queues);
+        let memory_stats = tracker.memory_stats(now, 10, queues);
         let expected = PerConnection { heap_bytes: Some(200), rss_bytes: Some(-100), kernel_bytes: Some(5) };
-        assert_eq!(ledger.per_connection, expected);
-        assert_eq!(ledger.peak, Peak { connections: 30, allocated_bytes: Some(9000), rss_bytes: Some(20_000) });
-        assert_eq!((ledger.outbox_bytes, ledger.figures.active_bytes), (7, None));
-        let alone = watch.ledger(now, 0, queues).per_connection;
+        assert_eq!(memory_stats.per_connection, expected);
+        assert_eq!(memory_stats.peak, Peak { connections: 30, allocated_bytes: Some(9000), rss_bytes: Some(20_000) });
+        assert_eq!((memory_stats.outbox_bytes, memory_stats.figures.active_bytes), (7, None));
+        let alone = tracker.memory_stats(now, 0, queues).per_connection;
         assert_eq!(alone, PerConnection { heap_bytes: None, rss_bytes: None, kernel_bytes: None });
     }
 

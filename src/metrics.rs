@@ -1,7 +1,7 @@
-//! The books: what became of every frame for every subscriber.
+//! The counters: what became of every frame for every subscriber.
 //!
 //! Owns the counters of the conservation law, `matched = delivered + dropped{reason} + pending`, and nothing else.
-//! [`Books`] belong to one shard and are plain cells; [`Totals`] is what crosses threads. A channel's books write
+//! [`DeliveryCounters`] belong to one shard and are plain cells; [`Totals`] is what crosses threads. A channel's counters write
 //! through to the shard's, so that both agree at every instant.
 
 use std::cell::Cell;
@@ -35,15 +35,15 @@ impl DropReason {
 
 /// Counters of one channel on one shard, or of the whole shard; in frames times subscribers.
 #[derive(Debug, Default)]
-pub struct Books {
+pub struct DeliveryCounters {
     matched: Cell<u64>,
     delivered: Cell<u64>,
     dropped: [Cell<u64>; DropReason::ALL.len()],
     parent: Option<Rc<Self>>,
 }
 
-impl Books {
-    /// Books that write through to `parent`.
+impl DeliveryCounters {
+    /// DeliveryCounters that write through to `parent`.
     #[must_use]
     pub fn within(parent: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { parent: Some(parent.clone()), ..Self::default() })
@@ -83,7 +83,7 @@ impl Books {
     }
 }
 
-/// Sums of [`Books`], in frames times subscribers.
+/// Sums of [`DeliveryCounters`], in frames times subscribers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Frames that were due to subscribers.
@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn a_channel_writes_through_to_its_shard() {
-        let shard = Rc::new(Books::default());
-        let (a, b) = (Books::within(&shard), Books::within(&shard));
+        let shard = Rc::new(DeliveryCounters::default());
+        let (a, b) = (DeliveryCounters::within(&shard), DeliveryCounters::within(&shard));
         a.matched(5);
         a.delivered(3);
         a.dropped(DropReason::Slow, 1);

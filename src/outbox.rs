@@ -8,7 +8,7 @@
 //!   close. After a close nothing else is sent.
 //! - At the bound, `disconnect` takes nothing and says [`Offered::overflow`]; `drop-newest` queues the frames that
 //!   still fit, from the front; `drop-oldest` drops the frames that have waited longest until the rest fits.
-//! - Every frame offered ends in the books of its channel: delivered when its last byte was handed to the kernel, or
+//! - Every frame offered ends in the counters of its channel: delivered when its last byte was handed to the kernel, or
 //!   dropped with a reason.
 //!
 //! Pure: no I/O, no clock.
@@ -168,10 +168,10 @@ impl Outbox {
                 }
             }
         }
-        let books = batch.books();
-        books.delivered(delivered as u64);
+        let counters = batch.counters();
+        counters.delivered(delivered as u64);
         if bound.policy != SlowPolicy::DropOldest {
-            books.dropped(DropReason::Slow, (last - queued.end) as u64);
+            counters.dropped(DropReason::Slow, (last - queued.end) as u64);
         }
         Offered { delivered, started, queued, overflow: overflow && bound.policy == SlowPolicy::Disconnect }
     }
@@ -201,7 +201,7 @@ impl Outbox {
         while self.bytes() > bytes_max {
             let Some(entry) = self.data.get_mut(started) else { break };
             let next = entry.batch.end_of_frame_at(entry.start);
-            entry.batch.books().dropped(DropReason::Slow, 1);
+            entry.batch.counters().dropped(DropReason::Slow, 1);
             self.data_bytes -= next - entry.start;
             self.data_frames -= 1;
             entry.start = next;
@@ -227,7 +227,7 @@ impl Outbox {
     pub fn clear_data(&mut self, reason: DropReason) {
         let started = self.split_started_frame();
         for entry in self.data.drain(started..) {
-            entry.batch.books().dropped(reason, entry.frames());
+            entry.batch.counters().dropped(reason, entry.frames());
             self.data_bytes -= entry.end - entry.start;
             self.data_frames -= entry.frames();
         }
@@ -236,7 +236,7 @@ impl Outbox {
     /// The connection is gone: even a started frame is dropped.
     pub fn abandon(&mut self, reason: DropReason) {
         for entry in self.data.drain(..) {
-            entry.batch.books().dropped(reason, entry.frames());
+            entry.batch.counters().dropped(reason, entry.frames());
         }
         self.data_bytes = 0;
         self.data_frames = 0;
@@ -314,7 +314,7 @@ impl Outbox {
         let advanced = next - entry.start;
         let batch = &entry.batch;
         let finished = (batch.frames_before(next) - batch.frames_before(entry.start)) as u64;
-        batch.books().delivered(finished);
+        batch.counters().delivered(finished);
         entry.start = next;
         self.data_bytes -= advanced;
         self.data_frames -= finished;
@@ -328,12 +328,12 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Books, Totals};
+    use crate::metrics::{DeliveryCounters, Totals};
 
-    fn batch(books: &Rc<Books>, payloads: &[&str]) -> Rc<Batch> {
+    fn batch(counters: &Rc<DeliveryCounters>, payloads: &[&str]) -> Rc<Batch> {
         let frames: Vec<_> = payloads.iter().map(|payload| Frame::text(payload)).collect();
-        books.matched(frames.len() as u64);
-        Rc::new(Batch::new(&frames, books.clone()))
+        counters.matched(frames.len() as u64);
+        Rc::new(Batch::new(&frames, counters.clone()))
     }
 
     fn bound(bytes_max: usize, policy: SlowPolicy) -> Bound {
@@ -355,90 +355,90 @@ mod tests {
         sent
     }
 
-    fn settled(books: &Books) -> Totals {
-        assert_eq!(books.totals().unsettled(), 0, "the law: {:?}", books.totals());
-        books.totals()
+    fn settled(counters: &DeliveryCounters) -> Totals {
+        assert_eq!(counters.totals().unsettled(), 0, "the law: {:?}", counters.totals());
+        counters.totals()
     }
 
     #[test]
     fn order_is_kept_and_control_comes_at_a_boundary() {
         for step in 1..12 {
-            let books = Rc::default();
+            let counters = Rc::default();
             let mut outbox = Outbox::default();
             let generous = bound(1000, SlowPolicy::Disconnect);
             // "abc" has left up to its second payload byte.
-            let offered = outbox.offer(&batch(&books, &["abc", "d"]), 4, generous);
+            let offered = outbox.offer(&batch(&counters, &["abc", "d"]), 4, generous);
             assert_eq!(offered, Offered { delivered: 0, started: true, queued: 1..2, overflow: false });
-            outbox.offer(&batch(&books, &["e"]), 0, generous);
+            outbox.offer(&batch(&counters, &["e"]), 0, generous);
             assert_eq!((outbox.bytes(), outbox.frames()), (7 + 2 * ENTRY_BYTES, 3));
             outbox.put_pong(Frame::pong(b"1"));
             outbox.put_pong(Frame::pong(b"2"));
             assert_eq!(drain(&mut outbox, step), b"c\x8a\x012\x81\x01d\x81\x01e");
             assert_eq!(outbox.bytes(), 0);
-            assert_eq!(settled(&books).delivered, 3);
+            assert_eq!(settled(&counters).delivered, 3);
         }
     }
 
     #[test]
     fn a_close_is_the_last_and_cuts_no_frame() {
         for step in 1..9 {
-            let books = Rc::default();
+            let counters = Rc::default();
             let mut outbox = Outbox::default();
-            outbox.offer(&batch(&books, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
+            outbox.offer(&batch(&counters, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
             outbox.put_close(Frame::close_with(1000, ""), DropReason::Closed);
             assert_eq!(drain(&mut outbox, step), b"\x03abc\x88\x02\x03\xe8");
-            let totals = settled(&books);
+            let totals = settled(&counters);
             assert_eq!((totals.delivered, totals.dropped_closed), (1, 1));
         }
     }
 
     #[test]
     fn a_started_control_frame_is_finished_first() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let mut outbox = Outbox::default();
         outbox.start_control(Frame::pong(b"xy"), 1);
-        outbox.offer(&batch(&books, &["a"]), 0, bound(1000, SlowPolicy::Disconnect));
+        outbox.offer(&batch(&counters, &["a"]), 0, bound(1000, SlowPolicy::Disconnect));
         outbox.put_close(Frame::close_with(1001, ""), DropReason::Closed);
         assert_eq!(drain(&mut outbox, 2), b"\x02xy\x88\x02\x03\xe9");
     }
 
     #[test]
     fn disconnect_takes_only_what_is_owed() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let mut outbox = Outbox::default();
         let tight = bound(6 + ENTRY_BYTES, SlowPolicy::Disconnect);
-        let offered = outbox.offer(&batch(&books, &["a", "b", "c", "d"]), 4, tight);
+        let offered = outbox.offer(&batch(&counters, &["a", "b", "c", "d"]), 4, tight);
         assert_eq!(offered, Offered { delivered: 1, started: true, queued: 2..2, overflow: true });
         assert_eq!(drain(&mut outbox, 100), b"\x01b");
-        assert_eq!(settled(&books).dropped_slow, 2);
+        assert_eq!(settled(&counters).dropped_slow, 2);
     }
 
     #[test]
     fn drop_newest_keeps_what_waits() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let mut outbox = Outbox::default();
         let tight = bound(7 + ENTRY_BYTES, SlowPolicy::DropNewest);
-        let offered = outbox.offer(&batch(&books, &["a", "b", "c"]), 0, tight);
+        let offered = outbox.offer(&batch(&counters, &["a", "b", "c"]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..2, overflow: false });
-        let offered = outbox.offer(&batch(&books, &["d"]), 0, tight);
+        let offered = outbox.offer(&batch(&counters, &["d"]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..0, overflow: false });
         assert_eq!(drain(&mut outbox, 2), b"\x81\x01a\x81\x01b");
-        assert_eq!(settled(&books).dropped_slow, 2);
+        assert_eq!(settled(&counters).dropped_slow, 2);
     }
 
     #[test]
     fn a_few_frames_do_not_keep_their_batch_in_memory() {
         for (policy, written) in [(SlowPolicy::DropNewest, 0), (SlowPolicy::DropNewest, 4), (SlowPolicy::Disconnect, 4)]
         {
-            let books = Rc::default();
+            let counters = Rc::default();
             let mut outbox = Outbox::default();
-            let large = batch(&books, &["a", "b", "c", "d", "e", "f", "g"]);
+            let large = batch(&counters, &["a", "b", "c", "d", "e", "f", "g"]);
             let offered = outbox.offer(&large, written, bound(6 + ENTRY_BYTES, policy));
             assert!(offered.pending() > 0 && Rc::strong_count(&large) == 1, "{policy:?}");
             let sent = drain(&mut outbox, 100);
             let all = b"\x81\x01a\x81\x01b\x81\x01c";
             assert_eq!(sent, all[written..written + sent.len()], "{policy:?}");
-            let totals = settled(&books);
+            let totals = settled(&counters);
             assert_eq!(totals.delivered + totals.dropped_slow, 7);
             assert_eq!(totals.delivered as usize, offered.delivered + offered.pending());
         }
@@ -446,28 +446,28 @@ mod tests {
 
     #[test]
     fn drop_oldest_keeps_the_newest_and_the_started_one() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let mut outbox = Outbox::default();
         // Frames of 100 bytes; the started frame and the kept ones are an entry each.
         let [a, b, c, d, e, f] = ["a", "b", "c", "d", "e", "f"].map(|text| text.repeat(98));
         let tight = bound(50 + 2 * 100 + 2 * ENTRY_BYTES, SlowPolicy::DropOldest);
-        let offered = outbox.offer(&batch(&books, &[&a, &b, &c, &d, &e]), 50, tight);
+        let offered = outbox.offer(&batch(&counters, &[&a, &b, &c, &d, &e]), 50, tight);
         // Half of the first is owed; of the rest only the last two fit beside it.
         assert_eq!(offered, Offered { delivered: 0, started: true, queued: 3..5, overflow: false });
-        let offered = outbox.offer(&batch(&books, &[&f]), 0, tight);
+        let offered = outbox.offer(&batch(&counters, &[&f]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..1, overflow: false });
         assert_eq!(drain(&mut outbox, 100), [&a.as_bytes()[48..], b"\x81\x62", f.as_bytes()].concat());
-        let totals = settled(&books);
+        let totals = settled(&counters);
         assert_eq!((totals.delivered, totals.dropped_slow), (2, 4));
     }
 
     #[test]
     fn abandoning_settles_the_books() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let mut outbox = Outbox::default();
-        outbox.offer(&batch(&books, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
+        outbox.offer(&batch(&counters, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
         outbox.abandon(DropReason::Closed);
         assert!(outbox.is_empty());
-        assert_eq!(settled(&books).dropped_closed, 2);
+        assert_eq!(settled(&counters).dropped_closed, 2);
     }
 }

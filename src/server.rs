@@ -1,7 +1,7 @@
 //! The life of a server: bind, run, drain.
 //!
 //! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
-//! admin thread (tick, ledger, metrics, signals by way of `shutdown`), and returns when everything has ended.
+//! admin thread (tick, memory_stats, metrics, signals by way of `shutdown`), and returns when everything has ended.
 
 use std::cell::RefCell;
 use std::io;
@@ -20,14 +20,14 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
-use crate::admission::{AcceptPace, Refusal};
+use crate::admission::{AcceptPace, Rejection};
 use crate::close::CloseReason;
-use crate::config::{Config, Entrance, LISTEN_BACKLOG, READ_BYTES};
+use crate::config::{Config, LISTEN_BACKLOG, ListenerConfig, READ_BYTES};
 use crate::engine::exposition::exposition;
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
-use crate::engine::{AdminRequest, Engine, Report};
-use crate::mem::{self, Sample, Watch};
+use crate::engine::{AdminRequest, Engine, ShardStats};
+use crate::mem::{self, MemoryTracker, Sample};
 use crate::wire::event;
 use crate::{http, profile};
 
@@ -38,7 +38,7 @@ const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the accept thread waits when it may not open another file, before it tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long the accept thread waits for a shard to take the sockets it has.
-const ARRIVALS_WAIT: Duration = Duration::from_millis(1);
+const ACCEPTED_WAIT: Duration = Duration::from_millis(1);
 /// How much the accept thread steps back, see `nice(2)`: beside a busy shard it has a quarter of the core.
 const ACCEPT_NICE: libc::c_int = 5;
 /// Tasks that a shard's runtime polls between two polls of the shard, of which every second may be given up for them.
@@ -71,16 +71,16 @@ pub enum ServerError {
 }
 
 /// A port that is open.
-struct Door {
+struct BoundListener {
     listener: TcpListener,
     address: SocketAddr,
-    entrance: Entrance,
+    config: ListenerConfig,
 }
 
 /// A server that has its ports.
 pub struct Server {
     engine: Arc<Engine>,
-    doors: Vec<Door>,
+    bound: Vec<BoundListener>,
     admin_requests: mpsc::Receiver<AdminRequest>,
 }
 
@@ -90,25 +90,25 @@ impl Server {
     /// # Errors
     /// [`ServerError::Listen`], for example when another server has a port.
     pub fn bind(config: Config) -> Result<Self, ServerError> {
-        let open = |(address, entrance)| {
+        let open = |(address, listener_config)| {
             let listened = listen(&config, address).and_then(|listener| Ok((listener.local_addr()?, listener)));
             let (address, listener) = listened.map_err(|source| ServerError::Listen { address, source })?;
-            Ok(Door { listener, address, entrance })
+            Ok(BoundListener { listener, address, config: listener_config })
         };
-        let doors = config.entrances().into_iter().map(open).collect::<Result<_, _>>()?;
+        let bound = config.listeners().into_iter().map(open).collect::<Result<_, _>>()?;
         let (admin, admin_requests) = mpsc::channel(ADMIN_REQUESTS_MAX);
-        Ok(Self { engine: Engine::new(config, admin), doors, admin_requests })
+        Ok(Self { engine: Engine::new(config, admin), bound, admin_requests })
     }
 
-    /// Where it listens; [`Config::listen`] comes first, in the order of [`Config::entrances`].
+    /// Where it listens; [`Config::listen`] comes first, in the order of [`Config::listeners`].
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.doors.iter().map(|door| door.address)
+        self.bound.iter().map(|bound| bound.address)
     }
 
     /// Where it listens: the address of [`Config::listen`].
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.doors[0].address
+        self.bound[0].address
     }
 
     /// What its threads share, to publish and to ask for figures.
@@ -121,8 +121,8 @@ impl Server {
     ///
     /// # Errors
     /// When a thread cannot be started, fails, panics, or does not end.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Report, ServerError> {
-        let Self { engine, doors, mut admin_requests } = self;
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<ShardStats, ServerError> {
+        let Self { engine, bound, mut admin_requests } = self;
         // Room for every shard, and the accept thread.
         let (ended_sender, mut ended) = mpsc::channel(engine.config.shards.get() + 1);
         start_shards(&engine, &ended_sender)?;
@@ -133,13 +133,13 @@ impl Server {
         mem::flush();
         let baseline = Sample::take();
         engine.note_heap(baseline.in_use_bytes() as usize);
-        let watch = Rc::new(RefCell::new(Watch::new(baseline)));
+        let tracker = Rc::new(RefCell::new(MemoryTracker::new(baseline)));
         let Config { shards, fanout, .. } = engine.config;
-        for Door { address, entrance, .. } in &doors {
-            let Entrance { secure: tls, websockets, admin, .. } = *entrance;
+        for BoundListener { address, config, .. } in &bound {
+            let ListenerConfig { secure: tls, websockets, admin, .. } = *config;
             tracing::info!(shards, ?fanout, allocator = mem::NAME, tls, websockets, admin, "listening on {address}");
         }
-        let acceptor = Acceptor::start(doors, &engine, ended_sender)?;
+        let acceptor = Acceptor::start(bound, &engine, ended_sender)?;
 
         let mut shutdown = pin!(shutdown);
         let mut ticks = engine.config.tick.map(timer);
@@ -152,9 +152,9 @@ impl Server {
                 _ = samples.tick() => {
                     let sample = Sample::take();
                     engine.note_heap(sample.in_use_bytes() as usize);
-                    watch.borrow_mut().note(sample, engine.registry.peak());
+                    tracker.borrow_mut().note(sample, engine.registry.peak());
                 }
-                Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request),
                 failed = shard_failure(&mut ended) => return Err(failed),
             }
         }
@@ -162,7 +162,7 @@ impl Server {
         tracing::info!(connections = engine.registry.len(), "draining");
         let (begun, deadline) = (Instant::now(), Instant::now() + engine.config.drain_timeout);
         engine.drain(deadline).await;
-        let (mut report, mut running) = (Report::default(), engine.config.shards.get());
+        let (mut report, mut running) = (ShardStats::default(), engine.config.shards.get());
         while running > 0 {
             tokio::select! {
                 // The accept thread, which has the other end too, tells of failures only.
@@ -170,14 +170,15 @@ impl Server {
                     report += end?;
                     running -= 1;
                 }
-                Some(request) = admin_requests.recv() => answer(&engine, &watch, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request),
                 () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
             }
         }
         // Until here, who came was told to try again.
         acceptor.stop()?;
-        let (closed, refused) = (report.closed[CloseReason::Drain as usize], engine.refusals.get(Refusal::Draining));
-        tracing::info!(cut = report.cut, closed, refused, took = ?begun.elapsed(), "drained");
+        let (closed, refused) =
+            (report.closed[CloseReason::Drain as usize], engine.rejections.get(Rejection::Draining));
+        tracing::info!(aborted = report.aborted, closed, refused, took = ?begun.elapsed(), "drained");
         Ok(report)
     }
 }
@@ -206,28 +207,28 @@ fn tick(engine: &Engine) {
     }
 }
 
-/// Answers in a task of its own, or a thread: a survey waits for the shards, a profile takes its time, and the admin
+/// Answers in a task of its own, or a thread: a stats waits for the shards, a profile takes its time, and the admin
 /// thread waits for nobody.
-fn answer(engine: &Arc<Engine>, watch: &Rc<RefCell<Watch>>, request: AdminRequest) {
-    let (engine, watch) = (engine.clone(), watch.clone());
-    // The tasks end by themselves, at the survey's timeout at the latest. Whoever asked may have gone.
+fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: AdminRequest) {
+    let (engine, tracker) = (engine.clone(), tracker.clone());
+    // The tasks end by themselves, at the stats's timeout at the latest. Whoever asked may have gone.
     match request {
         AdminRequest::Profile(request) => profile::start(request),
         AdminRequest::Metrics(answer) => drop(tokio::task::spawn_local(async move {
-            let report = engine.survey().await;
+            let report = engine.stats().await;
             let _ = answer.send(report.map(|report| exposition(&engine, &report)));
         })),
-        AdminRequest::Ledger(request) => drop(tokio::task::spawn_local(async move {
+        AdminRequest::MemoryStats(request) => drop(tokio::task::spawn_local(async move {
             if request.purge {
                 mem::purge();
             }
-            let ledger = engine.survey_sockets().await.map(|report| {
+            let memory_stats = engine.socket_stats().await.map(|report| {
                 let sample = Sample::take();
-                let mut watch = watch.borrow_mut();
-                watch.note(sample, engine.registry.peak());
-                watch.ledger(sample, engine.registry.len(), report.queues)
+                let mut tracker = tracker.borrow_mut();
+                tracker.note(sample, engine.registry.peak());
+                tracker.memory_stats(sample, engine.registry.len(), report.queues)
             });
-            let _ = request.answer.send(ledger);
+            let _ = request.answer.send(memory_stats);
         })),
     }
 }
@@ -268,7 +269,7 @@ fn defer_accept(listener: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-type ShardEnd = Result<Report, ServerError>;
+type ShardEnd = Result<ShardStats, ServerError>;
 
 /// Tells how a shard's thread ended, even if it panicked.
 struct Ending {
@@ -337,14 +338,18 @@ impl Acceptor {
     const WAKER: Token = Token(usize::MAX);
 
     /// Starts it; should it fail, its end arrives in `ended`.
-    fn start(doors: Vec<Door>, engine: &Arc<Engine>, ended: mpsc::Sender<ShardEnd>) -> Result<Self, ServerError> {
+    fn start(
+        bound: Vec<BoundListener>,
+        engine: &Arc<Engine>,
+        ended: mpsc::Sender<ShardEnd>,
+    ) -> Result<Self, ServerError> {
         let failed = |error| ServerError::Thread("cannot start the accept thread", error);
         let set = Poll::new().map_err(failed)?;
         let mut listeners = Vec::new();
-        for (number, Door { listener, entrance, .. }) in doors.into_iter().enumerate() {
+        for (number, BoundListener { listener, config, .. }) in bound.into_iter().enumerate() {
             let mut listener = mio::net::TcpListener::from_std(listener);
             set.registry().register(&mut listener, Token(number), Interest::READABLE).map_err(failed)?;
-            listeners.push((listener, entrance));
+            listeners.push((listener, config));
         }
         let waker = Waker::new(set.registry(), Self::WAKER).map_err(failed)?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -370,12 +375,12 @@ impl Acceptor {
 
 /// Hands each new socket to the shard with the fewest connections, until told to stop.
 fn accept(
-    listeners: &[(mio::net::TcpListener, Entrance)],
+    listeners: &[(mio::net::TcpListener, ListenerConfig)],
     mut set: Poll,
     engine: &Engine,
     stopping: &AtomicBool,
 ) -> io::Result<()> {
-    step_back();
+    lower_priority();
     let mut events = Events::with_capacity(4);
     let (mut backing_off, mut waits, mut first) = (false, None::<Duration>, 0_usize);
     let mut pace = engine.config.accept_rate.map(|rate| AcceptPace::new(rate, std::time::Instant::now()));
@@ -389,11 +394,11 @@ fn accept(
         // that it is empty will not tell again, so then there is a wait. And each begins in its turn: the first one may take all the room.
         let mut full = false;
         first += 1;
-        for (listener, entrance) in listeners.iter().cycle().skip(first % listeners.len()).take(listeners.len()) {
+        for (listener, config) in listeners.iter().cycle().skip(first % listeners.len()).take(listeners.len()) {
             while !stopping.load(Ordering::Acquire) {
                 let shard = engine.least_loaded();
                 let wait = match shard {
-                    None => Some(ARRIVALS_WAIT),
+                    None => Some(ACCEPTED_WAIT),
                     Some(_) => pace.as_mut().and_then(|pace| pace.wait(std::time::Instant::now())),
                 };
                 let (None, Some(shard)) = (wait, shard) else {
@@ -403,8 +408,8 @@ fn accept(
                 match listener.accept() {
                     Ok((stream, peer)) => {
                         pace.iter_mut().for_each(AcceptPace::accepted);
-                        if let Err((stream, refusal)) = engine.arrive(shard, stream.into(), peer.ip(), *entrance) {
-                            http::refuse(engine, stream, *entrance, refusal);
+                        if let Err((stream, rejection)) = engine.hand_over(shard, stream.into(), peer.ip(), *config) {
+                            http::refuse(engine, stream, *config, rejection);
                         }
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -428,7 +433,7 @@ fn accept(
 }
 
 /// Lets the shards go before this thread when they share a core: a handshake can wait longer than a message.
-fn step_back() {
+fn lower_priority() {
     // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always granted.
     unsafe { libc::nice(ACCEPT_NICE) };
 }

@@ -172,10 +172,14 @@ impl Cell {
         };
         if self.stalled > 0 {
             let metrics = http::get(self.server.address(), "/metrics")?;
-            let books = metrics.lines().filter(|line| line.starts_with("hydrant_frames") || line.contains("\"slow\""));
+            let counters =
+                metrics.lines().filter(|line| line.starts_with("hydrant_frames") || line.contains("\"slow\""));
             let taken = self.memory_before.saturating_sub(process::memory_available_bytes()?) >> 20;
-            let books = books.collect::<Vec<_>>().join("\n  ");
-            eprintln!("{}: {taken} MiB of the machine's memory are taken, the client's included\n  {books}", self.name);
+            let counters = counters.collect::<Vec<_>>().join("\n  ");
+            eprintln!(
+                "{}: {taken} MiB of the machine's memory are taken, the client's included\n  {counters}",
+                self.name
+            );
         }
         Ok(sample)
     }

@@ -44,7 +44,7 @@ pub(crate) struct Options {
     pub(crate) payload: usize,
 
     /// Strategies of hydrant to put beside the floor, each with flags of hydrant's after colons if wanted:
-    /// direct,direct:--pages-bytes=1GiB
+    /// direct,direct:--shared-pages-min=1GiB
     #[arg(long, value_delimiter = ',', default_value = "direct,wake,ring,mailbox")]
     fanout: Vec<String>,
 

@@ -66,7 +66,7 @@ impl Candidate {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
                 // One shard, because the floor is one thread; no tick, because it is not part of the load.
                 command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);
-                // `direct:--pages-bytes=1GiB`: the strategy, and flags to compare it with and without.
+                // `direct:--shared-pages-min=1GiB`: the strategy, and flags to compare it with and without.
                 let mut words = fanout.split(':');
                 command.arg("--fanout").args(words.next()).args(words);
                 Ok(command)

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A cell delivers a number of pending messages to all subscribers of one channel, through the engine's own channels,
-//! passes, batches and books, and its throughput is in deliveries. The sockets are [`sink::Sink`]s. `bare` is the
+//! passes, batches and counters, and its throughput is in deliveries. The sockets are [`sink::Sink`]s. `bare` is the
 //! reference: the messages joined by hand and one `send` a socket, nothing else. What a strategy takes longer than
 //! `bare`, per delivery, is what the engine adds to the system call; beside a real one of several thousand
 //! nanoseconds, not beside the two of a `Sink`, it has to be judged. The caches are warm here, as they are not between

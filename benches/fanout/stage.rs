@@ -10,7 +10,7 @@
 //! the same.
 //!
 //! # What is promised
-//! [`Stage::deliver`] returns when every byte is in its socket and the books say so too, and panics if that cannot come
+//! [`Stage::deliver`] returns when every byte is in its socket and the counters say so too, and panics if that cannot come
 //! any more: a strategy that loses a message fails the bench.
 
 use std::cell::Cell;
@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 use hydrant::admission::Load;
 use hydrant::config::{BATCH_BYTES_MAX, PASS_CHUNK, SlowPolicy, Strategy};
 use hydrant::conn::{Connection, Role};
-use hydrant::engine::channel::{Channels, Surroundings};
+use hydrant::engine::channel::{ChannelContext, Channels};
 use hydrant::engine::publication::{ChannelName, Charge, Dispatch};
 use hydrant::fanout::Fanout;
-use hydrant::metrics::Books;
+use hydrant::metrics::DeliveryCounters;
 use hydrant::outbox::Bound;
 use hydrant::pages::PagePool;
 use hydrant::registry::{ConnHandle, Registry};
@@ -56,7 +56,7 @@ struct Shard {
     registry: Registry,
     channels: Channels<Sink>,
     channel: ChannelName,
-    books: Rc<Books>,
+    counters: Rc<DeliveryCounters>,
     pages: PagePool,
     total: Total,
 }
@@ -66,14 +66,14 @@ impl Stage {
     pub(crate) fn new(strategy: Strategy, subscribers: usize) -> Self {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         let runtime = runtime.expect("a runtime needs a few descriptors");
-        let books = Rc::new(Books::default());
+        let counters = Rc::new(DeliveryCounters::default());
         let mut shard = Shard {
             fanout: strategy.build(BOUND),
             connections: Slab::with_capacity(subscribers),
             registry: Registry::default(),
-            channels: Channels::new(&books),
+            channels: Channels::new(&counters),
             channel: ChannelName::all(),
-            books,
+            counters,
             // A `Sink` cannot refer to pages: it would copy them out of the file.
             pages: PagePool::new(usize::MAX),
             total: Rc::new(Cell::default()),
@@ -102,7 +102,7 @@ impl Stage {
     }
 }
 
-/// The messages as the home of a channel forwards them: no dispatch longer than a batch may be.
+/// The messages as the sequencer of a channel forwards them: no dispatch longer than a batch may be.
 pub(crate) fn dispatches(messages: &[Frame]) -> Vec<Vec<Frame>> {
     let mut all = vec![Vec::new()];
     let mut bytes = 0;
@@ -150,16 +150,16 @@ impl Shard {
                 last_progress = ended;
                 continue;
             }
-            let settled = self.channels.is_idle() && self.books.totals().unsettled() == 0;
+            let settled = self.channels.is_idle() && self.counters.totals().unsettled() == 0;
             assert!(
                 !settled && ended - last_progress < STALL_MAX,
                 "{} bytes were not delivered: {:?}",
                 due - self.total.get(),
-                self.books.totals()
+                self.counters.totals()
             );
         }
-        let totals = self.books.totals();
-        assert_eq!((self.total.get(), totals.delivered), (due, totals.matched), "the books: {totals:?}");
+        let totals = self.counters.totals();
+        assert_eq!((self.total.get(), totals.delivered), (due, totals.matched), "the counters: {totals:?}");
         worked
     }
 
@@ -171,7 +171,7 @@ impl Shard {
         if self.channels.is_paced() && tasks_are_busy {
             return;
         }
-        let surroundings = Surroundings {
+        let context = ChannelContext {
             fanout: &*self.fanout,
             connections: &self.connections,
             registry: &self.registry,
@@ -180,12 +180,12 @@ impl Shard {
             pages: &self.pages,
             pace_max: PACE_MAX,
         };
-        let ended = self.channels.step(&surroundings, PASS_CHUNK);
+        let ended = self.channels.step(&context, PASS_CHUNK);
         assert!(ended.is_empty(), "nobody is slow here: {ended:?}");
     }
 
     /// Changes whenever something is done: bytes taken, frames offered.
     fn progress(&self) -> (u64, u64) {
-        (self.total.get(), self.books.totals().matched)
+        (self.total.get(), self.counters.totals().matched)
     }
 }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use hydrant::metrics::Books;
+use hydrant::metrics::DeliveryCounters;
 use hydrant::wire::{Batch, Frame};
 
 /// Frames of a batch, each of 64 bytes of payload.
@@ -25,14 +25,14 @@ pub(crate) fn run(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("encode/batch");
-    let books = Rc::new(Books::default());
+    let counters = Rc::new(DeliveryCounters::default());
     for number in JOINED {
         let frames = vec![Frame::text(&"x".repeat(64)); number];
         group.throughput(Throughput::Elements(number as u64));
         group.bench_function(BenchmarkId::from_parameter(number), |bencher| {
-            bencher.iter(|| Batch::new(black_box(&frames), books.clone()));
+            bencher.iter(|| Batch::new(black_box(&frames), counters.clone()));
         });
-        assert_eq!(Batch::new(&frames, books.clone()).frames(), number);
+        assert_eq!(Batch::new(&frames, counters.clone()).frames(), number);
     }
     group.finish();
 }

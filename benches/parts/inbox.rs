@@ -95,7 +95,7 @@ fn through_inbox(runtime: &Runtime, producers: u64, items: u64) -> Duration {
             runtime.block_on(async {
                 while due.items > 0 {
                     inbox.pushed().await;
-                    inbox.look();
+                    inbox.clear_signal();
                     while let Some(item) = inbox.pop() {
                         due.enter(&item);
                     }

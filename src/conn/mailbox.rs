@@ -17,7 +17,7 @@ use fastwebsockets::{Payload, Role};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
-use super::feed::Feed;
+use super::writer_kind::WriterKind;
 use super::{Connection, Phase, Socket, retry};
 use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
@@ -26,12 +26,12 @@ use crate::wire::Batch;
 
 /// One message that waits.
 #[derive(Debug)]
-struct Mail {
+struct QueuedFrame {
     batch: Rc<Batch>,
     index: usize,
 }
 
-impl Mail {
+impl QueuedFrame {
     fn bytes(&self) -> usize {
         self.batch.wire_bytes(self.index)
     }
@@ -39,8 +39,8 @@ impl Mail {
 
 /// The queue of one connection.
 pub struct Mailbox {
-    sender: mpsc::Sender<Mail>,
-    receiver: RefCell<mpsc::Receiver<Mail>>,
+    sender: mpsc::Sender<QueuedFrame>,
+    receiver: RefCell<mpsc::Receiver<QueuedFrame>>,
     bytes: Cell<usize>,
     /// A message that the task has taken and not finished.
     in_flight: Cell<bool>,
@@ -59,21 +59,21 @@ impl Mailbox {
                 match bound.policy {
                     SlowPolicy::DropOldest => {
                         let Some(oldest) = self.take() else { break };
-                        oldest.batch.books().dropped(DropReason::Slow, 1);
+                        oldest.batch.counters().dropped(DropReason::Slow, 1);
                         if Rc::ptr_eq(&oldest.batch, batch) {
                             offered.queued.start += 1;
                         }
                     }
                     SlowPolicy::Disconnect | SlowPolicy::DropNewest => {
-                        batch.books().dropped(DropReason::Slow, (batch.frames() - index) as u64);
+                        batch.counters().dropped(DropReason::Slow, (batch.frames() - index) as u64);
                         offered.overflow = bound.policy == SlowPolicy::Disconnect;
                         return offered;
                     }
                 }
             }
-            if self.sender.try_send(Mail { batch: batch.clone(), index }).is_err() {
+            if self.sender.try_send(QueuedFrame { batch: batch.clone(), index }).is_err() {
                 // Only an ended mailbox refuses after the checks above.
-                batch.books().dropped(DropReason::Closed, (batch.frames() - index) as u64);
+                batch.counters().dropped(DropReason::Closed, (batch.frames() - index) as u64);
                 return offered;
             }
             self.bytes.set(self.bytes.get() + bytes);
@@ -84,8 +84,8 @@ impl Mailbox {
 
     /// Drops every message that the task has not taken.
     pub fn clear(&self, reason: DropReason) {
-        while let Some(mail) = self.take() {
-            mail.batch.books().dropped(reason, 1);
+        while let Some(queued) = self.take() {
+            queued.batch.counters().dropped(reason, 1);
         }
     }
 
@@ -119,14 +119,14 @@ impl Mailbox {
         }
     }
 
-    fn take(&self) -> Option<Mail> {
-        let mail = self.receiver.borrow_mut().try_recv().ok()?;
-        self.bytes.set(self.bytes.get() - mail.bytes());
-        Some(mail)
+    fn take(&self) -> Option<QueuedFrame> {
+        let queued = self.receiver.borrow_mut().try_recv().ok()?;
+        self.bytes.set(self.bytes.get() - queued.bytes());
+        Some(queued)
     }
 
-    async fn receive(&self) -> Option<Mail> {
-        let mail = poll_fn(|context| {
+    async fn receive(&self) -> Option<QueuedFrame> {
+        let queued = poll_fn(|context| {
             let polled = self.receiver.borrow_mut().poll_recv(context);
             if polled.is_pending() {
                 // Closing the receiver does not wake it.
@@ -135,15 +135,15 @@ impl Mailbox {
             polled
         })
         .await?;
-        self.bytes.set(self.bytes.get() - mail.bytes());
-        Some(mail)
+        self.bytes.set(self.bytes.get() - queued.bytes());
+        Some(queued)
     }
 }
 
 /// Gives `connection` a mailbox; the future writes its messages until the connection is abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX);
-    connection.set_feed(Feed::Mailbox(Mailbox {
+    connection.set_writer(WriterKind::Mailbox(Mailbox {
         sender,
         receiver: RefCell::new(receiver),
         bytes: Cell::default(),
@@ -157,16 +157,16 @@ pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<
 impl<S> Connection<S> {
     /// Its mailbox, if it was given one.
     pub fn mailbox(&self) -> Option<&Mailbox> {
-        match self.feed() {
-            Some(Feed::Mailbox(mailbox)) => Some(mailbox),
+        match self.writer() {
+            Some(WriterKind::Mailbox(mailbox)) => Some(mailbox),
             _ => None,
         }
     }
 }
 
-/// Counts the message in its books, whichever way the task ends.
+/// Counts the message in its counters, whichever way the task ends.
 struct InFlight<'a> {
-    mail: Mail,
+    queued: QueuedFrame,
     mailbox: &'a Mailbox,
     written: bool,
 }
@@ -175,8 +175,8 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.mailbox.in_flight.set(false);
         match self.written {
-            true => self.mail.batch.books().delivered(1),
-            false => self.mail.batch.books().dropped(DropReason::Closed, 1),
+            true => self.queued.batch.counters().delivered(1),
+            false => self.queued.batch.counters().dropped(DropReason::Closed, 1),
         }
     }
 }
@@ -185,10 +185,10 @@ async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>) {
     let Some(mailbox) = connection.mailbox() else { return };
     let stream = Stream { connection: connection.clone() };
     let (_, mut websocket) = fastwebsockets::after_handshake_split(tokio::io::empty(), stream, Role::Server);
-    while let Some(mail) = mailbox.receive().await {
+    while let Some(queued) = mailbox.receive().await {
         mailbox.in_flight.set(true);
-        let mut in_flight = InFlight { mail, mailbox, written: false };
-        let (opcode, payload) = in_flight.mail.batch.message(in_flight.mail.index);
+        let mut in_flight = InFlight { queued, mailbox, written: false };
+        let (opcode, payload) = in_flight.queued.batch.message(in_flight.queued.index);
         let frame = fastwebsockets::Frame::new(true, opcode, None, Payload::Borrowed(payload));
         let result = websocket.write_frame(frame).await;
         in_flight.written = result.is_ok();

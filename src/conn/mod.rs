@@ -1,18 +1,18 @@
 //! One client: its socket, what it owes and what it is owed. The only place that touches a WebSocket.
 //!
 //! A [`Connection`] is owned by one shard for life and never leaves its thread: plain cells, no lock. With `direct` it
-//! has no task (`feed` has those of the others) and no buffer of its own. Reads go through the shard's scratch buffer
+//! has no task (`writer` has those of the others) and no buffer of its own. Reads go through the shard's scratch buffer
 //! and leave nothing behind but what arrived in part; writes go straight to the socket, and only what the socket
 //! refused waits, in an [`Outbox`] that exists as long as it has to. The shard's readiness loop (`engine::readiness`)
 //! says when to read and when to flush.
 
-pub mod feed;
 pub mod mailbox;
 pub mod ring;
 #[cfg_attr(not(feature = "tls"), path = "no_session.rs")]
 mod session;
 mod socket;
 mod stream;
+pub mod writer_kind;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
@@ -31,7 +31,7 @@ use crate::outbox::{Bound, Offered, Outbox, Write};
 use crate::registry::ConnId;
 use crate::wire::inbound::{Decoder, Inbound, Input, Limits};
 use crate::wire::{Batch, Frame, Piece};
-use feed::Feed;
+use writer_kind::WriterKind;
 
 /// What the messages of a client mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,21 +69,21 @@ pub struct Membership {
 pub enum Sent {
     /// All of it is in the kernel's hands.
     All,
-    /// Some of it waits or was dropped; the books know.
+    /// Some of it waits or was dropped; the counters know.
     Part(Offered),
-    /// The socket has failed, or the connection is closing; the caller owes the books the drops.
+    /// The socket has failed, or the connection is closing; the caller owes the counters the drops.
     Gone,
 }
 
 /// How silent a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quiet {
+pub enum Liveness {
     /// Not too.
-    No,
+    Alive,
     /// It has to be asked whether it is there.
-    Ask,
+    PingDue,
     /// It was asked and has not answered.
-    TooLong,
+    TimedOut,
 }
 
 /// What a flush left behind.
@@ -114,13 +114,13 @@ pub struct Connection<S> {
     writing: Cell<bool>,
     /// It was not read to its end and waits for its next turn.
     pub unread: Cell<bool>,
-    /// The sweep in which it was last heard, or asked.
-    heard: Cell<u16>,
+    /// The sweep in which it was last heard, or ping_pending.
+    last_seen: Cell<u16>,
     /// It got a ping and has not been heard since.
-    asked: Cell<bool>,
+    ping_pending: Cell<bool>,
     outbox: Cell<Option<Box<Outbox>>>,
     /// What its writer task writes, if it has one: a pointer, so that those without pay for no more.
-    feed: OnceCell<Box<Feed>>,
+    writer: OnceCell<Box<WriterKind>>,
     decoder: Cell<Decoder>,
     /// The channels it is subscribed to.
     pub memberships: RefCell<SmallVec<[Membership; 2]>>,
@@ -151,10 +151,10 @@ impl<S: Socket> Connection<S> {
             phase: Cell::new(Phase::Open),
             writing: Cell::new(false),
             unread: Cell::new(false),
-            heard: Cell::default(),
-            asked: Cell::default(),
+            last_seen: Cell::default(),
+            ping_pending: Cell::default(),
             outbox: Cell::default(),
-            feed: OnceCell::new(),
+            writer: OnceCell::new(),
             decoder: Cell::default(),
             memberships: RefCell::default(),
             name: Cell::default(),
@@ -200,7 +200,7 @@ impl<S: Socket> Connection<S> {
         let offered = outbox.offer(batch, written, bound);
         self.keep(outbox);
         if batch.has_pages() {
-            // `sendfile` may stop short of a socket that has room, at a signal for one: only a refusal is a promise to say
+            // `sendfile` may stop short of a socket that has room, at a signal for one: only a rejection is a promise to say
             // when there is room again. What a failed socket means, its owner hears from the socket.
             self.flush_outbox();
         }
@@ -208,10 +208,10 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Sends a ping; false when the socket has failed.
-    pub fn ask(&self, sweep: u16) -> bool {
-        self.heard.set(sweep);
-        self.asked.set(true);
-        // In the place of a pong that might have to wait: who sends one later has been heard.
+    pub fn send_ping(&self, sweep: u16) -> bool {
+        self.last_seen.set(sweep);
+        self.ping_pending.set(true);
+        // In the place of a pong that might have to wait: who sends one later has been last_seen.
         self.control(Frame::ping(), Outbox::put_pong)
     }
 
@@ -224,8 +224,8 @@ impl<S: Socket> Connection<S> {
     /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when the socket has failed.
     pub fn close(&self, close: Frame, reason: DropReason, phase: Phase) -> bool {
         self.phase.set(phase);
-        if let Some(feed) = self.feed.get() {
-            feed.clear(reason);
+        if let Some(writer) = self.writer.get() {
+            writer.clear(reason);
         }
         self.control(close, |outbox, close| outbox.put_close(close, reason))
     }
@@ -282,9 +282,9 @@ impl<S: Socket> Connection<S> {
             if flushed != Flushed::Idle {
                 return flushed;
             }
-            match self.feed() {
-                Some(Feed::Mailbox(mailbox)) if mailbox.frames() > 0 => return Flushed::Blocked,
-                Some(Feed::Ring(cursor)) => {
+            match self.writer() {
+                Some(WriterKind::Mailbox(mailbox)) if mailbox.frames() > 0 => return Flushed::Blocked,
+                Some(WriterKind::Ring(cursor)) => {
                     if let Some(flushed) = self.write_next(cursor) {
                         return flushed;
                     }
@@ -344,8 +344,8 @@ impl<S: Socket> Connection<S> {
         if let Some(mut outbox) = self.outbox.take() {
             outbox.abandon(reason);
         }
-        if let Some(feed) = self.feed.get() {
-            feed.end(reason);
+        if let Some(writer) = self.writer.get() {
+            writer.end(reason);
         }
     }
 }
@@ -372,18 +372,18 @@ impl<S> Connection<S> {
     }
 
     /// Something has come, in this sweep.
-    pub fn heard(&self, sweep: u16) {
-        self.heard.set(sweep);
-        self.asked.set(false);
+    pub fn note_input(&self, sweep: u16) {
+        self.last_seen.set(sweep);
+        self.ping_pending.set(false);
     }
 
-    /// Whether it has been silent for `ping_after` sweeps, or for `end_after` more since it was asked.
-    pub fn quiet(&self, sweep: u16, ping_after: u16, end_after: u16) -> Quiet {
-        let silent = sweep.wrapping_sub(self.heard.get());
-        match self.asked.get() {
-            true if silent >= end_after => Quiet::TooLong,
-            false if silent >= ping_after => Quiet::Ask,
-            _ => Quiet::No,
+    /// Whether it has been silent for `ping_after` sweeps, or for `end_after` more since it was ping_pending.
+    pub fn liveness(&self, sweep: u16, ping_after: u16, end_after: u16) -> Liveness {
+        let silent = sweep.wrapping_sub(self.last_seen.get());
+        match self.ping_pending.get() {
+            true if silent >= end_after => Liveness::TimedOut,
+            false if silent >= ping_after => Liveness::PingDue,
+            _ => Liveness::Alive,
         }
     }
 
@@ -393,19 +393,19 @@ impl<S> Connection<S> {
     }
 
     fn feed_backlog(&self) -> (usize, u64) {
-        match self.feed() {
-            None | Some(Feed::Outbox(_)) => (0, 0),
-            Some(Feed::Mailbox(mailbox)) => mailbox.backlog(),
-            Some(Feed::Ring(cursor)) => self.ring_backlog(cursor),
+        match self.writer() {
+            None | Some(WriterKind::Outbox(_)) => (0, 0),
+            Some(WriterKind::Mailbox(mailbox)) => mailbox.backlog(),
+            Some(WriterKind::Ring(cursor)) => self.ring_backlog(cursor),
         }
     }
 
-    fn feed(&self) -> Option<&Feed> {
-        self.feed.get().map(Box::as_ref)
+    fn writer(&self) -> Option<&WriterKind> {
+        self.writer.get().map(Box::as_ref)
     }
 
-    fn set_feed(&self, feed: Feed) {
-        let first = self.feed.set(Box::new(feed)).is_ok();
+    fn set_writer(&self, writer: WriterKind) {
+        let first = self.writer.set(Box::new(writer)).is_ok();
         debug_assert!(first, "a connection has one task");
     }
 
@@ -442,7 +442,7 @@ mod tests {
     use super::*;
     use crate::admission::Load;
     use crate::config::SlowPolicy;
-    use crate::metrics::Books;
+    use crate::metrics::DeliveryCounters;
 
     /// A stream in memory that takes as many bytes as nobody has read, and no more.
     struct Pipe(RefCell<DuplexStream>);
@@ -480,10 +480,10 @@ mod tests {
         (Rc::new(connection), Pipe(RefCell::new(theirs)))
     }
 
-    fn batch(books: &Rc<Books>, texts: &[&str]) -> Rc<Batch> {
+    fn batch(counters: &Rc<DeliveryCounters>, texts: &[&str]) -> Rc<Batch> {
         let frames: Vec<_> = texts.iter().map(|text| Frame::text(text)).collect();
-        books.matched(frames.len() as u64);
-        Rc::new(Batch::new(&frames, books.clone()))
+        counters.matched(frames.len() as u64);
+        Rc::new(Batch::new(&frames, counters.clone()))
     }
 
     /// Everything that is in the pipe.
@@ -497,12 +497,12 @@ mod tests {
 
     #[test]
     fn only_what_the_socket_refuses_waits() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let (connection, peer) = pair(8);
-        assert_eq!(connection.send(&batch(&books, &["ab"]), BOUND), Sent::All);
+        assert_eq!(connection.send(&batch(&counters, &["ab"]), BOUND), Sent::All);
         assert!(!connection.has_backlog());
-        let sent = connection.send(&batch(&books, &["cd", "e"]), BOUND);
-        books.delivered(1);
+        let sent = connection.send(&batch(&counters, &["cd", "e"]), BOUND);
+        counters.delivered(1);
         assert_eq!(sent, Sent::Part(Offered { delivered: 1, started: false, queued: 1..2, overflow: false }));
         assert_eq!(connection.backlog().1, 1);
         assert!(connection.pong(b"!"));
@@ -511,33 +511,33 @@ mod tests {
         assert_eq!(connection.flush(), Flushed::Idle);
         assert_eq!(read(&peer), b"\x8a\x01!\x81\x01e");
         assert!(connection.outbox.take().is_none(), "the memory is given back");
-        assert_eq!(books.totals().unsettled(), 0);
+        assert_eq!(counters.totals().unsettled(), 0);
     }
 
     #[test]
     fn nothing_follows_a_close_and_nothing_is_cut() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let (connection, peer) = pair(5);
-        connection.send(&batch(&books, &["abcd", "e"]), BOUND);
+        connection.send(&batch(&counters, &["abcd", "e"]), BOUND);
         assert!(connection.close(Frame::close_with(1000, ""), DropReason::Closed, Phase::Closing));
-        assert_eq!(connection.send(&batch(&books, &["late"]), BOUND), Sent::Gone);
+        assert_eq!(connection.send(&batch(&counters, &["late"]), BOUND), Sent::Gone);
         let mut seen = read(&peer);
         while connection.flush() == Flushed::Blocked {
             seen.extend(read(&peer));
         }
         seen.extend(read(&peer));
         assert_eq!(seen, b"\x81\x04abcd\x88\x02\x03\xe8");
-        let totals = books.totals();
-        // Whoever sends to a connection that is gone owes the books the drop: here, one.
+        let totals = counters.totals();
+        // Whoever sends to a connection that is gone owes the counters the drop: here, one.
         assert_eq!((totals.delivered, totals.dropped_closed, totals.unsettled()), (1, 1, 1));
     }
 
     #[test]
     fn a_peer_that_is_gone_is_noticed() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let (connection, peer) = pair(8);
         drop(peer);
-        assert_eq!(connection.send(&batch(&books, &["a"]), BOUND), Sent::Gone);
+        assert_eq!(connection.send(&batch(&counters, &["a"]), BOUND), Sent::Gone);
         assert!(!connection.pong(b""));
         assert_eq!(connection.receive(&mut [0; 8]).unwrap(), 0);
     }
@@ -549,11 +549,11 @@ mod tests {
 
     #[test]
     fn a_writer_task_lets_control_frames_in_between_its_frames_only() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let (connection, peer) = pair(4);
         let mut task = Box::pin(mailbox::open(&connection));
         let mailbox = connection.mailbox().unwrap();
-        mailbox.offer(&batch(&books, &["abcdef", "g"]), BOUND);
+        mailbox.offer(&batch(&counters, &["abcdef", "g"]), BOUND);
         assert!(!poll(&mut task));
         assert!(connection.pong(b"!"), "it waits: the task is inside a frame");
         let mut seen = Vec::new();
@@ -563,20 +563,20 @@ mod tests {
             assert!(!poll(&mut task));
         }
         assert_eq!(seen, b"\x81\x06abcdef\x8a\x01!\x81\x01g");
-        assert_eq!((books.totals().delivered, books.totals().unsettled()), (2, 0));
+        assert_eq!((counters.totals().delivered, counters.totals().unsettled()), (2, 0));
         connection.abandon(DropReason::Closed);
         assert!(poll(&mut task), "it ends with its connection");
     }
 
     #[test]
     fn a_writer_task_that_ends_settles_the_books() {
-        let books = Rc::default();
+        let counters = Rc::default();
         let (connection, _peer) = pair(4);
         let mut task = Box::pin(mailbox::open(&connection));
-        connection.mailbox().unwrap().offer(&batch(&books, &["abcdef", "g"]), BOUND);
+        connection.mailbox().unwrap().offer(&batch(&counters, &["abcdef", "g"]), BOUND);
         assert!(!poll(&mut task));
         connection.abandon(DropReason::Closed);
         assert!(poll(&mut task));
-        assert_eq!((books.totals().dropped_closed, books.totals().unsettled()), (2, 0));
+        assert_eq!((counters.totals().dropped_closed, counters.totals().unsettled()), (2, 0));
     }
 }

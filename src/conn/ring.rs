@@ -8,7 +8,7 @@
 //!   item is taken when it can be written, or at the bound, where [`Outbox::offer`](crate::outbox::Outbox::offer)
 //!   applies the policy.
 //! - A receipt may count a subscriber as pending whose frame was dropped before the pass came to it: one whose
-//!   memberships changed meanwhile, or that was made room of, and was at its bound. The books are exact.
+//!   memberships changed meanwhile, or that was made room of, and was at its bound. The counters are exact.
 //! - Nothing is overwritten before everybody has taken it: at [`Ring::is_full`] the strategy lets who is last catch up.
 //!
 //! The receivers are never awaited: a pending `recv` borrows its receiver, and the shard has to take for a connection
@@ -21,7 +21,7 @@ use std::rc::Rc;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::broadcast::{Receiver, Sender};
 
-use super::feed::{Feed, Writer, write_when_woken};
+use super::writer_kind::{Writer, WriterKind, write_when_woken};
 use super::{Connection, Flushed, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, ENTRY_BYTES, Offered};
@@ -71,7 +71,7 @@ impl Ring {
         self.sender.len() == self.items_max
     }
 
-    /// Adds an item; the caller has made room, counts it in the books, and wakes the tasks.
+    /// Adds an item; the caller has made room, counts it in the counters, and wakes the tasks.
     pub fn send(&self, channel: u32, batch: &Rc<Batch>) {
         let mut notes = self.notes.borrow_mut();
         if notes.len() == self.items_max {
@@ -122,7 +122,7 @@ impl Cursor {
 
 /// Gives `connection` a position at the end of `ring`; the future writes what comes until the connection is abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>, ring: &Rc<Ring>) -> impl Future<Output = ()> + use<S> {
-    connection.set_feed(Feed::Ring(Cursor {
+    connection.set_writer(WriterKind::Ring(Cursor {
         ring: ring.clone(),
         receiver: RefCell::new(ring.sender.subscribe()),
         overflowed: Cell::new(false),
@@ -135,14 +135,14 @@ impl<S> Connection<S> {
     /// Takes everything behind its position in a ring, within the bound. Due before its memberships
     /// change, and before anything is sent past the ring.
     pub fn catch_up(&self) {
-        if let Some(Feed::Ring(cursor)) = self.feed() {
+        if let Some(WriterKind::Ring(cursor)) = self.writer() {
             self.take_all(cursor, |_, _| {});
         }
     }
 
     /// As [`Connection::catch_up`], if there is no room for another item; whether the connection has to end as slow.
     pub fn make_room(&self) -> bool {
-        let Some(Feed::Ring(cursor)) = self.feed() else { return false };
+        let Some(WriterKind::Ring(cursor)) = self.writer() else { return false };
         if cursor.waiting() == cursor.ring.items_max {
             self.take_all(cursor, |_, _| {});
         }
@@ -151,7 +151,7 @@ impl<S> Connection<S> {
 
     /// Tells a connection that something was sent: its task is woken, or, at the bound, everything is taken.
     pub fn notice(&self, batch: &Rc<Batch>) -> Noticed {
-        let Some(Feed::Ring(cursor)) = self.feed() else { return Noticed { offered: None, overflow: false } };
+        let Some(WriterKind::Ring(cursor)) = self.writer() else { return Noticed { offered: None, overflow: false } };
         let mut mine = None;
         let outbox_bytes = self.with_outbox(|outbox| outbox.bytes());
         if outbox_bytes.unwrap_or(0) + cursor.bytes_at_most() > cursor.ring.bound.bytes_max {
@@ -179,7 +179,7 @@ impl<S> Connection<S> {
                 continue;
             }
             let offered = if cursor.overflowed.get() {
-                batch.books().dropped(DropReason::Slow, batch.frames() as u64);
+                batch.counters().dropped(DropReason::Slow, batch.frames() as u64);
                 Offered::default()
             } else {
                 outbox.offer(&batch, 0, cursor.ring.bound)
@@ -244,13 +244,13 @@ impl<S: Socket> Connection<S> {
         }
         let Item { batch, .. } = cursor.take().filter(|item| self.position(item.channel).is_some())?;
         match self.send(&batch, cursor.ring.bound) {
-            Sent::All => batch.books().delivered(batch.frames() as u64),
+            Sent::All => batch.counters().delivered(batch.frames() as u64),
             Sent::Part(offered) => {
                 cursor.look_at(&offered);
                 return Some(Flushed::Blocked);
             }
             Sent::Gone => {
-                batch.books().dropped(DropReason::Closed, batch.frames() as u64);
+                batch.counters().dropped(DropReason::Closed, batch.frames() as u64);
                 return Some(Flushed::Gone);
             }
         }

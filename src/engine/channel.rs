@@ -1,6 +1,6 @@
 //! The channels that have subscribers on one shard, and the passes over them.
 //!
-//! Owns the subscriber lists and what waits for its pass. A step is at most a chunk of sockets, of the channels whose turn it is: `rota`.
+//! Owns the subscriber lists and what waits for its pass. A step is at most a chunk of sockets, of the channels whose turn it is: `scheduler`.
 
 use std::collections::{HashMap, VecDeque};
 use std::iter;
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::publication::{ChannelName, Dispatch};
-use super::rota::Rota;
+use super::scheduler::Scheduler;
 use crate::close::CloseReason;
 use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_SAMPLE};
 use crate::conn::{Connection, Socket};
-use crate::fanout::{Fanout, Pass, Scope, Subscribers};
-use crate::metrics::Books;
+use crate::fanout::{Fanout, Pass, PassContext, Subscribers};
+use crate::metrics::DeliveryCounters;
 use crate::outbox::Bound;
 use crate::pages::PagePool;
 use crate::registry::Registry;
@@ -29,8 +29,8 @@ pub struct Channels<S> {
     /// Boxed: the slab keeps the places of its largest size for as long as one channel is left.
     channels: Slab<Box<Channel<S>>>,
     /// Channels with something to send.
-    rota: Rota,
-    books: Rc<Books>,
+    scheduler: Scheduler,
+    counters: Rc<DeliveryCounters>,
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ struct Channel<S> {
     paced: bool,
     /// It has waited in vain for most subscribers to catch up: they do not read, and the bound of their backlog decides.
     gave_up: bool,
-    books: Rc<Books>,
+    counters: Rc<DeliveryCounters>,
 }
 
 /// What the last pass tells about the next.
@@ -93,7 +93,7 @@ struct Running<S> {
 pub type Ended<S> = Vec<(Rc<Connection<S>>, CloseReason)>;
 
 /// What a step needs besides the channels.
-pub struct Surroundings<'a, S> {
+pub struct ChannelContext<'a, S> {
     /// The strategy.
     pub fanout: &'a dyn Fanout<S>,
     /// The shard's connections by slot.
@@ -111,10 +111,15 @@ pub struct Surroundings<'a, S> {
 }
 
 impl<S: Socket> Channels<S> {
-    /// No channels; theirs will write through to `books`.
+    /// No channels; theirs will write through to `counters`.
     #[must_use]
-    pub fn new(books: &Rc<Books>) -> Self {
-        Self { by_name: HashMap::new(), channels: Slab::new(), rota: Rota::default(), books: books.clone() }
+    pub fn new(counters: &Rc<DeliveryCounters>) -> Self {
+        Self {
+            by_name: HashMap::new(),
+            channels: Slab::new(),
+            scheduler: Scheduler::default(),
+            counters: counters.clone(),
+        }
     }
 
     /// Subscribes a connection; false if it was already.
@@ -132,7 +137,7 @@ impl<S: Socket> Channels<S> {
                 begins_at: None,
                 paced: false,
                 gave_up: false,
-                books: Books::within(&self.books),
+                counters: DeliveryCounters::within(&self.counters),
             }));
             index
         });
@@ -165,52 +170,52 @@ impl<S: Socket> Channels<S> {
         let Some(&index) = self.by_name.get(&dispatch.channel) else { return };
         let channel = &mut self.channels[index as usize];
         if channel.waiting.is_empty() && channel.pass.is_none() {
-            self.rota.push(index, channel.subscribers.places());
+            self.scheduler.push(index, channel.subscribers.places());
         }
         channel.waiting.push_back(dispatch);
     }
 
-    /// The books of every channel that has subscribers here.
-    pub fn books(&self) -> impl Iterator<Item = (&ChannelName, &Books)> {
-        self.channels.iter().map(|(_, channel)| (&channel.name, &*channel.books))
+    /// The counters of every channel that has subscribers here.
+    pub fn counters(&self) -> impl Iterator<Item = (&ChannelName, &DeliveryCounters)> {
+        self.channels.iter().map(|(_, channel)| (&channel.name, &*channel.counters))
     }
 
     /// Whether nothing is left to send.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.rota.is_empty()
+        self.scheduler.is_empty()
     }
 
     /// Whether every channel with something to send waits for subscribers that are behind.
     #[must_use]
     pub fn is_paced(&self) -> bool {
-        !self.rota.is_empty() && self.rota.iter().all(|index| self.channels[index as usize].paced)
+        !self.scheduler.is_empty() && self.scheduler.iter().all(|index| self.channels[index as usize].paced)
     }
 
     /// Spends about `budget`, in visits to subscribers of small channels, on as many channels as that is enough for. It may visit
     /// nobody: a channel lingers for a moment before its pass, and the caller looks at everything else meanwhile.
-    pub fn step(&mut self, surroundings: &Surroundings<'_, S>, mut budget: usize) -> Ended<S> {
+    pub fn step(&mut self, context: &ChannelContext<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
         let now = Instant::now();
         // Each at most once.
-        for kind in self.rota.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
+        for kind in self.scheduler.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
             let share = budget / kind.cost();
             if share == 0 {
                 break;
             }
-            let Some(index) = self.rota.pop(kind) else { continue };
+            let Some(index) = self.scheduler.pop(kind) else { continue };
             let channel = &mut self.channels[index as usize];
             let subscribers = channel.subscribers.places();
-            if channel.lingers(now, surroundings.pace_max) {
-                self.rota.push(index, subscribers);
+            if channel.lingers(now, context.pace_max) {
+                self.scheduler.push(index, subscribers);
                 continue;
             }
             // A pass over nobody costs something too.
-            let cost = channel.step(index, surroundings, share, &mut ended).max(1);
+            let cost = channel.step(index, context, share, &mut ended).max(1);
             budget = budget.saturating_sub(cost * kind.cost());
-            self.rota.visited(kind, cost);
+            self.scheduler.visited(kind, cost);
             if channel.pass.is_some() || !channel.waiting.is_empty() {
-                self.rota.push(index, subscribers);
+                self.scheduler.push(index, subscribers);
             } else {
                 self.forget_if_idle(index);
             }
@@ -281,32 +286,32 @@ impl<S: Socket> Channel<S> {
     }
 
     /// Goes on with the pass, or begins the next one; what it cost, in visits.
-    fn step(&mut self, index: u32, surroundings: &Surroundings<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
+    fn step(&mut self, index: u32, context: &ChannelContext<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
         let begun = self.pass.take();
         if begun.is_none() {
             self.subscribers.begin_pass();
         }
-        let scope = Scope {
+        let pass_context = PassContext {
             subscribers: &self.subscribers,
             channel: index,
-            connections: surroundings.connections,
-            registry: surroundings.registry,
-            shard: surroundings.shard,
-            bound: surroundings.bound,
-            pages: surroundings.pages,
+            connections: context.connections,
+            registry: context.registry,
+            shard: context.shard,
+            bound: context.bound,
+            pages: context.pages,
         };
         let mut running = begun.unwrap_or_else(|| {
-            let dispatches = take_batch(&mut self.waiting, surroundings.bound.batch_bytes_max());
+            let dispatches = take_batch(&mut self.waiting, context.bound.batch_bytes_max());
             let frames: Vec<_> = dispatches.iter().flat_map(|dispatch| &dispatch.frames).cloned().collect();
-            let batch = Batch::new(&frames, self.books.clone());
-            let pass = surroundings.fanout.begin(&scope, batch, self.start);
+            let batch = Batch::new(&frames, self.counters.clone());
+            let pass = context.fanout.begin(&pass_context, batch, self.start);
             self.start = self.start.wrapping_add(STRIDE);
             self.begins_at = None;
             self.last.frames = frames.len();
             Running { pass, dispatches, took: Duration::ZERO }
         });
         let begun = Instant::now();
-        let cost = surroundings.fanout.step(&scope, &mut running.pass, budget);
+        let cost = context.fanout.step(&pass_context, &mut running.pass, budget);
         running.took += begun.elapsed();
         ended.append(&mut running.pass.ended);
         if running.pass.is_done() {

@@ -13,11 +13,11 @@ use socket2::SockRef;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::meter::Meter;
 use super::publication::ChannelName;
+use super::rate_limiter::RateLimiter;
 use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
-use crate::admission::{Permit, Refusal};
+use crate::admission::{Permit, Rejection};
 use crate::close::CloseReason;
 use crate::config::{MESSAGES_PER_CALL, MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
 use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
@@ -33,10 +33,10 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of a drain at what is still open.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Subscriptions that the channels' homes know of and that have no connection yet. They are announced before the client
+/// Subscriptions that the channels' sequencers know of and that have no connection yet. They are pending before the client
 /// can know that it is connected: what is published after that cannot miss it.
 #[derive(Debug)]
-pub struct Announced {
+pub struct PendingSubscription {
     engine: Arc<Engine>,
     shard: u16,
     channels: Vec<ChannelName>,
@@ -45,7 +45,7 @@ pub struct Announced {
     grant: Option<Grant>,
 }
 
-impl Drop for Announced {
+impl Drop for PendingSubscription {
     fn drop(&mut self) {
         for channel in self.channels.drain(..) {
             self.engine.count(channel, self.shard, false);
@@ -57,16 +57,16 @@ impl Drop for Announced {
 }
 
 impl Shard {
-    /// Promises a connection its place, and tells the homes of `channels`, all distinct, of a subscriber to come.
+    /// Promises a connection its place, and tells the sequencers of `channels`, all distinct, of a subscriber to come.
     ///
     /// # Errors
     /// Why it has no place.
-    pub fn announce(&self, channels: Vec<ChannelName>, grant: Option<Grant>) -> Result<Announced, Refusal> {
+    pub fn announce(&self, channels: Vec<ChannelName>, grant: Option<Grant>) -> Result<PendingSubscription, Rejection> {
         self.engine.admit()?;
         for channel in &channels {
             self.engine.count(channel.clone(), self.index, true);
         }
-        Ok(Announced { engine: self.engine.clone(), shard: self.index, channels, place: true, grant })
+        Ok(PendingSubscription { engine: self.engine.clone(), shard: self.index, channels, place: true, grant })
     }
 
     /// Registers an upgraded connection and subscribes it; `leftover` is what the client has sent behind its handshake.
@@ -79,7 +79,7 @@ impl Shard {
         session: Option<Box<Session>>,
         leftover: Bytes,
         role: Role,
-        mut announced: Announced,
+        mut pending: PendingSubscription,
         permit: Permit,
     ) -> io::Result<()> {
         let mut stream = mio::net::TcpStream::from_std(stream);
@@ -87,29 +87,29 @@ impl Shard {
         let entry = connections.vacant_entry();
         let slot = entry.key() as u32;
         readiness::watch(&self.set, &mut stream, slot)?;
-        announced.place = false;
+        pending.place = false;
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, Stream::new(stream, session), permit));
-        connection.heard(self.sweep.get());
-        if let Some(grant) = announced.grant.take() {
+        connection.note_input(self.sweep.get());
+        if let Some(grant) = pending.grant.take() {
             self.grants.borrow_mut().insert(slot, grant);
         }
-        if let Some((rates, meters)) = &self.meters {
-            let (mut meters, full) = (meters.borrow_mut(), Meter::new(Instant::now(), rates));
-            if meters.len() <= slot as usize {
-                meters.resize(slot as usize + 1, full);
+        if let Some((rates, rate_limiters)) = &self.rate_limiters {
+            let (mut rate_limiters, full) = (rate_limiters.borrow_mut(), RateLimiter::new(Instant::now(), rates));
+            if rate_limiters.len() <= slot as usize {
+                rate_limiters.resize(slot as usize + 1, full);
             }
-            meters[slot as usize] = full;
+            rate_limiters[slot as usize] = full;
         }
         entry.insert(connection.clone());
         drop(connections);
         self.fanout.attach(&connection);
-        for channel in announced.channels.drain(..) {
+        for channel in pending.channels.drain(..) {
             self.channels.borrow_mut().join(&channel, &connection);
         }
         tracing::debug!(id = id.0, "registered");
         if !leftover.is_empty() {
-            self.feed(&connection, &mut Vec::from(leftover));
+            self.decode(&connection, &mut Vec::from(leftover));
         }
         if connection.socket().has_more() {
             self.read_later(&connection);
@@ -151,9 +151,9 @@ impl Shard {
             self.spend(MESSAGES_PER_CALL);
             match connection.flush() {
                 Flushed::Blocked => {}
-                Flushed::Gone => return self.end_or_remove(&connection, CloseReason::Vanished),
+                Flushed::Gone => return self.end_or_remove(&connection, CloseReason::Disconnected),
                 Flushed::Idle => {
-                    self.settle(&connection);
+                    self.advance_close(&connection);
                     // An echo stops reading while its answers wait.
                     if connection.role == Role::Echo {
                         return self.read(&connection, true, scratch);
@@ -196,10 +196,10 @@ impl Shard {
         self.spend(MESSAGES_PER_CALL);
         let most = (connection.missing_bytes() + TURN_BYTES).min(scratch.len());
         match connection.receive(&mut scratch[..most]) {
-            Ok(0) => return self.end_or_remove(connection, CloseReason::Vanished),
+            Ok(0) => return self.end_or_remove(connection, CloseReason::Disconnected),
             Ok(length) => {
-                connection.heard(self.sweep.get());
-                self.feed(connection, &mut scratch[..length]);
+                connection.note_input(self.sweep.get());
+                self.decode(connection, &mut scratch[..length]);
                 if length < most && !may_end && !connection.socket().has_more() {
                     return;
                 }
@@ -211,7 +211,7 @@ impl Shard {
                 }
                 self.spend(MESSAGES_PER_ROUND);
             }
-            Err(_) => return self.end_or_remove(connection, CloseReason::Vanished),
+            Err(_) => return self.end_or_remove(connection, CloseReason::Disconnected),
         }
         self.read_later(connection);
     }
@@ -224,13 +224,13 @@ impl Shard {
     }
 
     /// Decodes what was read, in place.
-    fn feed(&self, connection: &Rc<Conn>, bytes: &mut [u8]) {
+    fn decode(&self, connection: &Rc<Conn>, bytes: &mut [u8]) {
         let limits = Limits {
             message_bytes_max: self.engine.config.message_bytes_max,
             fragments_max: self.engine.config.message_fragments_max,
         };
-        if let Some((rates, meters)) = &self.meters {
-            meters.borrow_mut()[connection.slot as usize].read(bytes.len(), Instant::now(), rates);
+        if let Some((rates, rate_limiters)) = &self.rate_limiters {
+            rate_limiters.borrow_mut()[connection.slot as usize].read(bytes.len(), Instant::now(), rates);
         }
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
@@ -245,7 +245,7 @@ impl Shard {
                 Err(reason) if connection.phase() == Phase::Open => return self.end(connection, reason),
                 Err(_) => {
                     connection.set_phase(Phase::Broken);
-                    return self.settle(connection);
+                    return self.advance_close(connection);
                 }
             }
         }
@@ -253,8 +253,8 @@ impl Shard {
 
     /// Whether this has not come too fast; a close frame never does.
     fn may_send(&self, connection: &Conn, inbound: &Inbound<'_>) -> bool {
-        let Some((_, meters)) = &self.meters else { return true };
-        matches!(inbound, Inbound::Close(_)) || meters.borrow_mut()[connection.slot as usize].take()
+        let Some((_, rate_limiters)) = &self.rate_limiters else { return true };
+        matches!(inbound, Inbound::Close(_)) || rate_limiters.borrow_mut()[connection.slot as usize].take()
     }
 
     fn is_here(&self, connection: &Rc<Conn>) -> bool {
@@ -294,10 +294,10 @@ impl Shard {
         }
         self.engine.registry.deregister(connection.id);
         let (dropped, phase) = match reason {
-            CloseReason::Vanished => return self.remove(connection),
+            CloseReason::Disconnected => return self.remove(connection),
             CloseReason::ByClient => (DropReason::Closed, Phase::Closed),
             CloseReason::Slow => (DropReason::Slow, Phase::Closing),
-            CloseReason::Left | CloseReason::Drain | CloseReason::Silent | CloseReason::Expired => {
+            CloseReason::Left | CloseReason::Drain | CloseReason::PingTimeout | CloseReason::Expired => {
                 (DropReason::Closed, Phase::Closing)
             }
             _ => (DropReason::Closed, Phase::Broken),
@@ -309,7 +309,7 @@ impl Shard {
         let deadline = Instant::now() + self.engine.config.close_timeout;
         self.closing.borrow_mut().push_back((deadline, connection.slot, connection.id));
         self.closing_added.notify_one();
-        self.settle(connection);
+        self.advance_close(connection);
     }
 
     /// The client's close frame has come.
@@ -319,12 +319,12 @@ impl Shard {
             self.end_with(connection, CloseReason::ByClient, close);
         } else {
             connection.set_phase(Phase::Closed);
-            self.settle(connection);
+            self.advance_close(connection);
         }
     }
 
     /// Goes on with a closing handshake when nothing waits to be written.
-    fn settle(&self, connection: &Rc<Conn>) {
+    fn advance_close(&self, connection: &Rc<Conn>) {
         match connection.phase() {
             Phase::Open | Phase::Closing => {}
             _ if connection.has_backlog() => {}
@@ -349,8 +349,8 @@ impl Shard {
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
             connections.shrink_to_fit();
-            if let Some((_, meters)) = &self.meters {
-                meters.take();
+            if let Some((_, rate_limiters)) = &self.rate_limiters {
+                rate_limiters.take();
             }
             self.grants.take();
             self.engine.registry.shrink();
@@ -359,7 +359,7 @@ impl Shard {
     }
 
     /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown away.
-    fn cut(&self, connection: &Rc<Conn>) {
+    fn abort(&self, connection: &Rc<Conn>) {
         // Without it the kernel would go on trying to send; it fails only on a socket that is gone already.
         let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
         self.remove(connection);
@@ -388,7 +388,7 @@ impl Shard {
     }
 
     /// Cuts closing handshakes that last too long, for ever.
-    pub(super) async fn cut_late_closes(&self) -> Infallible {
+    pub(super) async fn abort_late_closes(&self) -> Infallible {
         loop {
             let first = self.closing.borrow().front().copied();
             let Some((deadline, slot, id)) = first else {
@@ -399,7 +399,7 @@ impl Shard {
             sleep_until(deadline).await;
             self.closing.borrow_mut().pop_front();
             if let Some(connection) = self.holder(slot, id) {
-                self.cut(&connection);
+                self.abort(&connection);
             }
         }
     }
@@ -435,8 +435,8 @@ impl Shard {
                     self.end(&connection, CloseReason::Drain);
                 }
                 if late && self.is_here(&connection) {
-                    self.cut.set(self.cut.get() + 1);
-                    self.cut(&connection);
+                    self.aborted.set(self.aborted.get() + 1);
+                    self.abort(&connection);
                 }
                 // After the deadline everybody goes at once, or almost.
                 if !late {

@@ -30,7 +30,7 @@ impl Shard {
             (Inbound::Close(_) | Inbound::Pong, _) => {}
             (Inbound::Ping(payload), _) => {
                 if !connection.pong(&payload) {
-                    self.end(connection, CloseReason::Vanished);
+                    self.end(connection, CloseReason::Disconnected);
                 }
             }
             (Inbound::Text(text), Role::Echo) => self.answer(connection, Frame::text(&text)),
@@ -117,7 +117,7 @@ impl Shard {
             Sent::Part(_) => {}
             Sent::Gone => {
                 self.answers.dropped(DropReason::Closed, 1);
-                self.end(connection, CloseReason::Vanished);
+                self.end(connection, CloseReason::Disconnected);
             }
         }
     }

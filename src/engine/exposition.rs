@@ -4,18 +4,18 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
 use super::publication::ChannelName;
-use super::{Engine, Report};
-use crate::admission::Refusal;
+use super::{Engine, ShardStats};
+use crate::admission::Rejection;
 use crate::close::CloseReason;
 use crate::metrics::{DropReason, Totals};
 
 /// The lines of one report.
 #[must_use]
-pub fn exposition(engine: &Engine, report: &Report) -> String {
+pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     let mut lines = Lines::default();
     let totals = report.totals;
     lines.one("hydrant_connections", GAUGE, "WebSocket connections.", engine.registry.len() as u64);
-    let refused = Refusal::ALL.map(|why| (why.label(), engine.refusals.get(why)));
+    let refused = Rejection::ALL.map(|why| (why.label(), engine.rejections.get(why)));
     lines.family("hydrant_refused_total", COUNTER, "Sockets and handshakes that were turned away.", "reason", refused);
     lines.one("hydrant_frames_matched_total", COUNTER, "Frames due to subscribers.", totals.matched);
     lines.one("hydrant_frames_delivered_total", COUNTER, "Frames handed to the kernel, whole.", totals.delivered);

@@ -93,12 +93,12 @@ impl<T> Inbox<T> {
             return;
         }
         self.queue.push(item);
-        self.nudge();
+        self.notify();
     }
 
     /// Wakes the consumer as a push does.
-    pub fn nudge(&self) {
-        // Release: pairs with the acquire in `look`, so that the consumer sees the item above.
+    pub fn notify(&self) {
+        // Release: pairs with the acquire in `clear_signal`, so that the consumer sees the item above.
         // Acquire: keeps the chain of swaps whole when several producers find the flag set.
         if !self.signalled.swap(true, Ordering::AcqRel) {
             self.consumer.wake();
@@ -116,7 +116,7 @@ impl<T> Inbox<T> {
     }
 
     /// The consumer looks now: what is pushed from here on wakes it again.
-    pub fn look(&self) {
+    pub fn clear_signal(&self) {
         // Acquire: pairs with the release in `push`; every item whose push found the flag set is visible to `pop`.
         self.signalled.swap(false, Ordering::AcqRel);
     }
@@ -177,7 +177,7 @@ mod tests {
         (0..100).for_each(|item| inbox.push(item));
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
         assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
-        inbox.look();
+        inbox.clear_signal();
         assert_eq!(std::iter::from_fn(|| inbox.pop()).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
         let mut waiting = Box::pin(inbox.pushed());
         assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
@@ -200,7 +200,7 @@ mod tests {
         runtime.block_on(async {
             while next.iter().sum::<u32>() < 4 * EACH {
                 inbox.pushed().await;
-                inbox.look();
+                inbox.clear_signal();
                 while let Some((producer, number)) = inbox.pop() {
                     assert_eq!(number, next[producer as usize]);
                     next[producer as usize] += 1;
@@ -252,7 +252,7 @@ mod loom_tests {
         let mut items = Vec::new();
         while items.len() < number {
             block_on(inbox.pushed());
-            inbox.look();
+            inbox.clear_signal();
             while let Some(item) = inbox.pop() {
                 items.push(item);
             }
@@ -302,7 +302,7 @@ mod loom_tests {
                     pushed.store(true, Ordering::Release);
                 })
             };
-            inbox.look();
+            inbox.clear_signal();
             // Whatever was there before the look, or signals after it.
             let seen = inbox.pop().is_some();
             if pushed.load(Ordering::Acquire) && !seen {

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::shard::{Conn, Shard};
 use crate::close::CloseReason;
 use crate::config::{Config, MESSAGES_PER_CALL, PASS_CHUNK};
-use crate::conn::{Phase, Quiet};
+use crate::conn::{Liveness, Phase};
 
 /// The longest time between two sweeps: how late a ping or a close may be.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
@@ -65,17 +65,17 @@ impl Shard {
         if connection.phase() != Phase::Open {
             return;
         }
-        match connection.quiet(self.sweep.get(), limits.ping_after, limits.end_after) {
-            Quiet::No => {}
+        match connection.liveness(self.sweep.get(), limits.ping_after, limits.end_after) {
+            Liveness::Alive => {}
             _ if connection.has_backlog() => {}
-            Quiet::Ask => {
+            Liveness::PingDue => {
                 self.spend(MESSAGES_PER_CALL);
-                if !connection.ask(self.sweep.get()) {
-                    self.end(connection, CloseReason::Vanished);
+                if !connection.send_ping(self.sweep.get()) {
+                    self.end(connection, CloseReason::Disconnected);
                 }
             }
-            Quiet::TooLong if connection.socket().is_taking(self.engine.config.idle_timeout) => {}
-            Quiet::TooLong => self.end(connection, CloseReason::Silent),
+            Liveness::TimedOut if connection.socket().is_taking(self.engine.config.idle_timeout) => {}
+            Liveness::TimedOut => self.end(connection, CloseReason::PingTimeout),
         }
     }
 }

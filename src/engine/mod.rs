@@ -7,14 +7,14 @@ pub mod channel;
 pub mod connections;
 mod events;
 pub mod exposition;
-pub mod home;
 pub mod inbox;
 mod keepalive;
-mod meter;
 pub mod phases;
 pub mod publication;
+mod rate_limiter;
 mod readiness;
-mod rota;
+mod scheduler;
+pub mod sequencer;
 pub mod shard;
 pub mod turns;
 
@@ -31,11 +31,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
-use self::publication::{ChannelName, Dispatch, Publication, Refused};
-use crate::admission::{Addresses, Load, Permit, Refusal, Refusals};
+use self::publication::{ChannelName, Dispatch, Publication, PublishError};
+use crate::admission::{Addresses, Load, Permit, Rejection, Rejections};
 use crate::close::CloseReason;
-use crate::config::{ARRIVALS_MAX, CONNECTION_BYTES_PROJECTED, Config, Entrance, SURVEY_TIMEOUT, TLS_BYTES_PROJECTED};
-use crate::mem::{Ledger, Queues};
+use crate::config::{
+    ACCEPTED_MAX, CONNECTION_BYTES_PROJECTED, Config, ListenerConfig, STATS_TIMEOUT, TLS_BYTES_PROJECTED,
+};
+use crate::mem::{MemoryStats, Queues};
 use crate::metrics::Totals;
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
@@ -43,11 +45,11 @@ use crate::wire::Frame;
 
 /// A socket that has been accepted.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct AcceptedSocket {
     /// The socket.
     pub stream: TcpStream,
     /// Which way it came.
-    pub entrance: Entrance,
+    pub listener_config: ListenerConfig,
     /// Its right to be connected.
     pub permit: Permit,
 }
@@ -55,11 +57,11 @@ pub struct Arrival {
 /// What comes into a shard.
 #[derive(Debug)]
 pub enum Item {
-    /// To the channel's home: a message to sequence.
+    /// To the channel's sequencer: a message to sequence.
     Publish(Publication),
-    /// From the channel's home: frames to fan out.
+    /// From the channel's sequencer: frames to fan out.
     Deliver(Arc<Dispatch>),
-    /// To the channel's home: a shard has one subscriber more, or less.
+    /// To the channel's sequencer: a shard has one subscriber more, or less.
     Count {
         /// The channel.
         channel: ChannelName,
@@ -80,9 +82,9 @@ pub enum Item {
     /// Says when everything pushed before has been forwarded.
     Barrier(oneshot::Sender<()>),
     /// Asks for the figures.
-    Survey(oneshot::Sender<Report>),
+    StatsRequest(oneshot::Sender<ShardStats>),
     /// Asks for the figures, and what the kernel holds for each socket.
-    SurveySockets(oneshot::Sender<Report>),
+    SocketStatsRequest(oneshot::Sender<ShardStats>),
     /// Flush, close every connection with 1001, and end, at this moment at the latest.
     Drain(Instant),
     /// A fault to test with: the shard panics.
@@ -92,7 +94,7 @@ pub enum Item {
 
 /// The figures of one shard, or their sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ShardStats {
     /// What became of every frame for every subscriber.
     pub totals: Totals,
     /// The same for each channel that has subscribers, as long as it has: in no order, and once for each shard where it has any.
@@ -112,10 +114,10 @@ pub struct Report {
     /// Connections that ended, by reason.
     pub closed: [u64; CloseReason::ALL.len()],
     /// Connections that a drain had to cut.
-    pub cut: u64,
+    pub aborted: u64,
 }
 
-impl AddAssign for Report {
+impl AddAssign for ShardStats {
     fn add_assign(&mut self, other: Self) {
         self.totals += other.totals;
         self.channels.extend(other.channels);
@@ -127,28 +129,28 @@ impl AddAssign for Report {
         self.says += other.says;
         self.ignored += other.ignored;
         self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);
-        self.cut += other.cut;
+        self.aborted += other.aborted;
     }
 }
 
 /// A request to the admin thread.
 #[derive(Debug)]
 pub enum AdminRequest {
-    /// The memory ledger.
-    Ledger(LedgerRequest),
+    /// The memory memory_stats.
+    MemoryStats(MemoryRequest),
     /// The metrics, in Prometheus' text format; `None` if a shard did not answer.
     Metrics(oneshot::Sender<Option<String>>),
     /// A profile of the process; the admin thread only starts it.
     Profile(profile::Request),
 }
 
-/// What [`AdminRequest::Ledger`] asks for.
+/// What [`AdminRequest::MemoryStats`] asks for.
 #[derive(Debug)]
-pub struct LedgerRequest {
+pub struct MemoryRequest {
     /// Return free memory to the system first.
     pub purge: bool,
-    /// Where the ledger goes; `None` if a shard did not answer.
-    pub answer: oneshot::Sender<Option<Ledger>>,
+    /// Where the memory_stats goes; `None` if a shard did not answer.
+    pub answer: oneshot::Sender<Option<MemoryStats>>,
 }
 
 /// What the shards share.
@@ -162,13 +164,13 @@ pub struct Engine {
     pub loads: Box<[Load]>,
     /// The sockets that each shard has been given and has not taken: beside its inbox, so that no message waits for them. When it is
     /// full, the others wait in the kernel's queue.
-    pub arrivals: Box<[ArrayQueue<Arrival>]>,
+    pub accepted: Box<[ArrayQueue<AcceptedSocket>]>,
     /// Every WebSocket connection.
     pub registry: Registry,
     /// The way to the admin thread.
     pub admin: mpsc::Sender<AdminRequest>,
     /// Who was turned away.
-    pub refusals: Refusals,
+    pub rejections: Rejections,
     /// Connections by address, if their number is limited.
     addresses: Arc<Addresses>,
     /// The heap at the last sample in bytes, and the places that were taken then.
@@ -188,10 +190,10 @@ impl Engine {
             config,
             inboxes: (0..shards).map(|_| Inbox::default()).collect(),
             loads: (0..shards).map(|_| Load::default()).collect(),
-            arrivals: (0..shards).map(|_| ArrayQueue::new(ARRIVALS_MAX)).collect(),
+            accepted: (0..shards).map(|_| ArrayQueue::new(ACCEPTED_MAX)).collect(),
             registry: Registry::default(),
             admin,
-            refusals: Refusals::default(),
+            rejections: Rejections::default(),
             addresses: Arc::default(),
             heap: Default::default(),
             draining: AtomicBool::new(false),
@@ -199,7 +201,7 @@ impl Engine {
         })
     }
 
-    fn home_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
+    fn sequencer_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
         &self.inboxes[(self.hasher.hash_one(channel) % self.inboxes.len() as u64) as usize]
     }
 
@@ -209,25 +211,25 @@ impl Engine {
         span.mul_f64(self.hasher.hash_one(number) as f64 / u64::MAX as f64)
     }
 
-    /// Sends a publication to its channel's home, which may still refuse it: see [`publication::Origin`].
+    /// Sends a publication to its channel's sequencer, which may still refuse it: see [`publication::Origin`].
     ///
     /// # Errors
-    /// When the home's inbox is at its bound, or the server drains.
-    pub fn publish(&self, publication: Publication) -> Result<(), Refused> {
+    /// When the sequencer's inbox is at its bound, or the server drains.
+    pub fn publish(&self, publication: Publication) -> Result<(), PublishError> {
         if self.is_draining() {
-            return Err(Refused::Draining);
+            return Err(PublishError::Draining);
         }
-        let inbox = self.home_inbox(&publication.channel);
+        let inbox = self.sequencer_inbox(&publication.channel);
         if !inbox.reserve(publication.frame.wire().len(), self.config.pending_bytes_max) {
-            return Err(Refused::Overloaded);
+            return Err(PublishError::Overloaded);
         }
         inbox.push(Item::Publish(publication));
         Ok(())
     }
 
-    /// Tells the channel's home that `shard` has one subscriber more, or less.
+    /// Tells the channel's sequencer that `shard` has one subscriber more, or less.
     pub fn count(&self, channel: ChannelName, shard: u16, joined: bool) {
-        self.home_inbox(&channel).push(Item::Count { channel, shard, joined });
+        self.sequencer_inbox(&channel).push(Item::Count { channel, shard, joined });
     }
 
     /// Sends a frame to one connection, if it is still here.
@@ -240,7 +242,7 @@ impl Engine {
     /// The index of the shard with the fewest connections, among those with room for another socket.
     #[must_use]
     pub fn least_loaded(&self) -> Option<usize> {
-        let open = (0..self.loads.len()).filter(|&shard| !self.arrivals[shard].is_full());
+        let open = (0..self.loads.len()).filter(|&shard| !self.accepted[shard].is_full());
         open.min_by_key(|&shard| self.loads[shard].get())
     }
 
@@ -248,25 +250,25 @@ impl Engine {
     ///
     /// # Errors
     /// The socket, and why: its address has as many as it may have, or the server drains.
-    pub fn arrive(
+    pub fn hand_over(
         &self,
         shard: usize,
         stream: TcpStream,
         peer: IpAddr,
-        entrance: Entrance,
-    ) -> Result<(), (TcpStream, Refusal)> {
+        listener_config: ListenerConfig,
+    ) -> Result<(), (TcpStream, Rejection)> {
         if self.is_draining() {
-            return Err((stream, Refusal::Draining));
+            return Err((stream, Rejection::Draining));
         }
         let load = &self.loads[shard];
         let permit = match self.config.per_address_max {
             None => Some(load.permit()),
             Some(most) => load.permit_of(network(peer), most.get(), &self.addresses),
         };
-        let Some(permit) = permit else { return Err((stream, Refusal::Address)) };
+        let Some(permit) = permit else { return Err((stream, Rejection::Address)) };
         // One thread fills it, and has seen that there is room.
-        let _ = self.arrivals[shard].push(Arrival { stream, entrance, permit });
-        self.inboxes[shard].nudge();
+        let _ = self.accepted[shard].push(AcceptedSocket { stream, listener_config, permit });
+        self.inboxes[shard].notify();
         Ok(())
     }
 
@@ -274,17 +276,17 @@ impl Engine {
     ///
     /// # Errors
     /// When there is none.
-    pub fn admit(&self) -> Result<(), Refusal> {
+    pub fn admit(&self) -> Result<(), Rejection> {
         if let Some(bytes_max) = self.config.memory_bytes_max {
             // Relaxed, here and below: an estimate.
             let (bytes, places) = (self.heap.0.load(Ordering::Relaxed), self.heap.1.load(Ordering::Relaxed));
             let new = self.registry.places().saturating_sub(places);
             let tls = if self.config.tls.is_some() { TLS_BYTES_PROJECTED } else { 0 };
             if bytes.saturating_add(new * (CONNECTION_BYTES_PROJECTED + tls)) >= bytes_max.get() {
-                return Err(Refusal::Memory);
+                return Err(Rejection::Memory);
             }
         }
-        if self.registry.reserve(self.config.connections_max) { Ok(()) } else { Err(Refusal::Connections) }
+        if self.registry.reserve(self.config.connections_max) { Ok(()) } else { Err(Rejection::Connections) }
     }
 
     /// Notes how large the heap is.
@@ -322,24 +324,24 @@ impl Engine {
 
     /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time. Each shard's are of
     /// one moment; the moments differ a little.
-    pub async fn survey(&self) -> Option<Report> {
-        self.add_up(Item::Survey).await
+    pub async fn stats(&self) -> Option<ShardStats> {
+        self.add_up(Item::StatsRequest).await
     }
 
-    /// As [`Engine::survey`], with what the kernel holds: a system call for each connection.
-    pub async fn survey_sockets(&self) -> Option<Report> {
-        self.add_up(Item::SurveySockets).await
+    /// As [`Engine::stats`], with what the kernel holds: a system call for each connection.
+    pub async fn socket_stats(&self) -> Option<ShardStats> {
+        self.add_up(Item::SocketStatsRequest).await
     }
 
-    async fn add_up(&self, item: impl Fn(oneshot::Sender<Report>) -> Item) -> Option<Report> {
+    async fn add_up(&self, item: impl Fn(oneshot::Sender<ShardStats>) -> Item) -> Option<ShardStats> {
         let sum = async {
-            let mut sum = Report::default();
+            let mut sum = ShardStats::default();
             for report in self.ask(item) {
                 sum += report.await.ok()?;
             }
             Some(sum)
         };
-        timeout(SURVEY_TIMEOUT, sum).await.ok().flatten()
+        timeout(STATS_TIMEOUT, sum).await.ok().flatten()
     }
 
     fn ask<T>(&self, item: impl Fn(oneshot::Sender<T>) -> Item) -> Vec<oneshot::Receiver<T>> {
@@ -379,14 +381,14 @@ mod tests {
     fn a_shard_is_given_no_more_sockets_than_it_takes_soon() {
         let engine = engine();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (_, entrance) = engine.config.entrances()[0];
+        let (_, listener_config) = engine.config.listeners()[0];
         let peer = listener.local_addr().unwrap();
         let stream = TcpStream::connect(peer).unwrap();
-        for _ in 0..ARRIVALS_MAX {
-            assert!(!engine.arrivals[0].is_full());
-            engine.arrive(0, stream.try_clone().unwrap(), peer.ip(), entrance).unwrap();
+        for _ in 0..ACCEPTED_MAX {
+            assert!(!engine.accepted[0].is_full());
+            engine.hand_over(0, stream.try_clone().unwrap(), peer.ip(), listener_config).unwrap();
         }
-        assert!(engine.arrivals[0].is_full());
+        assert!(engine.accepted[0].is_full());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A message on its way: from the publisher to the channel's home, and from there to the shards.
+//! A message on its way: from the publisher to the channel's sequencer, and from there to the shards.
 
 use std::fmt;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ pub enum Origin {
     /// The server itself.
     Server,
     /// A request that waits for the answer.
-    Request(oneshot::Sender<Result<Accepted, Refused>>),
+    Request(oneshot::Sender<Result<Accepted, PublishError>>),
     /// A connection that gets an `ERROR` event if the publication is refused.
     Connection {
         /// Its number.
@@ -111,7 +111,7 @@ pub struct Accepted {
 
 /// A publication was not accepted; nothing of it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum PublishError {
     /// The channel's bound of pending bytes is reached.
     #[error("the channel has too much pending: publish again later")]
     Overloaded,
@@ -189,7 +189,7 @@ impl Drop for Receipt {
     }
 }
 
-/// Frames of one channel with consecutive offsets: the one item that the home sends to each shard with subscribers.
+/// Frames of one channel with consecutive offsets: the one item that the sequencer sends to each shard with subscribers.
 #[derive(Debug)]
 pub struct Dispatch {
     /// Where they go.

@@ -20,19 +20,19 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
-use super::channel::{Channels, Surroundings};
-use super::home::{Bounds, Home};
-use super::meter::{Meter, Rates};
+use super::channel::{ChannelContext, Channels};
 use super::phases::Phases;
 use super::publication::{Origin, Publication};
-use super::{Arrival, Engine, Inbox, Item, Report, readiness};
+use super::rate_limiter::{RateLimiter, Rates};
+use super::sequencer::{Bounds, Sequencer};
+use super::{AcceptedSocket, Engine, Inbox, Item, ShardStats, readiness};
 use crate::close::CloseReason;
-use crate::config::{ARRIVALS_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
+use crate::config::{ACCEPTED_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
 use crate::conn::{Connection, Stream};
 use crate::fanout::Fanout;
 use crate::jwt::Grant;
 use crate::mem::{self, Queues};
-use crate::metrics::Books;
+use crate::metrics::DeliveryCounters;
 use crate::outbox::Bound;
 use crate::pages::PagePool;
 use crate::registry::ConnId;
@@ -43,8 +43,8 @@ pub type Conn = Connection<Stream>;
 
 /// Between two looks at whether subscribers that are behind have caught up.
 const PACE_INTERVAL: Duration = Duration::from_millis(1);
-/// Connections that a survey looks at before everything else has its turn.
-const SURVEY_CHUNK: usize = 512;
+/// Connections that a stats looks at before everything else has its turn.
+const STATS_CHUNK: usize = 512;
 
 /// One thread's part of the node.
 pub struct Shard {
@@ -56,23 +56,23 @@ pub struct Shard {
     pub(super) set: mio::Registry,
     pub(super) connections: RefCell<Slab<Rc<Conn>>>,
     pub(super) channels: RefCell<Channels<Stream>>,
-    home: RefCell<Home>,
+    sequencer: RefCell<Sequencer>,
     pages: PagePool,
-    books: Rc<Books>,
-    /// Books of what the server answers to single clients; part of `books`.
-    pub(super) answers: Rc<Books>,
+    counters: Rc<DeliveryCounters>,
+    /// DeliveryCounters of what the server answers to single clients; part of `counters`.
+    pub(super) answers: Rc<DeliveryCounters>,
     pub(super) closed: [Cell<u64>; CloseReason::ALL.len()],
-    pub(super) cut: Cell<u64>,
+    pub(super) aborted: Cell<u64>,
     pub(super) says: Cell<u64>,
     /// What was done for connections since the last pause, in messages.
     round: Cell<u32>,
     /// The next poll is left to the tasks: the runtime polls its root, this shard, before those that it has just woken, and one of them
     /// may be a publisher.
-    gives_way: Cell<bool>,
+    yield_to_tasks: Cell<bool>,
     /// What the tokens of connections grant, by slot, where tokens are asked for.
     pub(super) grants: RefCell<HashMap<u32, Grant>>,
     /// What each connection may send, by slot, if there is a limit.
-    pub(super) meters: Option<(Rates, RefCell<Vec<Meter>>)>,
+    pub(super) rate_limiters: Option<(Rates, RefCell<Vec<RateLimiter>>)>,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
     /// HTTP phases that have not ended, by port.
@@ -101,26 +101,30 @@ impl Shard {
             dispatch_bytes_max: bound(config).batch_bytes_max(),
             dispatch_frames_max: MAILBOX_FRAMES_MAX,
         };
-        let books = Rc::new(Books::default());
+        let counters = Rc::new(DeliveryCounters::default());
         let shard = Self {
             index,
             fanout: config.fanout.build(bound(config)),
             set: set.registry().try_clone()?,
             connections: RefCell::default(),
-            channels: RefCell::new(Channels::new(&books)),
-            home: RefCell::new(Home::new(config.shards.get(), bounds)),
+            channels: RefCell::new(Channels::new(&counters)),
+            sequencer: RefCell::new(Sequencer::new(config.shards.get(), bounds)),
             pages: PagePool::new(config.pages_bytes_min),
-            answers: Books::within(&books),
-            books,
+            answers: DeliveryCounters::within(&counters),
+            counters,
             closed: std::array::from_fn(|_| Cell::default()),
-            cut: Cell::default(),
+            aborted: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
-            gives_way: Cell::default(),
+            yield_to_tasks: Cell::default(),
             grants: RefCell::default(),
-            meters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
+            rate_limiters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
             ignored: Cell::default(),
-            http_phases: config.entrances().iter().map(|(_, entrance)| Rc::new(Phases::new(entrance.secure))).collect(),
+            http_phases: config
+                .listeners()
+                .iter()
+                .map(|(_, listener_config)| Rc::new(Phases::new(listener_config.secure)))
+                .collect(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
@@ -136,7 +140,11 @@ impl Shard {
     ///
     /// # Errors
     /// When the epoll set fails.
-    pub async fn run(self: Rc<Self>, set: mio::Poll, serve: impl Fn(&Rc<Self>, Arrival)) -> io::Result<Report> {
+    pub async fn run(
+        self: Rc<Self>,
+        set: mio::Poll,
+        serve: impl Fn(&Rc<Self>, AcceptedSocket),
+    ) -> io::Result<ShardStats> {
         let ready = readiness::run(self.clone(), set);
         let mut all = pin!(async {
             tokio::select! {
@@ -144,7 +152,7 @@ impl Shard {
                 biased;
                 never = self.work(serve) => match never {},
                 result = ready => match result? {},
-                never = self.cut_late_closes() => match never {},
+                never = self.abort_late_closes() => match never {},
                 never = self.keep_alive() => match never {},
                 never = self.end_expired() => match never {},
                 () = self.drain() => {}
@@ -152,7 +160,7 @@ impl Shard {
             Ok::<_, io::Error>(())
         });
         poll_fn(|context| {
-            if self.gives_way.take() {
+            if self.yield_to_tasks.take() {
                 // Asks for the next poll, and is not ready.
                 let _ = pin!(yield_now()).poll(context);
                 return Poll::Pending;
@@ -161,7 +169,7 @@ impl Shard {
         })
         .await?;
         self.inbox().close();
-        while self.engine.arrivals[usize::from(self.index)].pop().is_some() {}
+        while self.engine.accepted[usize::from(self.index)].pop().is_some() {}
         Ok(self.report())
     }
 
@@ -170,7 +178,7 @@ impl Shard {
     }
 
     /// Drains the inbox and makes the passes, for ever.
-    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, Arrival)) -> std::convert::Infallible {
+    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, AcceptedSocket)) -> std::convert::Infallible {
         let mut more = false;
         loop {
             if !more {
@@ -186,26 +194,26 @@ impl Shard {
             yield_now().await;
             more = self.take_items();
             self.step();
-            more |= self.take_arrivals(&serve);
+            more |= self.take_accepted(&serve);
             for phases in &self.http_phases {
                 more |= phases.next_round();
             }
-            self.gives_way.set(more || !self.channels.borrow().is_idle());
+            self.yield_to_tasks.set(more || !self.channels.borrow().is_idle());
         }
     }
 
     /// Takes some of the sockets that have arrived; whether there are more.
-    fn take_arrivals(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, Arrival)) -> bool {
-        let arrivals = &self.engine.arrivals[usize::from(self.index)];
-        for arrival in std::iter::from_fn(|| arrivals.pop()).take(ARRIVALS_CHUNK) {
-            serve(self, arrival);
+    fn take_accepted(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, AcceptedSocket)) -> bool {
+        let accepted = &self.engine.accepted[usize::from(self.index)];
+        for socket in std::iter::from_fn(|| accepted.pop()).take(ACCEPTED_CHUNK) {
+            serve(self, socket);
         }
-        !arrivals.is_empty()
+        !accepted.is_empty()
     }
 
     /// Takes what is in the inbox; whether something may be left.
     fn take_items(self: &Rc<Self>) -> bool {
-        self.inbox().look();
+        self.inbox().clear_signal();
         let mut barriers = Vec::new();
         let mut taken = 0;
         while taken < INBOX_CHUNK {
@@ -214,7 +222,7 @@ impl Shard {
             match item {
                 Item::Publish(publication) => self.sequence(publication),
                 Item::Deliver(dispatch) => self.channels.borrow_mut().enqueue(dispatch),
-                Item::Count { channel, shard, joined } => self.home.borrow_mut().count(&channel, shard, joined),
+                Item::Count { channel, shard, joined } => self.sequencer.borrow_mut().count(&channel, shard, joined),
                 Item::Answer { slot, id, frame } => {
                     if let Some(connection) = self.holder(slot, id) {
                         self.answer(&connection, frame);
@@ -222,8 +230,8 @@ impl Shard {
                 }
                 Item::Barrier(done) => barriers.push(done),
                 // Whoever asked may have gone.
-                Item::Survey(answer) => drop(answer.send(self.report())),
-                Item::SurveySockets(answer) => drop(tokio::task::spawn_local(self.clone().survey_sockets(answer))),
+                Item::StatsRequest(answer) => drop(answer.send(self.report())),
+                Item::SocketStatsRequest(answer) => drop(tokio::task::spawn_local(self.clone().socket_stats(answer))),
                 Item::Drain(deadline) => {
                     self.drain_deadline.set(Some(deadline));
                     self.drain_started.notify_waiters();
@@ -243,7 +251,7 @@ impl Shard {
     /// Gives a publication its place in its channel, and tells its origin.
     fn sequence(&self, mut publication: Publication) {
         self.inbox().release(publication.frame.wire().len());
-        let result = self.home.borrow_mut().sequence(&mut publication);
+        let result = self.sequencer.borrow_mut().sequence(&mut publication);
         match (publication.origin, result) {
             // Whoever asked may have gone.
             (Origin::Request(answer), result) => drop(answer.send(result)),
@@ -255,7 +263,7 @@ impl Shard {
 
     /// Forwards what was sequenced, one item for each shard and channel.
     fn forward(&self) {
-        self.home.borrow_mut().dispatch(|shard, dispatch| {
+        self.sequencer.borrow_mut().dispatch(|shard, dispatch| {
             if shard == self.index {
                 self.channels.borrow_mut().enqueue(dispatch);
             } else {
@@ -267,7 +275,7 @@ impl Shard {
     /// Goes on with the passes, for one chunk.
     fn step(&self) {
         let ended = self.channels.borrow_mut().step(
-            &Surroundings {
+            &ChannelContext {
                 fanout: &*self.fanout,
                 connections: &self.connections.borrow(),
                 registry: &self.engine.registry,
@@ -297,16 +305,16 @@ impl Shard {
     pub(super) async fn pause_if_due(&self) {
         if self.round.get() >= MESSAGES_PER_ROUND {
             self.round.set(0);
-            self.gives_way.set(true);
+            self.yield_to_tasks.set(true);
             yield_now().await;
         }
     }
 
-    async fn survey_sockets(self: Rc<Self>, answer: oneshot::Sender<Report>) {
+    async fn socket_stats(self: Rc<Self>, answer: oneshot::Sender<ShardStats>) {
         let mut kernel_bytes = 0;
         let slots = self.connections.borrow().capacity();
         for slot in 0..slots {
-            if slot % SURVEY_CHUNK == SURVEY_CHUNK - 1 {
+            if slot % STATS_CHUNK == STATS_CHUNK - 1 {
                 yield_now().await;
             }
             if let Some(connection) = self.connections.borrow().get(slot) {
@@ -320,16 +328,21 @@ impl Shard {
     }
 
     /// The figures of this moment, without the kernel's.
-    fn report(&self) -> Report {
+    fn report(&self) -> ShardStats {
         let (mut outbox_bytes, mut pending) = (0, 0);
         for (_, connection) in &*self.connections.borrow() {
             let (bytes, frames) = connection.backlog();
             outbox_bytes += bytes as u64;
             pending += frames;
         }
-        Report {
-            totals: self.books.totals(),
-            channels: self.channels.borrow().books().map(|(name, books)| (name.clone(), books.totals())).collect(),
+        ShardStats {
+            totals: self.counters.totals(),
+            channels: self
+                .channels
+                .borrow()
+                .counters()
+                .map(|(name, counters)| (name.clone(), counters.totals()))
+                .collect(),
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
             pages_open: self.pages.open() as u64,
@@ -337,7 +350,7 @@ impl Shard {
             says: self.says.get(),
             ignored: self.ignored.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),
-            cut: self.cut.get(),
+            aborted: self.aborted.get(),
         }
     }
 }

@@ -95,7 +95,7 @@ impl Turns {
                 queue.push_back(phase.clone());
                 if queue.len() == 1 {
                     // The loop may be asleep: nothing else has to happen in this round.
-                    shard.inbox().nudge();
+                    shard.inbox().notify();
                 }
             }
             (Turn::Waiting, _) => {}

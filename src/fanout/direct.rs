@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::{Fanout, Pass, Scope};
+use super::{Fanout, Pass, PassContext};
 use crate::config::PAGES_SUBSCRIBERS_MIN;
 use crate::conn::{Connection, Sent, Socket};
 use crate::wire::Batch;
@@ -35,12 +35,12 @@ impl Direct {
 impl<S: Socket> Fanout<S> for Direct {
     fn attach(&self, _: &Rc<Connection<S>>) {}
 
-    fn begin(&self, scope: &Scope<'_, S>, mut batch: Batch, start: usize) -> Pass<S> {
-        if scope.pages.is_full() {
+    fn begin(&self, context: &PassContext<'_, S>, mut batch: Batch, start: usize) -> Pass<S> {
+        if context.pages.is_full() {
             self.reclaim_pages();
         }
-        batch.move_to_pages(|bytes| scope.pages.hold(bytes, scope.subscribers.len()));
-        let pass = Pass::new(batch, scope.subscribers.places(), start);
+        batch.move_to_pages(|bytes| context.pages.hold(bytes, context.subscribers.len()));
+        let pass = Pass::new(batch, context.subscribers.places(), start);
         if pass.batch.has_pages() {
             let mut paged = self.paged.borrow_mut();
             paged.retain(|batch| batch.strong_count() > 0);
@@ -49,20 +49,20 @@ impl<S: Socket> Fanout<S> for Direct {
         pass
     }
 
-    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
+    fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
         let whole_before = pass.whole;
         while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
-            let Some(connection) = scope.subscribers.at(place) else { continue };
+            let Some(connection) = context.subscribers.at(place) else { continue };
             matched += 1;
-            match connection.send(&batch, scope.bound) {
+            match connection.send(&batch, context.bound) {
                 Sent::All => pass.whole += 1,
                 sent => pass.record(connection, sent),
             }
         }
-        pass.settle(matched, pass.whole - whole_before);
+        pass.finish(matched, pass.whole - whole_before);
         pass.cost_since(before)
     }
 }

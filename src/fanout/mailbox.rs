@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use super::{Fanout, Pass, Scope};
+use super::{Fanout, Pass, PassContext};
 use crate::conn::{Connection, Phase, Sent, Socket, mailbox};
 use crate::wire::Batch;
 
@@ -17,31 +17,31 @@ impl<S: Socket + 'static> Fanout<S> for Mailbox {
         tokio::task::spawn_local(mailbox::open(connection));
     }
 
-    fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S> {
-        let slots = scope.registry.on_shard(scope.shard);
+    fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S> {
+        let slots = context.registry.on_shard(context.shard);
         let mut pass = Pass::new(batch, slots.len(), start);
         pass.slots = slots;
         pass
     }
 
-    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
+    fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
         while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
             // A slot may be empty by now, or hold a newer connection: only who was subscribed at the beginning counts.
-            let Some(connection) = scope.connections.get(pass.slots[place] as usize) else { continue };
-            if !scope.subscribers.was_there_at_the_start(connection.position(scope.channel)) {
+            let Some(connection) = context.connections.get(pass.slots[place] as usize) else { continue };
+            if !context.subscribers.was_there_at_the_start(connection.position(context.channel)) {
                 continue;
             }
             matched += 1;
             let sent = match connection.mailbox() {
-                Some(mailbox) if connection.phase() == Phase::Open => Sent::Part(mailbox.offer(&batch, scope.bound)),
+                Some(mailbox) if connection.phase() == Phase::Open => Sent::Part(mailbox.offer(&batch, context.bound)),
                 _ => Sent::Gone,
             };
             pass.record(connection, sent);
         }
-        pass.settle(matched, 0);
+        pass.finish(matched, 0);
         pass.cost_since(before)
     }
 }

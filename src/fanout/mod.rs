@@ -4,7 +4,7 @@
 //! - A pass visits every subscriber that was there when it began and has not left since, once, in an order of the
 //!   strategy's choice; whoever joins during a pass waits for the next.
 //! - A pass is cut into steps; between two steps subscribers may come and go.
-//! - Every subscriber visited is matched in the books of the channel, by the number of frames; each of those frames is
+//! - Every subscriber visited is matched in the counters of the channel, by the number of frames; each of those frames is
 //!   delivered, waits within the [`Bound`], or is dropped with a reason. Never silently, never twice, never reordered.
 //! - No step blocks, and a slow subscriber costs the others nothing.
 //!
@@ -53,14 +53,14 @@ pub trait Fanout<S: Socket> {
 
     /// Starts to send `batch` to the subscribers of a channel; the first one is that far around the circle of them, a
     /// full turn being 2^64.
-    fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S>;
+    fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S>;
 
     /// Goes on with the pass until that costs `budget` visits, or a little more; what it cost.
-    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize;
+    fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize;
 }
 
 /// What a strategy may look at.
-pub struct Scope<'a, S> {
+pub struct PassContext<'a, S> {
     /// The channel's subscribers on this shard.
     pub subscribers: &'a Subscribers<S>,
     /// The channel's index on this shard.
@@ -149,19 +149,19 @@ impl<S: Socket> Pass<S> {
                 self.parts.push(offered);
             }
             Sent::Gone => {
-                self.batch.books().dropped(DropReason::Closed, frames as u64);
-                self.ended.push((connection.clone(), CloseReason::Vanished));
+                self.batch.counters().dropped(DropReason::Closed, frames as u64);
+                self.ended.push((connection.clone(), CloseReason::Disconnected));
                 self.parts.push(Offered::default());
             }
         }
     }
 
-    /// Writes a step's results to the books.
-    fn settle(&mut self, matched: u64, whole: u64) {
+    /// Writes a step's results to the counters.
+    fn finish(&mut self, matched: u64, whole: u64) {
         let frames = self.batch.frames() as u64;
         self.matched += matched;
-        self.batch.books().matched(matched * frames);
-        self.batch.books().delivered(whole * frames);
+        self.batch.counters().matched(matched * frames);
+        self.batch.counters().delivered(whole * frames);
     }
 
     /// Whether something waits for more than half of the subscribers.

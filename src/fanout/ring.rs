@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 
-use super::{Fanout, Pass, Scope};
+use super::{Fanout, Pass, PassContext};
 use crate::close::CloseReason;
 use crate::conn::{Connection, Sent, Socket, ring};
 use crate::outbox::Bound;
@@ -31,31 +31,31 @@ impl<S: Socket + 'static> Fanout<S> for Ring {
     }
 
     /// Sends: whoever is subscribed now is matched, and the batch waits for it.
-    fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S> {
-        let subscribers = scope.subscribers.len() as u64;
+    fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S> {
+        let subscribers = context.subscribers.len() as u64;
         if subscribers == 0 {
             return Pass::new(batch, 0, start);
         }
-        let mut pass = Pass::new(batch, scope.connections.capacity(), start);
+        let mut pass = Pass::new(batch, context.connections.capacity(), start);
         if self.ring.is_full() {
-            for (_, connection) in scope.connections {
+            for (_, connection) in context.connections {
                 if connection.make_room() {
                     pass.ended.push((connection.clone(), CloseReason::Slow));
                 }
             }
         }
-        self.ring.send(scope.channel, &pass.batch);
+        self.ring.send(context.channel, &pass.batch);
         pass.queued = subscribers;
-        pass.settle(subscribers, 0);
+        pass.finish(subscribers, 0);
         pass
     }
 
-    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
+    fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let before = pass.visited;
         while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
-            let Some(connection) = scope.connections.get(place) else { continue };
+            let Some(connection) = context.connections.get(place) else { continue };
             let noticed = connection.notice(&batch);
             if let Some(offered) = noticed.offered {
                 pass.queued -= 1;

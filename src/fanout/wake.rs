@@ -6,8 +6,8 @@
 
 use std::rc::Rc;
 
-use super::{Fanout, Pass, Scope};
-use crate::conn::{Connection, Socket, feed};
+use super::{Fanout, Pass, PassContext};
+use crate::conn::{Connection, Socket, writer_kind};
 use crate::wire::Batch;
 
 pub(super) struct Wake;
@@ -15,23 +15,23 @@ pub(super) struct Wake;
 impl<S: Socket + 'static> Fanout<S> for Wake {
     fn attach(&self, connection: &Rc<Connection<S>>) {
         // The connection ends its task when it is abandoned, which every connection is.
-        tokio::task::spawn_local(feed::open(connection));
+        tokio::task::spawn_local(writer_kind::open(connection));
     }
 
-    fn begin(&self, scope: &Scope<'_, S>, batch: Batch, start: usize) -> Pass<S> {
-        Pass::new(batch, scope.subscribers.places(), start)
+    fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S> {
+        Pass::new(batch, context.subscribers.places(), start)
     }
 
-    fn step(&self, scope: &Scope<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
+    fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
         let (before, mut matched) = (pass.visited, 0);
         while pass.cost_since(before) < budget {
             let Some(place) = pass.next_place() else { break };
-            let Some(connection) = scope.subscribers.at(place) else { continue };
+            let Some(connection) = context.subscribers.at(place) else { continue };
             matched += 1;
-            pass.record(connection, connection.queue(&batch, scope.bound));
+            pass.record(connection, connection.queue(&batch, context.bound));
         }
-        pass.settle(matched, 0);
+        pass.finish(matched, 0);
         pass.cost_since(before)
     }
 }

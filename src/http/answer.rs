@@ -1,4 +1,4 @@
-//! The answers: every refusal is one sentence of plain text that says what to do.
+//! The answers: every rejection is one sentence of plain text that says what to do.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -7,12 +7,12 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::Answer;
-use crate::admission::Refusal;
+use crate::admission::Rejection;
 
 /// Seconds after which a publisher or a client that was refused may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// An answer of plain text; for a refusal, the sentence that says what to do instead.
+/// An answer of plain text; for a rejection, the sentence that says what to do instead.
 pub(super) fn text(status: StatusCode, sentence: &str) -> Answer {
     plain(status, format!("{sentence}\n"))
 }
@@ -29,20 +29,20 @@ pub(super) fn unavailable(sentence: &str) -> Answer {
 
 /// 503: the server ends.
 pub(super) fn draining() -> Answer {
-    unavailable(Refusal::Draining.sentence())
+    unavailable(Rejection::Draining.sentence())
 }
 
 /// Turns somebody away. Counted by whoever sends it: the mark stays in the answer's extensions.
-pub(super) fn refused(refusal: Refusal) -> Answer {
+pub(super) fn refused(rejection: Rejection) -> Answer {
     // The table has statuses of HTTP only.
-    let status = StatusCode::from_u16(refusal.status()).expect("a status");
-    let mut answer = text(status, refusal.sentence());
+    let status = StatusCode::from_u16(rejection.status()).expect("a status");
+    let mut answer = text(status, rejection.sentence());
     match status {
         StatusCode::UNAUTHORIZED => answer = with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         StatusCode::FORBIDDEN => {}
         _ => answer = with(answer, RETRY_AFTER, RETRY_AFTER_S),
     }
-    answer.extensions_mut().insert(refusal);
+    answer.extensions_mut().insert(rejection);
     answer
 }
 

@@ -1,4 +1,4 @@
-//! What the server says of itself: the memory ledger and the metrics. The admin thread makes both: a purge, or the lines of thousands
+//! What the server says of itself: the memory memory_stats and the metrics. The admin thread makes both: a purge, or the lines of thousands
 //! of channels, would hold up a shard.
 
 use hyper::StatusCode;
@@ -6,12 +6,12 @@ use tokio::sync::oneshot;
 
 use super::Answer;
 use super::answer::{draining, json, plain, unavailable};
-use crate::engine::{AdminRequest, Engine, LedgerRequest};
+use crate::engine::{AdminRequest, Engine, MemoryRequest};
 
 /// `GET /debug/mem`, and with `purge` `POST /debug/mem/purge`.
 pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
-    let request = |answer| AdminRequest::Ledger(LedgerRequest { purge, answer });
-    ask(engine, request, |ledger| json(StatusCode::OK, &ledger)).await
+    let request = |answer| AdminRequest::MemoryStats(MemoryRequest { purge, answer });
+    ask(engine, request, |memory_stats| json(StatusCode::OK, &memory_stats)).await
 }
 
 /// `GET /metrics`: the conservation law, live, in total and for each channel that has subscribers.

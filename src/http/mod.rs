@@ -4,14 +4,14 @@
 //! costs none of the ~17 KiB that its HTTP phase did.
 
 mod answer;
-mod at_once;
 mod debug;
+mod fast_path;
+mod no_shutdown;
 pub mod origin;
 mod profile;
 mod publish;
 mod route;
 mod transport;
-mod unended;
 mod upgrade;
 
 use std::cell::RefCell;
@@ -33,17 +33,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::sleep;
 
 use self::answer::with;
-use self::at_once::Attempt;
-use self::route::{Visit, respond};
+use self::fast_path::Attempt;
+use self::no_shutdown::NoShutdown;
+use self::route::{RequestContext, respond};
 use self::transport::Transport;
-use self::unended::Unended;
 use self::upgrade::Upgrade;
-use crate::admission::Refusal;
-use crate::config::Entrance;
+use crate::admission::Rejection;
+use crate::config::ListenerConfig;
 use crate::engine::phases::{HttpPhase, Phases};
 use crate::engine::shard::Shard;
 use crate::engine::turns::Newcomer;
-use crate::engine::{Arrival, Engine};
+use crate::engine::{AcceptedSocket, Engine};
 use crate::mem;
 
 type Answer = Response<Full<Bytes>>;
@@ -60,18 +60,18 @@ const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Takes a socket through its HTTP phase: at once if it begins with a WebSocket handshake that has arrived, else in a task
 /// of its own that ends with it.
-pub fn serve(shard: &Rc<Shard>, arrival: Arrival) {
-    let arrival = match at_once::upgrade(shard, arrival) {
-        Attempt::Left(arrival) => arrival,
+pub fn serve(shard: &Rc<Shard>, socket: AcceptedSocket) {
+    let socket = match fast_path::upgrade(shard, socket) {
+        Attempt::Left(socket) => socket,
         Attempt::Done => return,
         Attempt::Failed(error) => return tracing::debug!("handshake: {error}"),
     };
-    let Some(place) = Place::take(shard, arrival.entrance) else {
-        return refuse(&shard.engine, arrival.stream, arrival.entrance, Refusal::Handshakes);
+    let Some(place) = Place::take(shard, socket.listener_config) else {
+        return refuse(&shard.engine, socket.stream, socket.listener_config, Rejection::Handshakes);
     };
     let (inside, phases, known) = (shard.clone(), place.phases.clone(), place.phase.clone());
     let task = async move {
-        if let Err(error) = phase(&inside, arrival, place).await {
+        if let Err(error) = phase(&inside, socket, place).await {
             tracing::debug!("HTTP phase: {error}");
         }
     };
@@ -87,13 +87,13 @@ struct Place {
 
 impl Place {
     /// A place, maybe in place of another; nothing when everybody who has one is being answered.
-    fn take(shard: &Shard, entrance: Entrance) -> Option<Self> {
+    fn take(shard: &Shard, listener_config: ListenerConfig) -> Option<Self> {
         let config = &shard.engine.config;
         let most = config.handshakes_max.div_ceil(config.shards.get());
-        let phases = shard.http_phases[entrance.port].clone();
+        let phases = shard.http_phases[listener_config.port].clone();
         let (phase, instead) = phases.take(most)?;
         if instead {
-            shard.engine.refusals.count(Refusal::Handshakes);
+            shard.engine.rejections.count(Rejection::Handshakes);
         }
         Some(Self { phases, phase })
     }
@@ -111,13 +111,13 @@ impl Drop for Place {
 
 /// Answers a socket that is not worth an HTTP phase, without waiting for anything. With TLS, the end of the stream has to do:
 /// an answer would cost a handshake.
-pub fn refuse(engine: &Engine, mut stream: TcpStream, entrance: Entrance, refusal: Refusal) {
-    engine.refusals.count(refusal);
-    if entrance.secure {
+pub fn refuse(engine: &Engine, mut stream: TcpStream, listener_config: ListenerConfig, rejection: Rejection) {
+    engine.rejections.count(rejection);
+    if listener_config.secure {
         return;
     }
-    let body = format!("{}\n", refusal.sentence());
-    let answer = with(answer::refused(refusal), CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let body = format!("{}\n", rejection.sentence());
+    let answer = with(answer::refused(rejection), CONTENT_LENGTH, HeaderValue::from(body.len()));
     let head = answer::wire(&with(answer, CONNECTION, HeaderValue::from_static("close")));
     let mut request = [0; HEAD_BYTES_MAX];
     // What has come is read, so that closing the socket does not reset it before the client has the answer. Whatever
@@ -128,19 +128,19 @@ pub fn refuse(engine: &Engine, mut stream: TcpStream, entrance: Entrance, refusa
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-async fn phase(shard: &Rc<Shard>, arrival: Arrival, place: Place) -> io::Result<()> {
-    let Arrival { stream, entrance, permit } = arrival;
-    let tls = shard.engine.config.tls.as_deref().filter(|_| entrance.secure);
+async fn phase(shard: &Rc<Shard>, socket: AcceptedSocket, place: Place) -> io::Result<()> {
+    let AcceptedSocket { stream, listener_config, permit } = socket;
+    let tls = shard.engine.config.tls.as_deref().filter(|_| listener_config.secure);
     let Conversation { done, mut stream, leftover, upgrade } =
-        converse(shard, Transport::new(stream, tls)?, entrance, &place.phase).await;
+        converse(shard, Transport::new(stream, tls)?, listener_config, &place.phase).await;
     let (phases, phase) = (place.phases.clone(), place.phase.clone());
     match (done, upgrade) {
         _ if phase.is_evicted() => Ok(()),
         // From here to the registration nothing is awaited: who has seen the 101 is subscribed.
-        (Ok(()), Some(Upgrade { role, announced })) => {
+        (Ok(()), Some(Upgrade { role, pending })) => {
             drop(place);
             let (stream, session) = stream.into_parts()?;
-            shard.register(stream, session, leftover, role, announced, permit)
+            shard.register(stream, session, leftover, role, pending, permit)
         }
         (done, _) => {
             // It has had its answer, and its place is anybody's.
@@ -170,24 +170,29 @@ struct Conversation<I> {
 }
 
 /// Answers requests until one asks for a WebSocket, the client ends, its time is over, or the server drains.
-async fn converse<I>(shard: &Rc<Shard>, stream: I, entrance: Entrance, phase: &Rc<HttpPhase>) -> Conversation<I>
+async fn converse<I>(
+    shard: &Rc<Shard>,
+    stream: I,
+    listener_config: ListenerConfig,
+    phase: &Rc<HttpPhase>,
+) -> Conversation<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
     let upgrade = RefCell::default();
-    let visit = Rc::new(Visit { shard: shard.clone(), entrance, phase: phase.clone(), upgrade });
-    let visitor = visit.clone();
+    let context = Rc::new(RequestContext { shard: shard.clone(), listener_config, phase: phase.clone(), upgrade });
+    let visitor = context.clone();
     let service = service_fn(move |request| {
-        let visit = visitor.clone();
+        let context = visitor.clone();
         // hyper wants a future that it can move.
-        Box::pin(async move { Ok::<_, Infallible>(respond(&visit, request).await) })
+        Box::pin(async move { Ok::<_, Infallible>(respond(&context, request).await) })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shard.engine.config.handshake_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Unended(stream)), service);
+        .serve_connection(TokioIo::new(NoShutdown(stream)), service);
     let done = tokio::select! {
         biased;
         () = phase.evicted() => Ok(()),
@@ -203,7 +208,7 @@ where
         }
     };
     let Parts { io, read_buf, .. } = connection.into_parts();
-    Conversation { done, stream: io.into_inner().0, leftover: read_buf, upgrade: visit.upgrade.take() }
+    Conversation { done, stream: io.into_inner().0, leftover: read_buf, upgrade: context.upgrade.take() }
 }
 
 /// Until a connection of hyper's is done and its last byte has left. Behind a request for an upgrade hyper does not wait for
@@ -219,8 +224,8 @@ async fn finish(connection: &mut (impl Future<Output = hyper::Result<()>> + Unpi
 /// An HTTP phase over any stream, for `tests/fuzz`; what it ends with is dropped.
 #[cfg(fuzzing)]
 pub async fn converse_alone(shard: &Rc<Shard>, stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let (_, entrance) = shard.engine.config.entrances()[0];
-    drop(converse(shard, stream, entrance, &Rc::default()).await);
+    let (_, listener_config) = shard.engine.config.listeners()[0];
+    drop(converse(shard, stream, listener_config, &Rc::default()).await);
 }
 
 #[cfg(test)]
@@ -250,8 +255,8 @@ mod tests {
             let (ours, theirs) = duplex(pipe_bytes);
             let begun = Instant::now();
             let server = async {
-                let (_, entrance) = shard.engine.config.entrances()[0];
-                drop(converse(&shard, ours, entrance, &Rc::default()).await);
+                let (_, listener_config) = shard.engine.config.listeners()[0];
+                drop(converse(&shard, ours, listener_config, &Rc::default()).await);
             };
             let client = async {
                 let mut stream = client(theirs).await;

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 use super::Answer;
 use super::answer::{draining, json, text, unavailable};
-use super::route::Visit;
+use super::route::RequestContext;
 use crate::config::Config;
-use crate::engine::publication::{ChannelName, Origin, Publication, Receipt, Refused, Settled};
+use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, Settled};
 use crate::wire::Frame;
 
 #[derive(Serialize)]
@@ -31,22 +31,26 @@ struct SettledBody<'a> {
     settled: Settled,
 }
 
-pub(super) async fn publish(visit: &Visit, channel: Option<&str>, request: Request<Incoming>) -> Answer {
-    match try_publish(visit, channel, request).await {
+pub(super) async fn publish(context: &RequestContext, channel: Option<&str>, request: Request<Incoming>) -> Answer {
+    match try_publish(context, channel, request).await {
         Ok(answer) => answer,
-        Err(refusal) => *refusal,
+        Err(rejection) => *rejection,
     }
 }
 
-async fn try_publish(visit: &Visit, channel: Option<&str>, request: Request<Incoming>) -> Result<Answer, Box<Answer>> {
-    let Visit { shard, phase, .. } = visit;
+async fn try_publish(
+    context: &RequestContext,
+    channel: Option<&str>,
+    request: Request<Incoming>,
+) -> Result<Answer, Box<Answer>> {
+    let RequestContext { shard, phase, .. } = context;
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let channel = ChannelName::from_url(channel.unwrap_or(ChannelName::ALL))
         .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
     let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
     let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
     let body = read(request.into_body(), &shard.engine.config).await?;
-    visit.phases().begin(phase);
+    context.phases().begin(phase);
     let frame = if binary {
         Frame::binary(&body)
     } else {
@@ -58,13 +62,13 @@ async fn try_publish(visit: &Visit, channel: Option<&str>, request: Request<Inco
     let (receipt, settled) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
     let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(answer), receipt };
     let result = match shard.engine.publish(publication) {
-        // A home that does not answer has ended with the server.
-        Ok(()) => accepted.await.unwrap_or(Err(Refused::Draining)),
+        // A sequencer that does not answer has ended with the server.
+        Ok(()) => accepted.await.unwrap_or(Err(PublishError::Draining)),
         Err(refused) => Err(refused),
     };
     let accepted = result.map_err(|refused| match refused {
-        Refused::Overloaded => Box::new(unavailable(&refused.to_string())),
-        Refused::Draining => Box::new(draining()),
+        PublishError::Overloaded => Box::new(unavailable(&refused.to_string())),
+        PublishError::Draining => Box::new(draining()),
     })?;
     let (channel, offset) = (channel.as_str(), accepted.offset);
     let Some(settled) = settled else {

@@ -10,24 +10,24 @@ use hyper::{Method, Request, StatusCode};
 use super::answer::{text, with};
 use super::upgrade::Upgrade;
 use super::{Answer, answer, debug, origin, profile, publish, upgrade};
-use crate::admission::Refusal;
-use crate::config::{Config, Entrance};
+use crate::admission::Rejection;
+use crate::config::{Config, ListenerConfig};
 use crate::engine::phases::{HttpPhase, Phases};
 use crate::engine::shard::Shard;
 
 /// What the answers to one socket's requests need.
-pub(super) struct Visit {
+pub(super) struct RequestContext {
     pub(super) shard: Rc<Shard>,
-    pub(super) entrance: Entrance,
+    pub(super) listener_config: ListenerConfig,
     pub(super) phase: Rc<HttpPhase>,
     /// What the last request asked for and was granted.
     pub(super) upgrade: RefCell<Option<Upgrade>>,
 }
 
-impl Visit {
+impl RequestContext {
     /// Those that this one is among.
     pub(super) fn phases(&self) -> &Phases {
-        &self.shard.http_phases[self.entrance.port]
+        &self.shard.http_phases[self.listener_config.port]
     }
 }
 
@@ -80,11 +80,11 @@ impl<'a> Route<'a> {
     }
 
     /// Whether it is to be had at this port.
-    fn is_behind(&self, entrance: Entrance) -> bool {
+    fn is_behind(&self, listener_config: ListenerConfig) -> bool {
         match self {
-            Self::Events(_) | Self::Echo => entrance.websockets,
+            Self::Events(_) | Self::Echo => listener_config.websockets,
             Self::Publish(_) | Self::Healthz | Self::Readyz => true,
-            _ => entrance.admin,
+            _ => listener_config.admin,
         }
     }
 
@@ -95,39 +95,39 @@ impl<'a> Route<'a> {
 }
 
 /// Answers a request, and counts it if that turns somebody away.
-pub(super) async fn respond(visit: &Visit, request: Request<Incoming>) -> Answer {
-    let answer = route(visit, request).await;
+pub(super) async fn respond(context: &RequestContext, request: Request<Incoming>) -> Answer {
+    let answer = route(context, request).await;
     // Who is about to be a WebSocket keeps its place until it is one.
-    if visit.upgrade.borrow().is_none() {
-        visit.phases().finish(&visit.phase);
+    if context.upgrade.borrow().is_none() {
+        context.phases().finish(&context.phase);
     }
-    if let Some(&refusal) = answer.extensions().get::<Refusal>() {
-        visit.shard.engine.refusals.count(refusal);
+    if let Some(&rejection) = answer.extensions().get::<Rejection>() {
+        context.shard.engine.rejections.count(rejection);
     }
     answer
 }
 
-async fn route(visit: &Visit, mut request: Request<Incoming>) -> Answer {
-    let Visit { shard, upgrade, phase, .. } = visit;
+async fn route(context: &RequestContext, mut request: Request<Incoming>) -> Answer {
+    let RequestContext { shard, upgrade, phase, .. } = context;
     if request.body().is_end_stream() {
-        visit.phases().begin(phase);
+        context.phases().begin(phase);
     }
     let path = request.uri().path().to_owned();
-    let Some(route) = Route::of(&path).filter(|route| route.is_behind(visit.entrance)) else {
+    let Some(route) = Route::of(&path).filter(|route| route.is_behind(context.listener_config)) else {
         return text(
             StatusCode::NOT_FOUND,
             "no such route: try /ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof/, /metrics, /healthz, /readyz",
         );
     };
     let engine = &shard.engine;
-    let guard = || if route.is_guarded() { forbidden(&engine.config, visit.entrance, &request) } else { None };
-    if let Some(refusal) = only(&request, route.methods()).or_else(guard) {
-        return refusal;
+    let guard = || if route.is_guarded() { forbidden(&engine.config, context.listener_config, &request) } else { None };
+    if let Some(rejection) = only(&request, route.methods()).or_else(guard) {
+        return rejection;
     }
     match route {
         Route::Events(channel) => upgrade::events(shard, upgrade, &mut request, channel),
         Route::Echo => upgrade::echo(shard, upgrade, &mut request),
-        Route::Publish(channel) => publish::publish(visit, channel, request).await,
+        Route::Publish(channel) => publish::publish(context, channel, request).await,
         Route::Mem => debug::mem(engine, false).await,
         Route::Purge => debug::mem(engine, true).await,
         Route::Profiles => text(StatusCode::OK, profile::INDEX),
@@ -150,8 +150,8 @@ fn only(request: &Request<Incoming>, methods: &[Method]) -> Option<Answer> {
         return None;
     }
     let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let refusal = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
-    Some(with(refusal, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
+    let rejection = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    Some(with(rejection, ALLOW, HeaderValue::try_from(allowed).expect("methods are header text")))
 }
 
 /// The token of the header `Authorization: Bearer TOKEN`.
@@ -161,12 +161,12 @@ pub(super) fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
 }
 
 /// Refuses publish and admin routes to whoever may not use them.
-fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -> Option<Answer> {
+fn forbidden(config: &Config, listener_config: ListenerConfig, request: &Request<Incoming>) -> Option<Answer> {
     let Some(token) = &config.token else {
-        if entrance.loopback {
+        if listener_config.loopback {
             // A page in a browser on this machine gets there too.
             if !origin::may_connect(request.headers(), &config.allow_origin) {
-                return Some(answer::refused(Refusal::Origin));
+                return Some(answer::refused(Rejection::Origin));
             }
             let elsewhere = "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN";
             let may = origin::is_for_this_machine(request.uri(), request.headers());
@@ -180,6 +180,6 @@ fn forbidden(config: &Config, entrance: Entrance, request: &Request<Incoming>) -
     if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
         return None;
     }
-    let refusal = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
-    Some(with(refusal, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+    let rejection = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
+    Some(with(rejection, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
 }

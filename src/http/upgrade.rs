@@ -13,10 +13,10 @@ use hyper::{Request, Response, StatusCode, Version};
 use super::answer::{refused, text, with};
 use super::route::bearer;
 use super::{Answer, origin};
-use crate::admission::Refusal;
+use crate::admission::Rejection;
 use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::conn::Role;
-use crate::engine::connections::Announced;
+use crate::engine::connections::PendingSubscription;
 use crate::engine::publication::ChannelName;
 use crate::engine::shard::Shard;
 use crate::jwt::Grant;
@@ -24,7 +24,7 @@ use crate::jwt::Grant;
 /// What becomes of the socket once the 101 has left.
 pub(super) struct Upgrade {
     pub(super) role: Role,
-    pub(super) announced: Announced,
+    pub(super) pending: PendingSubscription,
 }
 
 /// `GET /ws` and `GET /ws/{channel}`.
@@ -52,54 +52,54 @@ fn upgrade<B: Body>(
     role: Role,
     channels: Vec<ChannelName>,
 ) -> Answer {
-    if let Err(refusal) = check(request) {
-        return *refusal;
+    if let Err(rejection) = check(request) {
+        return *rejection;
     }
     if !origin::may_connect(request.headers(), &shard.engine.config.allow_origin) {
-        return refused(Refusal::Origin);
+        return refused(Rejection::Origin);
     }
     let grant = match grant(shard, request, &channels) {
         Ok(grant) => grant,
-        Err(refusal) => return refused(refusal),
+        Err(rejection) => return refused(rejection),
     };
     if shard.engine.is_draining() {
-        return refused(Refusal::Draining);
+        return refused(Rejection::Draining);
     }
     // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
     let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
         return text(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
     };
     match shard.announce(channels, grant) {
-        Ok(announced) => *slot.borrow_mut() = Some(Upgrade { role, announced }),
-        Err(refusal) => return refused(refusal),
+        Ok(pending) => *slot.borrow_mut() = Some(Upgrade { role, pending }),
+        Err(rejection) => return refused(rejection),
     }
     let (head, _) = handshake.into_parts();
     Response::from_parts(head, Full::new(Bytes::new()))
 }
 
 /// What the request's token grants, if one is asked for and reaches as far as these channels.
-fn grant<B>(shard: &Shard, request: &Request<B>, channels: &[ChannelName]) -> Result<Option<Grant>, Refusal> {
+fn grant<B>(shard: &Shard, request: &Request<B>, channels: &[ChannelName]) -> Result<Option<Grant>, Rejection> {
     let Some(key) = &shard.engine.config.subscriber_key else { return Ok(None) };
     let header = bearer(request).and_then(|token| std::str::from_utf8(token).ok());
     let query = request.uri().query().unwrap_or_default();
     let token = header.or_else(|| query.split('&').find_map(|pair| pair.strip_prefix("token=")));
-    let grant = token.and_then(|token| key.verify(token).ok()).ok_or(Refusal::Unauthorized)?;
+    let grant = token.and_then(|token| key.verify(token).ok()).ok_or(Rejection::Unauthorized)?;
     let reaches = channels.iter().all(|channel| grant.allows(channel.as_str()));
-    if reaches { Ok(Some(grant)) } else { Err(Refusal::Forbidden) }
+    if reaches { Ok(Some(grant)) } else { Err(Rejection::Forbidden) }
 }
 
 /// What RFC 6455, section 4.2.1 asks of a client's handshake.
 fn check<B: Body>(request: &Request<B>) -> Result<(), Box<Answer>> {
     let headers = request.headers();
     if !is_upgrade_request(request) {
-        let refusal =
+        let rejection =
             text(StatusCode::UPGRADE_REQUIRED, "this route speaks WebSocket: connect with a WebSocket client");
-        let refusal = with(refusal, UPGRADE, HeaderValue::from_static("websocket"));
-        return Err(Box::new(with(refusal, CONNECTION, HeaderValue::from_static("upgrade"))));
+        let rejection = with(rejection, UPGRADE, HeaderValue::from_static("websocket"));
+        return Err(Box::new(with(rejection, CONNECTION, HeaderValue::from_static("upgrade"))));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let refusal = text(StatusCode::UPGRADE_REQUIRED, "the WebSocket version has to be 13");
-        return Err(Box::new(with(refusal, SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))));
+        let rejection = text(StatusCode::UPGRADE_REQUIRED, "the WebSocket version has to be 13");
+        return Err(Box::new(with(rejection, SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"))));
     }
     if !headers.get(SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes())) {
         let sentence = "Sec-WebSocket-Key has to be 16 bytes in base64 (RFC 6455, section 4.1)";

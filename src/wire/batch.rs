@@ -2,7 +2,7 @@
 //!
 //! A [`Batch`] is made once per pass, whatever the number of subscribers, and never changes: a thousand slow clients
 //! that still owe parts of it share one copy. It knows where each frame ends, because a backlog may only be cut
-//! between frames, and whose books its frames are written in.
+//! between frames, and whose counters its frames are written in.
 
 use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use fastwebsockets::OpCode;
 
 use super::frame::{self, Frame};
-use crate::metrics::Books;
+use crate::metrics::DeliveryCounters;
 use crate::pages::Pages;
 
 /// One or more whole frames, in the order in which they are to be sent.
@@ -24,7 +24,7 @@ pub struct Batch {
     pages: RefCell<Option<Rc<Pages>>>,
     /// Where each frame ends; the last one is the length of the batch.
     ends: Box<[u32]>,
-    books: Rc<Books>,
+    counters: Rc<DeliveryCounters>,
 }
 
 impl Batch {
@@ -33,7 +33,7 @@ impl Batch {
     /// # Panics
     /// Without a frame, or beyond 4 GiB (`config::Config::check` keeps every bound below that).
     #[must_use]
-    pub fn new(frames: &[Frame], books: Rc<Books>) -> Self {
+    pub fn new(frames: &[Frame], counters: Rc<DeliveryCounters>) -> Self {
         let length: usize = frames.iter().map(|frame| frame.wire().len()).sum();
         assert!(!frames.is_empty() && u32::try_from(length).is_ok(), "a batch is not empty and below 4 GiB");
         let mut end = 0;
@@ -51,11 +51,11 @@ impl Batch {
             frames.iter().for_each(|frame| joined.extend_from_slice(frame.wire()));
             joined.freeze()
         };
-        Self::of(bytes, ends, books)
+        Self::of(bytes, ends, counters)
     }
 
-    fn of(bytes: Bytes, ends: Box<[u32]>, books: Rc<Books>) -> Self {
-        Self { bytes: bytes.into(), pages: RefCell::default(), ends, books }
+    fn of(bytes: Bytes, ends: Box<[u32]>, counters: Rc<DeliveryCounters>) -> Self {
+        Self { bytes: bytes.into(), pages: RefCell::default(), ends, counters }
     }
 
     /// Puts the bytes into the pages that `hold` gives for them, if it does; the heap then keeps none.
@@ -102,7 +102,7 @@ impl Batch {
             Piece::Bytes(bytes) => Bytes::copy_from_slice(bytes),
             Piece::Pages(pages, range) => Bytes::copy_from_slice(&pages.bytes().ok()?[range]),
         };
-        Some(Self::of(bytes, ends, self.books.clone()))
+        Some(Self::of(bytes, ends, self.counters.clone()))
     }
 
     /// Length of all frames on the wire, in bytes; never 0.
@@ -118,10 +118,10 @@ impl Batch {
         self.ends.len()
     }
 
-    /// The books that this batch's frames are written in.
+    /// The counters that this batch's frames are written in.
     #[must_use]
-    pub fn books(&self) -> &Books {
-        &self.books
+    pub fn counters(&self) -> &DeliveryCounters {
+        &self.counters
     }
 
     /// Number of frames that end within the first `position` bytes.

@@ -46,7 +46,7 @@ NARROW = ["--message-bytes", "2048", "--outbox-bytes", "8KiB", "--kernel-bytes",
 PATIENT = [*NARROW, "--close-timeout", "30s"]
 # A ping, an answer to it, bytes taken, a closing handshake: whoever is cut off is found within these.
 IMPATIENT = ["--ping-interval", "1s", "--idle-timeout", "3s", "--write-timeout", "4s", "--close-timeout", "500ms"]
-VANISHED, SILENT, SLOW = (f'hydrant_closed_total{{reason="{reason}"}}' for reason in ("vanished", "silent", "slow"))
+DISCONNECTED, PING_TIMEOUT, SLOW = (f'hydrant_closed_total{{reason="{reason}"}}' for reason in ("disconnected", "ping_timeout", "slow"))
 DROPPED = 'hydrant_frames_dropped_total{reason="slow"}'
 
 
@@ -296,7 +296,7 @@ def gone_for_ever(scene):
     freed = settled(lambda: scene.server.metrics()["hydrant_connections"] == others and closed(), 9)
     took = time.monotonic() - since
     scene.expect(freed, f"{scene.server.metrics()['hydrant_connections']} connections are left of {others}, or their sockets")
-    found = scene.rose(SILENT) + scene.rose(VANISHED)
+    found = scene.rose(PING_TIMEOUT) + scene.rose(DISCONNECTED)
     scene.expect(found == 2 * VICTIMS, f"{found} of {2 * VICTIMS} were found out")
     scene.expect(scene.stream.is_alive(), "the stream ended before the victims")
     scene.end()
@@ -341,7 +341,7 @@ def cut_off(reset, scene):
     scene.expect(any(victim.got for victim in scene.victims) and any(echo.returned for echo in scene.echoes), "the victims got nothing")
     inside = sum(client.partial for client in scene.victims + scene.echoes)
     scene.expect(bad.cuts and inside, "no frame was cut")
-    scene.expect(scene.rose(VANISHED) > BYSTANDERS, "the server has not seen an end")
+    scene.expect(scene.rose(DISCONNECTED) > BYSTANDERS, "the server has not seen an end")
     how = "a reset" if reset else "the end of the stream"
     return f"{bad.cuts:,} connections of {VICTIMS + ECHOES} victims cut by {how}, {inside:,} inside a frame to them"
 
@@ -369,7 +369,7 @@ def half_closed(scene):
     settled(lambda: not any(client.is_alive() for client in scene.victims + scene.echoes))
     scene.expect(not any(client.is_alive() for client in scene.victims + scene.echoes), "a victim was not ended")
     scene.expect(not any(client.reset or client.partial for client in scene.victims), "a victim's stream ended inside a frame")
-    found = scene.rose(VANISHED)
+    found = scene.rose(DISCONNECTED)
     scene.expect(found == VICTIMS + ECHOES, f"{found} of {VICTIMS + ECHOES} were found out")
     scene.end()
     return f"{VICTIMS + ECHOES} victims ended what they send, and went on listening"

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use hydrant::admission::Refusal;
+use hydrant::admission::Rejection;
 use hydrant::config::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -13,11 +13,11 @@ fn handshake(server: SocketAddr, more: &[&str]) -> Answer {
     request(server, "GET", "/ws", &[&HANDSHAKE[..], more].concat(), b"")
 }
 
-fn is_refused(server: &TestServer, answer: &Answer, refusal: Refusal, times: u64) {
-    assert_eq!((answer.status, answer.body.trim()), (refusal.status(), refusal.sentence()));
-    assert_eq!(server.engine.refusals.get(refusal), times);
+fn is_refused(server: &TestServer, answer: &Answer, rejection: Rejection, times: u64) {
+    assert_eq!((answer.status, answer.body.trim()), (rejection.status(), rejection.sentence()));
+    assert_eq!(server.engine.rejections.get(rejection), times);
     let metrics = request(server.address, "GET", "/metrics", &[], b"").body;
-    let line = format!("hydrant_refused_total{{reason=\"{}\"}} {times}", refusal.label());
+    let line = format!("hydrant_refused_total{{reason=\"{}\"}} {times}", rejection.label());
     assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
 }
 
@@ -27,12 +27,12 @@ fn a_full_server_refuses_websockets_and_answers_everything_else() {
     let mut clients: Vec<_> = (0..3).map(|_| server.client("/ws")).collect();
     let answer = handshake(server.address, &[]);
     assert_eq!(answer.header("retry-after"), Some("1"));
-    is_refused(&server, &answer, Refusal::Connections, 1);
+    is_refused(&server, &answer, Rejection::Connections, 1);
     assert_eq!(server.publish("all", b"x").matched, 3);
     drop(clients.pop());
     server.wait_for_connections(2);
     clients.push(server.client("/ws"));
-    is_refused(&server, &handshake(server.address, &[]), Refusal::Connections, 2);
+    is_refused(&server, &handshake(server.address, &[]), Rejection::Connections, 2);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
         })
         .collect();
     let streams: Vec<_> = racers.into_iter().flat_map(|racer| racer.join().unwrap()).collect();
-    assert_eq!((streams.len(), server.engine.refusals.get(Refusal::Connections)), (20, 60));
+    assert_eq!((streams.len(), server.engine.rejections.get(Rejection::Connections)), (20, 60));
     drop(streams);
     server.wait_for_connections(0);
     assert_eq!(server.engine.registry.places(), 0);
@@ -91,7 +91,7 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     let first: Vec<_> = (0..2).map(|_| ask(9)).collect();
     assert!(first.iter().all(|(answer, _)| answer.status == 101));
     let (answer, _) = ask(9);
-    is_refused(&server, &answer, Refusal::Address, 1);
+    is_refused(&server, &answer, Rejection::Address, 1);
     let other = ask(10);
     assert_eq!(other.0.status, 101);
     drop(first);
@@ -109,7 +109,7 @@ fn who_waits_for_an_answer_keeps_its_place() {
     let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
     until(|| is_next_refused().then_some(()), || "it has not begun".to_owned());
     let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n"));
-    server.survey_until(|_| server.engine.refusals.get(Refusal::Handshakes) >= 4);
+    server.survey_until(|_| server.engine.rejections.get(Rejection::Handshakes) >= 4);
     assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, whichever of the two came first");
     drop(halves);
 }
@@ -119,14 +119,14 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
     let half = b"GET /ws HTTP/1.1\r\nHost: localhost\r\n";
-    let refusals = || server.engine.refusals.get(Refusal::Handshakes);
+    let rejections = || server.engine.rejections.get(Rejection::Handshakes);
     let mut oldest = connect(half);
     let _second = connect(half);
     let _third = connect(half);
     // The oldest has lost its place; with a reset, if nobody has read what it sent.
     let end = std::io::Read::read(&mut oldest, &mut [0]).map_err(|error| error.kind());
     assert!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
-    assert_eq!(refusals(), 1);
+    assert_eq!(rejections(), 1);
     // A handshake that comes in one piece needs no place; who is idle behind a finished request loses it last.
     let _client = server.client("/ws");
     let mut publishers = [(); 2].map(|()| {
@@ -134,7 +134,7 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
         assert_eq!(read_answer(&mut stream).status, 202);
         stream
     });
-    assert_eq!(refusals(), 3);
+    assert_eq!(rejections(), 3);
     let _idle = connect(half);
     let mut newer = connect(half);
     assert_eq!(std::io::Read::read(&mut publishers[0], &mut [0]).unwrap(), 0, "idle for longest");
@@ -142,26 +142,26 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     assert_eq!(read_answer(&mut publishers[1]).status, 200);
     std::io::Write::write_all(&mut newer, b"\r\n").unwrap();
     assert_eq!(read_answer(&mut newer).status, 426, "who came last is served");
-    assert_eq!(refusals(), 5);
+    assert_eq!(rejections(), 5);
 }
 
 #[test]
 fn strangers_pages_may_not_connect() {
     let allowed = vec!["https://friend.example".to_owned()];
     let server = TestServer::start(Config { allow_origin: allowed, ..config() });
-    is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Refusal::Origin, 1);
+    is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Rejection::Origin, 1);
     for origin in ["Origin: https://friend.example", "Origin: http://localhost"] {
         assert_eq!(handshake(server.address, &[origin]).status, 101, "{origin}");
     }
     let echo = request(server.address, "GET", "/echo", &[&HANDSHAKE[..], &["Origin: null"]].concat(), b"");
-    is_refused(&server, &echo, Refusal::Origin, 2);
+    is_refused(&server, &echo, Rejection::Origin, 2);
 }
 
 #[cfg(feature = "jemalloc")]
 #[test]
 fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
     let mut binary =
-        Binary::start(&["--memory-max", "3MiB", "--shards", "1", "--slow", "drop-newest", "--outbox-bytes", "4MiB"]);
+        Binary::start(&["--max-memory", "3MiB", "--shards", "1", "--slow", "drop-newest", "--outbox-bytes", "4MiB"]);
     let _quick = Client::connect(binary.address, "/ws/other");
     let slow = Client::connect_narrow(binary.address, "/ws/room");
     // What waits for it is on the heap, below the size that goes into pages.

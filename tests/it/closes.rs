@@ -29,9 +29,11 @@ fn provocation(reason: CloseReason) -> Vec<u8> {
         CloseReason::NotText => masked(0x82, b"x"),
         CloseReason::TooBig => promise(1 << 40),
         CloseReason::TooManyFragments => [masked(0x01, b"a"), masked(0, b"b").repeat(5)].concat(),
-        CloseReason::Vanished | CloseReason::Drain | CloseReason::Silent | CloseReason::Expired | CloseReason::Slow => {
-            Vec::new()
-        }
+        CloseReason::Disconnected
+        | CloseReason::Drain
+        | CloseReason::PingTimeout
+        | CloseReason::Expired
+        | CloseReason::Slow => Vec::new(),
     }
 }
 
@@ -41,7 +43,7 @@ fn server(reason: CloseReason) -> TestServer {
     match reason {
         CloseReason::TooFast => config.client_messages_max = NonZeroU32::new(1),
         CloseReason::Expired => config.subscriber_key = Some(TokenKey::from_secret("secret")),
-        CloseReason::Silent => {
+        CloseReason::PingTimeout => {
             let short = Duration::from_millis(100);
             (config.ping_interval, config.idle_timeout) = (Some(short), short);
         }
@@ -71,7 +73,7 @@ fn every_row_of_the_table_is_provoked() {
         if reason == CloseReason::Drain {
             server.stop();
         }
-        if reason == CloseReason::Vanished {
+        if reason == CloseReason::Disconnected {
             drop(client);
         } else {
             let close = loop {
@@ -87,7 +89,7 @@ fn every_row_of_the_table_is_provoked() {
             assert_eq!(close, (code, row.text.to_owned()), "{reason:?}");
             client.send(0x88, &1000_u16.to_be_bytes());
         }
-        let counted = |report: &hydrant::engine::Report| report.closed[reason as usize] == 1;
+        let counted = |report: &hydrant::engine::ShardStats| report.closed[reason as usize] == 1;
         if reason == CloseReason::Drain {
             assert!(counted(&server.finish()), "{reason:?}");
             continue;

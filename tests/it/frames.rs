@@ -49,9 +49,9 @@ fn every_refused_frame_has_its_close_code() {
         assert_eq!(client.receive(), Received::End, "{number}");
         drop(client);
         server.wait_for_connections(0);
-        assert!(server.survey().closed[reason as usize] > 0, "{number}: {reason:?}");
+        assert!(server.stats().closed[reason as usize] > 0, "{number}: {reason:?}");
     }
-    let report = server.survey();
+    let report = server.stats();
     assert_eq!(report.says, 0);
     assert_eq!(report.closed.iter().sum::<u64>(), 18);
 }
@@ -69,7 +69,7 @@ fn who_sends_too_fast_is_closed_or_ignored() {
     }
     assert_eq!(client.receive(), Received::Close(Some(1008), CloseReason::TooFast.row().text.to_owned()));
     assert_eq!(client.receive(), Received::End);
-    assert_eq!(server.survey().closed[CloseReason::TooFast as usize], 1);
+    assert_eq!(server.stats().closed[CloseReason::TooFast as usize], 1);
 
     let server = TestServer::start(limited(TooFastPolicy::Drop));
     let mut client = server.client("/ws");
@@ -142,7 +142,7 @@ fn a_close_is_answered_with_its_code_and_the_end() {
         assert_eq!(client.receive(), Received::End);
         server.wait_for_connections(0);
     }
-    assert_eq!(server.survey().closed[CloseReason::ByClient as usize], 3);
+    assert_eq!(server.stats().closed[CloseReason::ByClient as usize], 3);
 }
 
 #[test]

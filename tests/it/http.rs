@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use hydrant::config::Config;
-use hydrant::engine::publication::{ChannelName, Origin, Publication, Refused};
+use hydrant::engine::publication::{ChannelName, Origin, Publication, PublishError};
 use hydrant::wire::Frame;
 
 use crate::support::{
@@ -59,7 +59,7 @@ fn every_route_answers_as_it_should() {
         if let Some((name, value)) = header {
             assert_eq!(answer.header(name), Some(value), "{method} {path}");
         }
-        assert!(status < 300 || answer.body.len() > 5, "{method} {path}: a refusal says what to do");
+        assert!(status < 300 || answer.body.len() > 5, "{method} {path}: a rejection says what to do");
     }
     let mut old = TcpStream::connect(server.address).unwrap();
     old.write_all(format!("GET /ws HTTP/1.0\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n")).as_bytes())
@@ -236,11 +236,11 @@ fn a_draining_server_takes_nothing() {
     let engine = server.engine.clone();
     let idle = TcpStream::connect(server.address).unwrap();
     let report = server.finish();
-    assert_eq!((report.pending, report.cut), (0, 0));
+    assert_eq!((report.pending, report.aborted), (0, 0));
     drop(idle);
     let frame = Frame::text("late");
     let late = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
-    assert_eq!(engine.publish(late), Err(Refused::Draining));
+    assert_eq!(engine.publish(late), Err(PublishError::Draining));
 }
 
 #[test]

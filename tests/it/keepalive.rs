@@ -18,11 +18,11 @@ fn who_does_not_answer_a_ping_is_closed() {
         let server = TestServer::start(Config { fanout, ..impatient() });
         let mut silent = server.client("/ws/room");
         assert_eq!(silent.receive(), Received::Ping(Vec::new()), "{fanout:?}");
-        let close = Received::Close(Some(1011), CloseReason::Silent.row().text.to_owned());
+        let close = Received::Close(Some(1011), CloseReason::PingTimeout.row().text.to_owned());
         assert_eq!(silent.receive(), close, "{fanout:?}");
         silent.send(0x88, &1011_u16.to_be_bytes());
         assert_eq!(silent.receive(), Received::End);
-        assert_eq!(server.survey().closed[CloseReason::Silent as usize], 1);
+        assert_eq!(server.stats().closed[CloseReason::PingTimeout as usize], 1);
     }
 }
 
@@ -56,5 +56,5 @@ fn who_takes_nothing_is_ended_by_the_kernel() {
     let gone = || (server.publish("room", &[b'x'; 1000]).matched == 0).then_some(());
     until(gone, || "it is still subscribed".to_owned());
     let report = server.survey_until(|report| report.pending == 0);
-    assert_eq!(report.closed[CloseReason::Vanished as usize], 1);
+    assert_eq!(report.closed[CloseReason::Disconnected as usize], 1);
 }

@@ -63,7 +63,7 @@ fn disconnect_closes_the_slow_one_and_nobody_else() {
 fn drop_newest_keeps_the_first_and_goes_on_later() {
     for fanout in STRATEGIES {
         let (server, mut slow, _quick, _) = after_all_messages(fanout, SlowPolicy::DropNewest);
-        let stalled = server.survey();
+        let stalled = server.stats();
         assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
         let kept = MESSAGES - stalled.totals.dropped_slow as usize;
         for expected in 0..kept {
@@ -82,7 +82,7 @@ fn drop_newest_keeps_the_first_and_goes_on_later() {
 fn drop_oldest_keeps_the_last() {
     for fanout in STRATEGIES {
         let (server, mut slow, _quick, _) = after_all_messages(fanout, SlowPolicy::DropOldest);
-        let stalled = server.survey();
+        let stalled = server.stats();
         assert!(stalled.totals.dropped_slow > 0 && stalled.pending > 0, "{fanout:?}: {stalled:?}");
         let kept = MESSAGES - stalled.totals.dropped_slow as usize;
         let seen: Vec<_> = (0..kept).map(|_| number(&slow.receive_text())).collect();
@@ -115,7 +115,7 @@ fn a_client_that_vanishes_is_accounted_for() {
             }
             let report = server.survey_until(|report| report.pending == 0);
             assert_eq!(report.totals.matched, 45, "{fanout:?} {slow:?}");
-            assert_eq!(report.closed[CloseReason::Vanished as usize], 2);
+            assert_eq!(report.closed[CloseReason::Disconnected as usize], 2);
         }
     }
 }
@@ -128,7 +128,7 @@ fn the_backlog_is_given_back_when_it_is_drained() {
         for text in (0..MESSAGES).map(message) {
             server.publish("room", text.as_bytes());
         }
-        let stalled = server.survey_sockets();
+        let stalled = server.socket_stats();
         assert!((1..=20 * 1024).contains(&stalled.queues.outbox_bytes), "{fanout:?}: {stalled:?}");
         assert!(stalled.queues.kernel_socket_bytes > 0);
         for _ in 0..MESSAGES - stalled.totals.dropped_slow as usize {
@@ -148,7 +148,7 @@ fn the_kernel_does_not_hold_megabytes_for_a_client_that_reads_nothing() {
     while !server.engine.registry.is_empty() {
         server.publish("room", &body);
     }
-    let held = server.survey_sockets().queues.kernel_socket_bytes;
+    let held = server.socket_stats().queues.kernel_socket_bytes;
     // Four times the bound: unsent and unacknowledged bytes each have it, and the kernel doubles it for bookkeeping.
     assert!((1..=4 * 256 * 1024).contains(&held), "{held}");
 }
@@ -161,7 +161,7 @@ fn control_frames_go_ahead_of_a_backlog() {
         for text in (0..MESSAGES).map(message) {
             server.publish("room", text.as_bytes());
         }
-        let stalled = server.survey();
+        let stalled = server.stats();
         let left = (stalled.totals.delivered) as usize;
         assert!(stalled.pending > 1, "{stalled:?}");
         slow.send(0x89, b"are you there");

@@ -45,7 +45,7 @@ fn every_byte_arrives_from_shared_pages() {
         for number in 0..MESSAGES {
             assert_eq!(publish(&server, number), READERS as u64 + 1);
         }
-        assert!(server.survey().pages_open > 0, "pages are used");
+        assert!(server.stats().pages_open > 0, "pages are used");
         drop(vanishing);
         let messages: Vec<_> = (0..MESSAGES).map(message).collect();
         for client in &mut readers {
@@ -86,7 +86,7 @@ fn one_who_never_reads_keeps_no_pages_from_others() {
             assert_eq!(client.receive_text(), text);
         }
     }
-    let report = server.survey();
+    let report = server.stats();
     assert!(report.pending > PAGES_FILES_MAX as u64, "{report:?}");
     assert!(report.pages_refused == 0 && report.pages_open < PAGES_FILES_MAX as u64, "{report:?}");
 }
@@ -119,7 +119,7 @@ fn every_policy_cuts_pages_between_messages() {
         for number in 0..MESSAGES {
             publish(&server, number);
         }
-        let stalled = server.survey();
+        let stalled = server.stats();
         assert!(stalled.totals.dropped_slow > 0, "{slow:?}: {stalled:?}");
         let messages: Vec<_> = (0..MESSAGES).map(message).collect();
         // A drain flushes what waits.

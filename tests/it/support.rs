@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use hydrant::config::{Config, SlowPolicy, Strategy};
-use hydrant::engine::{Engine, Report};
+use hydrant::engine::{Engine, ShardStats};
 use hydrant::server::Server;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{Builder, LocalOptions};
@@ -40,11 +40,11 @@ pub fn config() -> Config {
 /// A server in this process; drained when dropped.
 pub struct TestServer {
     pub address: SocketAddr,
-    /// Of every port, in the order of [`Config::entrances`].
+    /// Of every port, in the order of [`Config::listeners`].
     pub addresses: Vec<SocketAddr>,
     pub engine: Arc<Engine>,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<Report>>,
+    thread: Option<JoinHandle<ShardStats>>,
 }
 
 /// Panics of servers' threads: the runtime keeps those of tasks to itself, where the real binary ends.
@@ -89,27 +89,27 @@ impl TestServer {
     }
 
     /// Drains; the last figures.
-    pub fn finish(mut self) -> Report {
+    pub fn finish(mut self) -> ShardStats {
         self.stop();
         self.thread.take().unwrap().join().unwrap()
     }
 
-    pub fn survey(&self) -> Report {
-        self.answered(self.engine.survey())
+    pub fn stats(&self) -> ShardStats {
+        self.answered(self.engine.stats())
     }
 
-    pub fn survey_sockets(&self) -> Report {
-        self.answered(self.engine.survey_sockets())
+    pub fn socket_stats(&self) -> ShardStats {
+        self.answered(self.engine.socket_stats())
     }
 
-    fn answered(&self, report: impl Future<Output = Option<Report>>) -> Report {
+    fn answered(&self, report: impl Future<Output = Option<ShardStats>>) -> ShardStats {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(report).expect("every shard answers")
     }
 
     /// The figures once they are as wanted; the conservation law holds then.
-    pub fn survey_until(&self, wanted: impl Fn(&Report) -> bool) -> Report {
-        let report = until(|| Some(self.survey()).filter(&wanted), || format!("{:?}", self.survey()));
+    pub fn survey_until(&self, wanted: impl Fn(&ShardStats) -> bool) -> ShardStats {
+        let report = until(|| Some(self.stats()).filter(&wanted), || format!("{:?}", self.stats()));
         assert_eq!(report.totals.unsettled(), report.pending, "the conservation law: {report:?}");
         report
     }

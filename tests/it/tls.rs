@@ -194,7 +194,7 @@ fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
     forger.stream.sock.write_all(&record).unwrap();
     let broken = forger.stream.read(&mut [0; 100]).unwrap_err();
     assert!(broken.to_string().contains("BadRecordMac"), "{broken}");
-    server.survey_until(|report| report.closed[CloseReason::Vanished as usize] == 1);
+    server.survey_until(|report| report.closed[CloseReason::Disconnected as usize] == 1);
     publish(server.address, "room", b"still here");
     assert_eq!(bystander.receive_text(), "still here");
 }
@@ -264,7 +264,7 @@ fn a_drain_says_goodbye_by_tls() {
         (closed, client.receive())
     });
     let report = server.finish();
-    assert_eq!((report.cut, report.pending), (0, 0));
+    assert_eq!((report.aborted, report.pending), (0, 0));
     let close = Received::Close(Some(1001), CloseReason::Drain.row().text.to_owned());
     assert_eq!(reader.join().unwrap(), (close, Received::End));
 }

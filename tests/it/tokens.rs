@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use hydrant::admission::Refusal;
+use hydrant::admission::Rejection;
 use hydrant::close::CloseReason;
 use hydrant::config::Config;
 use hydrant::jwt::TokenKey;
@@ -36,10 +36,10 @@ fn without_a_good_token_nobody_subscribes() {
         assert_eq!(status(&format!("/echo?token={bad}"), &[]), 401);
     }
     assert_eq!(status("/ws/room", &[]), 401);
-    assert_eq!(server.engine.refusals.get(Refusal::Unauthorized), 9);
+    assert_eq!(server.engine.rejections.get(Rejection::Unauthorized), 9);
     let some = format!("Authorization: Bearer {}", token(&json!({"exp": FAR, "channels": ["room-*"]})));
     assert_eq!((status("/ws/room-1", &[&some]), status("/ws/room-1?channel=other", &[&some])), (101, 403));
-    assert_eq!((status("/ws", &[&some]), server.engine.refusals.get(Refusal::Forbidden)), (403, 2));
+    assert_eq!((status("/ws", &[&some]), server.engine.rejections.get(Rejection::Forbidden)), (403, 2));
     // Publishers are another matter: they have --token.
     assert_eq!(request(server.address, "POST", "/publish", &[], b"x").status, 202);
 }

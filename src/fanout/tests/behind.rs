@@ -60,7 +60,7 @@ fn at_the_bound_the_policy_decides() {
         run(async || {
             let mut world = world(16, policy, 4 * COUNTS);
             let client = behind(&mut world, 6).await;
-            let totals = world.books.totals();
+            let totals = world.counters.totals();
             if policy == SlowPolicy::Disconnect {
                 assert_eq!((client.phase(), totals.delivered), (Phase::Closing, 0));
                 // It left its channel with the message that was too much; the ones after that were not for it.
@@ -136,7 +136,7 @@ fn an_overflow_between_two_looks_leaves_no_gap() {
         world.channels[0].leave(&client);
         writable(&client, usize::MAX);
         assert_eq!((received(client.socket(), 0), received(client.socket(), 1)), (vec![0, 1, 2], vec![]));
-        assert_eq!((world.books.totals().dropped_slow, client.phase()), (3, Phase::Open));
+        assert_eq!((world.counters.totals().dropped_slow, client.phase()), (3, Phase::Open));
         world.step(0, &mut first, 100);
         world.step(1, &mut second, 100);
         assert_eq!(client.phase(), Phase::Closing);
@@ -151,7 +151,7 @@ fn who_ends_while_behind_is_accounted_for() {
         let client = behind(&mut world, 5).await;
         world.end(&client, DropReason::Closed);
         quiet().await;
-        let totals = world.books.totals();
+        let totals = world.counters.totals();
         assert_eq!((totals.matched, totals.dropped_closed, totals.unsettled()), (6, 6, 0));
         assert_eq!(Rc::strong_count(&client), 1, "the task has ended");
     });

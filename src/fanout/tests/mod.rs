@@ -15,7 +15,7 @@ use super::*;
 use crate::admission::Load;
 use crate::config::SlowPolicy;
 use crate::conn::{Flushed, Phase, Role};
-use crate::metrics::{Books, DropReason};
+use crate::metrics::{DeliveryCounters, DropReason};
 use crate::registry::ConnHandle;
 use crate::wire::Frame;
 
@@ -69,15 +69,15 @@ struct World {
     channels: [Subscribers<Pipe>; CHANNELS],
     /// Whatever the size, for who has enough subscribers.
     pages: PagePool,
-    books: Rc<Books>,
-    of_channels: [Rc<Books>; CHANNELS],
+    counters: Rc<DeliveryCounters>,
+    of_channels: [Rc<DeliveryCounters>; CHANNELS],
     /// The number of the next message of each channel.
     next: [usize; CHANNELS],
 }
 
 impl World {
     fn new(fanout: Box<dyn Fanout<Pipe>>, bound: Bound) -> Self {
-        let books = Rc::new(Books::default());
+        let counters = Rc::new(DeliveryCounters::default());
         Self {
             fanout,
             bound,
@@ -86,8 +86,8 @@ impl World {
             connections: Slab::new(),
             channels: std::array::from_fn(|channel| Subscribers::new(channel as u32)),
             pages: PagePool::new(0),
-            of_channels: std::array::from_fn(|_| Books::within(&books)),
-            books,
+            of_channels: std::array::from_fn(|_| DeliveryCounters::within(&counters)),
+            counters,
             next: [0; CHANNELS],
         }
     }
@@ -117,8 +117,8 @@ impl World {
         }
     }
 
-    fn scope(&self, channel: usize) -> Scope<'_, Pipe> {
-        Scope {
+    fn context(&self, channel: usize) -> PassContext<'_, Pipe> {
+        PassContext {
             subscribers: &self.channels[channel],
             channel: channel as u32,
             connections: &self.connections,
@@ -132,7 +132,11 @@ impl World {
     fn begin(&mut self, channel: usize, sizes: &[usize]) -> Pass<Pipe> {
         let frames: Vec<_> = sizes.iter().map(|&size| Frame::text(&self.message(channel, size))).collect();
         self.channels[channel].begin_pass();
-        self.fanout.begin(&self.scope(channel), Batch::new(&frames, self.of_channels[channel].clone()), usize::MAX / 3)
+        self.fanout.begin(
+            &self.context(channel),
+            Batch::new(&frames, self.of_channels[channel].clone()),
+            usize::MAX / 3,
+        )
     }
 
     /// The next message of a channel: its number, and letters to the size wanted.
@@ -143,7 +147,7 @@ impl World {
 
     /// One step; who is at its end has left. Whether the pass goes on.
     fn step(&mut self, channel: usize, pass: &mut Pass<Pipe>, budget: usize) -> bool {
-        self.fanout.step(&self.scope(channel), pass, budget);
+        self.fanout.step(&self.context(channel), pass, budget);
         for (client, reason) in std::mem::take(&mut pass.ended) {
             assert_eq!((reason, self.bound.policy), (CloseReason::Slow, SlowPolicy::Disconnect));
             self.end(&client, DropReason::Slow);
@@ -163,8 +167,8 @@ impl World {
     /// The conservation law, in total and for each channel together, and the bound.
     fn check(&self, context: &str) {
         let pending: u64 = self.connections.iter().map(|(_, client)| client.backlog().1).sum();
-        assert_eq!(self.books.totals().unsettled(), pending, "{context}: {:?}", self.books.totals());
-        let parts: u64 = self.of_channels.iter().map(|books| books.totals().unsettled()).sum();
+        assert_eq!(self.counters.totals().unsettled(), pending, "{context}: {:?}", self.counters.totals());
+        let parts: u64 = self.of_channels.iter().map(|counters| counters.totals().unsettled()).sum();
         assert_eq!(parts, pending, "{context}");
         for (_, client) in &self.connections {
             let (bytes, frames) = client.backlog();

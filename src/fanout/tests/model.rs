@@ -169,7 +169,7 @@ impl Life {
         }
         quiet().await;
         self.world.check(&self.context);
-        assert_eq!(self.world.books.totals().unsettled(), 0, "{}", self.context);
+        assert_eq!(self.world.counters.totals().unsettled(), 0, "{}", self.context);
         for expected in self.clients {
             expected.check(policy, &self.context);
             if expected.quick || policy == SlowPolicy::Disconnect {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use arbitrary::Arbitrary;
 use hydrant::config::{PAGES_SUBSCRIBERS_MIN, SlowPolicy};
-use hydrant::metrics::{Books, DropReason, Totals};
+use hydrant::metrics::{DeliveryCounters, DropReason, Totals};
 use hydrant::outbox::{Bound, ENTRY_BYTES, Offered, Outbox, Write};
 use hydrant::pages::PagePool;
 use hydrant::wire::frame::header_bytes;
@@ -204,7 +204,7 @@ struct Connection {
     outbox: Outbox,
     model: Model,
     bound: Bound,
-    books: Rc<Books>,
+    counters: Rc<DeliveryCounters>,
     pool: PagePool,
     batches: Vec<Rc<Batch>>,
     next_number: usize,
@@ -219,7 +219,7 @@ impl Connection {
             outbox: Outbox::default(),
             model: Model::default(),
             bound,
-            books: Rc::default(),
+            counters: Rc::default(),
             pool: PagePool::new(0),
             batches: Vec::new(),
             next_number: 0,
@@ -270,7 +270,7 @@ impl Connection {
             return;
         }
         self.next_number += frames.len();
-        let mut batch = Batch::new(&frames, self.books.clone());
+        let mut batch = Batch::new(&frames, self.counters.clone());
         if in_pages {
             batch.move_to_pages(|bytes| self.pool.hold(bytes, PAGES_SUBSCRIBERS_MIN));
         }
@@ -278,7 +278,7 @@ impl Connection {
         let written = if self.outbox.is_empty() { written % batch.len() } else { 0 };
         let whole: Vec<u8> = frames.iter().flat_map(|frame| frame.wire().to_vec()).collect();
         self.wire.extend(&whole[..written]);
-        self.books.matched(frames.len() as u64);
+        self.counters.matched(frames.len() as u64);
         self.model.totals.matched += frames.len() as u64;
         let expected = self.model.offer(&frames, written, self.bound);
         let offered = self.outbox.offer(&batch, written, self.bound);
@@ -342,7 +342,7 @@ impl Connection {
     }
 
     fn check(&self) {
-        let totals = self.books.totals();
+        let totals = self.counters.totals();
         assert_eq!(totals, self.model.totals);
         assert_eq!((self.outbox.frames(), self.outbox.bytes()), (self.model.frames(), self.model.bytes()));
         assert_eq!(totals.matched, totals.delivered + totals.dropped() + self.outbox.frames(), "the law");
@@ -397,6 +397,6 @@ fuzz_target!(|life: Life| {
         connection.take(SLICES_MAX, usize::MAX);
         connection.check();
     }
-    assert_eq!(connection.books.totals().unsettled(), 0);
+    assert_eq!(connection.counters.totals().unsettled(), 0);
     connection.read(true);
 });

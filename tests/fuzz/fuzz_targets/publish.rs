@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use hydrant::config::Config;
-use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, Refused};
+use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, PublishError};
 use hydrant::engine::shard::Shard;
 use hydrant::engine::{Engine, Item};
 use hydrant::http::converse_alone;
@@ -62,7 +62,7 @@ struct Outcome {
     ended_after: Duration,
 }
 
-/// A node of one shard, whose home is played here.
+/// A node of one shard, whose sequencer is played here.
 struct Stage {
     runtime: Runtime,
     shard: Rc<Shard>,
@@ -83,8 +83,8 @@ impl Stage {
         Self { runtime, shard }
     }
 
-    /// The home of every channel: takes what comes, refuses it if it is told to, and notes what it was.
-    async fn home(&self, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
+    /// The sequencer of every channel: takes what comes, refuses it if it is told to, and notes what it was.
+    async fn sequencer(&self, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
         let inbox = &self.shard.engine.inboxes[0];
         loop {
             inbox.pushed().await;
@@ -103,7 +103,7 @@ impl Stage {
                 let Origin::Request(answer) = std::mem::replace(&mut publication.origin, Origin::Server) else {
                     panic!("only requests publish here");
                 };
-                let result = if refuses { Err(Refused::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
+                let result = if refuses { Err(PublishError::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
                 // A client that has gone took its request with it.
                 let _ = answer.send(result);
                 drop(publication.receipt.take());
@@ -156,7 +156,7 @@ impl Stage {
                 ((output, last_byte), end) = async { tokio::join!(client, server) } => {
                     (output, end.saturating_duration_since(last_byte))
                 }
-                never = self.home(refuses, &taken) => match never {},
+                never = self.sequencer(refuses, &taken) => match never {},
             }
         });
         // What was left by a client that has gone.

@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// See the module.
-pub(super) struct Unended<I>(pub(super) I);
+pub(super) struct NoShutdown<I>(pub(super) I);
 
-impl<I: AsyncRead + Unpin> AsyncRead for Unended<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for NoShutdown<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -20,7 +20,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Unended<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Unended<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for NoShutdown<I> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }

@@ -16,7 +16,7 @@ use hyper::{Method, Request, StatusCode, Version};
 
 use super::route::Route;
 use super::{HEADERS_MAX, answer, upgrade};
-use crate::engine::Arrival;
+use crate::engine::AcceptedSocket;
 use crate::engine::shard::Shard;
 
 /// Longest head that is answered at once, in bytes; a browser with many cookies has a longer one.
@@ -27,17 +27,17 @@ pub(super) enum Attempt {
     /// It is a WebSocket.
     Done,
     /// It is as it was.
-    Left(Arrival),
+    Left(AcceptedSocket),
     /// It has failed and is closed.
     Failed(io::Error),
 }
 
 /// Answers the handshake that waits in a socket, if one does. With TLS, none does.
-pub(super) fn upgrade(shard: &Rc<Shard>, arrival: Arrival) -> Attempt {
-    if arrival.entrance.secure || !arrival.entrance.websockets {
-        return Attempt::Left(arrival);
+pub(super) fn upgrade(shard: &Rc<Shard>, socket: AcceptedSocket) -> Attempt {
+    if socket.listener_config.secure || !socket.listener_config.websockets {
+        return Attempt::Left(socket);
     }
-    let Arrival { mut stream, entrance, permit } = arrival;
+    let AcceptedSocket { mut stream, listener_config, permit } = socket;
     let mut buffer = [0; PEEK_BYTES];
     let asked = RefCell::default();
     // An error shows again to whoever reads next.
@@ -52,12 +52,12 @@ pub(super) fn upgrade(shard: &Rc<Shard>, arrival: Arrival) -> Attempt {
         (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| (head_bytes, answer::wire(&answer)))
     });
     let (Some((head_bytes, answer)), Some(granted)) = (granted, asked.take()) else {
-        return Attempt::Left(Arrival { stream, entrance, permit });
+        return Attempt::Left(AcceptedSocket { stream, listener_config, permit });
     };
     // The head has been seen, and a socket that has sent nothing yet has room for one answer.
     let sent = stream.read_exact(&mut buffer[..head_bytes]).and_then(|()| stream.write_all(&answer));
     let registered =
-        sent.and_then(|()| shard.register(stream, None, Bytes::new(), granted.role, granted.announced, permit));
+        sent.and_then(|()| shard.register(stream, None, Bytes::new(), granted.role, granted.pending, permit));
     registered.map_or_else(Attempt::Failed, |()| Attempt::Done)
 }
 

@@ -35,7 +35,7 @@ impl Kind {
 
 /// Channels with something to send, each at most once.
 #[derive(Debug, Default)]
-pub(super) struct Rota {
+pub(super) struct Scheduler {
     small: VecDeque<u32>,
     large: VecDeque<u32>,
     /// Visits by which small channels are ahead.
@@ -44,7 +44,7 @@ pub(super) struct Rota {
     catching_up: bool,
 }
 
-impl Rota {
+impl Scheduler {
     /// Gives a channel its turn, behind the others of its kind.
     pub(super) fn push(&mut self, channel: u32, subscribers: usize) {
         if subscribers > SMALL { self.large.push_back(channel) } else { self.small.push_back(channel) }
@@ -96,15 +96,16 @@ mod tests {
     use super::*;
 
     /// Takes turns of one chunk, with a channel that always has something to send and others that do until `done`; the turns in order.
-    fn turns(rota: &mut Rota, number: usize, done: impl Fn(u32, usize) -> bool) -> Vec<u32> {
+    fn turns(scheduler: &mut Scheduler, number: usize, done: impl Fn(u32, usize) -> bool) -> Vec<u32> {
         let mut taken = Vec::new();
         while taken.len() < number
-            && let Some((kind, channel)) = rota.order().into_iter().find_map(|(kind, _)| Some((kind, rota.pop(kind)?)))
+            && let Some((kind, channel)) =
+                scheduler.order().into_iter().find_map(|(kind, _)| Some((kind, scheduler.pop(kind)?)))
         {
             taken.push(channel);
-            rota.visited(kind, PASS_CHUNK / kind.cost());
+            scheduler.visited(kind, PASS_CHUNK / kind.cost());
             if !done(channel, taken.len()) {
-                rota.push(channel, if kind == Kind::Small { SMALL } else { SMALL + 1 });
+                scheduler.push(channel, if kind == Kind::Small { SMALL } else { SMALL + 1 });
             }
         }
         taken
@@ -112,28 +113,28 @@ mod tests {
 
     #[test]
     fn a_small_channel_does_not_wait_for_a_large_one() {
-        let mut rota = Rota::default();
-        rota.push(1, 10_000);
-        rota.push(2, 700);
-        assert_eq!(turns(&mut rota, 6, |channel, taken| channel == 2 && taken == 3), [2, 2, 2, 1, 1, 1]);
+        let mut scheduler = Scheduler::default();
+        scheduler.push(1, 10_000);
+        scheduler.push(2, 700);
+        assert_eq!(turns(&mut scheduler, 6, |channel, taken| channel == 2 && taken == 3), [2, 2, 2, 1, 1, 1]);
     }
 
     #[test]
     fn a_large_channel_has_half_of_the_visits_however_many_small_ones_there_are() {
-        let mut rota = Rota::default();
-        rota.push(0, 10_000);
-        (1..=100).for_each(|small| rota.push(small, 100));
-        let taken = turns(&mut rota, 600, |_, _| false);
+        let mut scheduler = Scheduler::default();
+        scheduler.push(0, 10_000);
+        (1..=100).for_each(|small| scheduler.push(small, 100));
+        let taken = turns(&mut scheduler, 600, |_, _| false);
         assert_eq!(taken.iter().filter(|&&channel| channel == 0).count(), 400, "whose steps are half as long");
         assert_eq!(taken[..14], [1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 5, 6], "each of the small ones in turn");
     }
 
     #[test]
     fn what_nobody_waited_for_is_not_made_up_for() {
-        let mut rota = Rota::default();
-        rota.push(2, 700);
-        turns(&mut rota, 50, |_, _| false);
-        rota.push(1, 10_000);
-        assert_eq!(turns(&mut rota, 5, |_, _| false), [2, 2, 2, 2, 1]);
+        let mut scheduler = Scheduler::default();
+        scheduler.push(2, 700);
+        turns(&mut scheduler, 50, |_, _| false);
+        scheduler.push(1, 10_000);
+        assert_eq!(turns(&mut scheduler, 5, |_, _| false), [2, 2, 2, 2, 1]);
     }
 }

@@ -18,7 +18,7 @@ use crate::outbox::Bound;
 use crate::wire::Batch;
 
 /// Where a writer task finds what it writes.
-pub(super) enum Feed {
+pub(super) enum WriterKind {
     /// `mailbox`: in a queue of its own.
     Mailbox(Mailbox),
     /// `wake`: in the outbox.
@@ -27,7 +27,7 @@ pub(super) enum Feed {
     Ring(Cursor),
 }
 
-impl Feed {
+impl WriterKind {
     /// The client gets nothing more; what waits in the ring has been taken when its channels were left.
     pub(super) fn clear(&self, reason: DropReason) {
         if let Self::Mailbox(mailbox) = self {
@@ -84,14 +84,14 @@ impl Writer {
 
 /// Lets `connection` be written by a task of its own, from its outbox; the future is that task.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
-    connection.set_feed(Feed::Outbox(Writer::default()));
+    connection.set_writer(WriterKind::Outbox(Writer::default()));
     write_when_woken(connection.clone())
 }
 
 /// The task: one pointer, so that tokio's part and it fit in 128 bytes, the unit of its tasks.
 pub(super) fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     poll_fn(move |context| {
-        let Some(writer) = connection.feed().and_then(Feed::writer) else { return Poll::Ready(()) };
+        let Some(writer) = connection.writer().and_then(WriterKind::writer) else { return Poll::Ready(()) };
         if writer.ended.get() {
             return Poll::Ready(());
         }
@@ -105,11 +105,11 @@ impl<S> Connection<S> {
     /// Whether its writer task has something to write and has not had its turn: that it is behind is not the client's
     /// fault.
     pub fn awaits_its_task(&self) -> bool {
-        match self.feed() {
+        match self.writer() {
             None => false,
-            Some(Feed::Mailbox(mailbox)) => mailbox.is_due(),
-            Some(Feed::Outbox(writer)) => writer.is_due(),
-            Some(Feed::Ring(cursor)) => cursor.writer.is_due(),
+            Some(WriterKind::Mailbox(mailbox)) => mailbox.is_due(),
+            Some(WriterKind::Outbox(writer)) => writer.is_due(),
+            Some(WriterKind::Ring(cursor)) => cursor.writer.is_due(),
         }
     }
 }
@@ -126,7 +126,7 @@ impl<S: Socket> Connection<S> {
         let offered = outbox.offer(batch, 0, bound);
         self.keep(outbox);
         // If something waited already, the task is due, or the socket is full and the readiness loop flushes.
-        if wake && let Some(Feed::Outbox(writer)) = self.feed() {
+        if wake && let Some(WriterKind::Outbox(writer)) = self.writer() {
             writer.wake();
         }
         Sent::Part(offered)

@@ -32,13 +32,13 @@ impl Rates {
 
 /// What one connection may still send.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meter {
+pub(super) struct RateLimiter {
     at: Instant,
     messages: f64,
     bytes: f64,
 }
 
-impl Meter {
+impl RateLimiter {
     /// A second's worth.
     pub(super) fn new(now: Instant, rates: &Rates) -> Self {
         Self { at: now, messages: rates.messages, bytes: rates.bytes + rates.bytes_burst }
@@ -77,24 +77,24 @@ mod tests {
     #[test]
     fn a_burst_of_a_second_and_then_the_rate() {
         let (start, rates) = (Instant::now(), rates(4, 0));
-        let mut meter = Meter::new(start, &rates);
-        assert_eq!((0..6).filter(|_| meter.take()).count(), 4);
-        meter.read(1_000_000, start + Duration::from_millis(500), &rates);
-        assert_eq!((0..6).filter(|_| meter.take()).count(), 2, "bytes have no limit");
-        meter.read(0, start + Duration::from_hours(9), &rates);
-        assert_eq!((0..6).filter(|_| meter.take()).count(), 4, "no more than a second's");
+        let mut limiter = RateLimiter::new(start, &rates);
+        assert_eq!((0..6).filter(|_| limiter.take()).count(), 4);
+        limiter.read(1_000_000, start + Duration::from_millis(500), &rates);
+        assert_eq!((0..6).filter(|_| limiter.take()).count(), 2, "bytes have no limit");
+        limiter.read(0, start + Duration::from_hours(9), &rates);
+        assert_eq!((0..6).filter(|_| limiter.take()).count(), 4, "no more than a second's");
     }
 
     #[test]
     fn bytes_have_room_for_the_longest_message() {
         let (start, rates) = (Instant::now(), rates(0, 50));
-        let mut meter = Meter::new(start, &rates);
-        meter.read(150, start, &rates);
-        assert!(meter.take() && meter.take(), "messages have no limit");
-        meter.read(1, start, &rates);
-        assert!(!meter.take());
-        meter.read(0, start + Duration::from_secs(1), &rates);
-        assert!(meter.take());
+        let mut limiter = RateLimiter::new(start, &rates);
+        limiter.read(150, start, &rates);
+        assert!(limiter.take() && limiter.take(), "messages have no limit");
+        limiter.read(1, start, &rates);
+        assert!(!limiter.take());
+        limiter.read(0, start + Duration::from_secs(1), &rates);
+        assert!(limiter.take());
     }
 
     #[test]

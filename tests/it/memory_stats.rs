@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support::{Binary, Client, TestServer, config, request, until};
 
-fn ledger(address: std::net::SocketAddr) -> Value {
+fn memory_stats(address: std::net::SocketAddr) -> Value {
     let answer = request(address, "GET", "/debug/mem", &[], b"");
     assert_eq!(answer.status, 200);
     serde_json::from_str(&answer.body).unwrap()
@@ -24,7 +24,7 @@ fn fields(value: &Value, prefix: &str, names: &mut Vec<String>) {
 fn the_fields_are_those_of_the_contract() {
     let server = TestServer::start(config());
     let mut names = Vec::new();
-    fields(&ledger(server.address), "", &mut names);
+    fields(&memory_stats(server.address), "", &mut names);
     names.sort();
     let mut expected = [
         "allocator",
@@ -56,7 +56,7 @@ fn the_fields_are_those_of_the_contract() {
 #[test]
 fn figures_are_there_or_null() {
     let binary = Binary::start(&[]);
-    let empty = ledger(binary.address);
+    let empty = memory_stats(binary.address);
     let is_number = |value: &Value| value.as_u64().is_some_and(|value| value > 0);
     let jemalloc = cfg!(feature = "jemalloc");
     assert_eq!(empty["allocator"], if jemalloc { "jemalloc" } else { "mimalloc" });
@@ -77,7 +77,7 @@ fn figures_are_there_or_null() {
     }
 
     let clients: Vec<_> = (0..50).map(|_| Client::connect(binary.address, "/ws")).collect();
-    let full = ledger(binary.address);
+    let full = memory_stats(binary.address);
     assert_eq!((&full["connections"], &full["peak"]["connections"]), (&50.into(), &50.into()));
     assert_eq!(full["per_connection"]["heap_bytes"].is_i64(), jemalloc, "{full}");
     assert!(full["per_connection"]["rss_bytes"].is_i64() && full["per_connection"]["kernel_bytes"].is_i64());
@@ -85,7 +85,10 @@ fn figures_are_there_or_null() {
         assert_eq!(full[field], 0, "{field}");
     }
     drop(clients);
-    let left = until(|| Some(ledger(binary.address)).filter(|ledger| ledger["connections"] == 0), String::new);
+    let left = until(
+        || Some(memory_stats(binary.address)).filter(|memory_stats| memory_stats["connections"] == 0),
+        String::new,
+    );
     assert_eq!(left["peak"]["connections"], 50);
     let purged = request(binary.address, "POST", "/debug/mem/purge", &[], b"");
     assert_eq!(purged.status, 200);
@@ -101,8 +104,12 @@ fn an_idle_connection_costs_at_most_560_bytes_of_heap() {
     let clients: Vec<_> = (0..3000).map(|_| Client::connect(binary.address, "/ws")).collect();
     // A handshake's buffers are freed with its task, just after the 101.
     until(
-        || ledger(binary.address)["per_connection"]["heap_bytes"].as_i64().filter(|bytes| (1..=560).contains(bytes)),
-        || ledger(binary.address).to_string(),
+        || {
+            memory_stats(binary.address)["per_connection"]["heap_bytes"]
+                .as_i64()
+                .filter(|bytes| (1..=560).contains(bytes))
+        },
+        || memory_stats(binary.address).to_string(),
     );
     drop(clients);
 }
@@ -112,7 +119,7 @@ fn an_idle_connection_costs_at_most_560_bytes_of_heap() {
 fn rooms_that_are_left_give_their_memory_back_while_somebody_stays() {
     let binary = Binary::start(&["--shards", "1"]);
     let _staying = Client::connect(binary.address, "/ws");
-    let allocated = || ledger(binary.address)["allocated_bytes"].as_i64().unwrap();
+    let allocated = || memory_stats(binary.address)["allocated_bytes"].as_i64().unwrap();
     let mut client = Client::connect(binary.address, "/ws/first");
     let before = allocated();
     for round in 0..200 {

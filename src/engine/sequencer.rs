@@ -1,6 +1,6 @@
-//! The sequencing of the channels whose home a shard is.
+//! The sequencing of the channels whose sequencer a shard is.
 //!
-//! Every publication of a channel passes its home, which gives it the next offset and forwards it, joined with what came
+//! Every publication of a channel passes its sequencer, which gives it the next offset and forwards it, joined with what came
 //! with it, to each shard that has subscribers. One writer, so every subscriber sees one order, and no lock is needed.
 //! Pure: what is to be sent where is returned.
 
@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::publication::{Accepted, ChannelName, Charge, Dispatch, Publication, Receipt, Refused};
+use super::publication::{Accepted, ChannelName, Charge, Dispatch, Publication, PublishError, Receipt};
 use crate::wire::Frame;
 
-/// The channels at home on one shard.
+/// The channels at sequencer on one shard.
 #[derive(Debug)]
-pub struct Home {
+pub struct Sequencer {
     shards: usize,
     bounds: Bounds,
     channels: HashMap<ChannelName, Channel>,
@@ -24,7 +24,7 @@ pub struct Home {
     first_offset: u64,
 }
 
-/// The bounds that a home keeps.
+/// The bounds that a sequencer keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Bytes of one channel accepted and not yet fanned out.
@@ -75,8 +75,8 @@ impl Channel {
 /// Places for sequenced frames that a channel keeps between bursts.
 const KEPT_FRAMES: usize = 16;
 
-impl Home {
-    /// A home without channels, on a node of `shards` shards.
+impl Sequencer {
+    /// A sequencer without channels, on a node of `shards` shards.
     #[must_use]
     pub fn new(shards: usize, bounds: Bounds) -> Self {
         Self { shards, bounds, channels: HashMap::new(), touched: Vec::new(), first_offset: 1 }
@@ -95,17 +95,17 @@ impl Home {
         self.channels.get_mut(name).expect("it was just inserted")
     }
 
-    /// Gives a publication its place; its frame leaves with the next [`Home::dispatch`].
+    /// Gives a publication its place; its frame leaves with the next [`Sequencer::dispatch`].
     ///
     /// # Errors
-    /// [`Refused::Overloaded`] when the channel's pending bytes are at their bound.
-    pub fn sequence(&mut self, publication: &mut Publication) -> Result<Accepted, Refused> {
+    /// [`PublishError::Overloaded`] when the channel's pending bytes are at their bound.
+    pub fn sequence(&mut self, publication: &mut Publication) -> Result<Accepted, PublishError> {
         let bytes_max = self.bounds.pending_bytes_max;
         let channel = self.channel(&publication.channel);
         let bytes = publication.frame.wire().len();
-        // Relaxed: only this home adds; what others give back may be seen late, which refuses a little early.
+        // Relaxed: only this sequencer adds; what others give back may be seen late, which refuses a little early.
         if channel.pending_bytes.load(Ordering::Relaxed) + bytes > bytes_max {
-            return Err(Refused::Overloaded);
+            return Err(PublishError::Overloaded);
         }
         channel.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
         channel.sequenced.push((publication.frame.clone(), publication.receipt.take()));
@@ -163,14 +163,19 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { pending_bytes_max: 1000, dispatch_bytes_max: 500, dispatch_frames_max: 10 };
 
-    fn publish(home: &mut Home, channel: &str, text: &str) -> Result<Accepted, Refused> {
+    fn publish(sequencer: &mut Sequencer, channel: &str, text: &str) -> Result<Accepted, PublishError> {
         let channel = ChannelName::new(channel).unwrap();
-        home.sequence(&mut Publication { channel, frame: Frame::text(text), origin: Origin::Server, receipt: None })
+        sequencer.sequence(&mut Publication {
+            channel,
+            frame: Frame::text(text),
+            origin: Origin::Server,
+            receipt: None,
+        })
     }
 
-    fn dispatched(home: &mut Home) -> Vec<(u16, Arc<Dispatch>)> {
+    fn dispatched(sequencer: &mut Sequencer) -> Vec<(u16, Arc<Dispatch>)> {
         let mut all = Vec::new();
-        home.dispatch(|shard, dispatch| all.push((shard, dispatch)));
+        sequencer.dispatch(|shard, dispatch| all.push((shard, dispatch)));
         all
     }
 
@@ -180,64 +185,64 @@ mod tests {
 
     #[test]
     fn a_drained_batch_is_one_item_a_shard() {
-        let mut home = Home::new(3, BOUNDS);
-        home.count(&room("a"), 0, true);
-        home.count(&room("a"), 2, true);
-        home.count(&room("a"), 2, true);
-        assert_eq!(publish(&mut home, "a", "1"), Ok(Accepted { offset: 1, matched: 3 }));
-        assert_eq!(publish(&mut home, "b", "x"), Ok(Accepted { offset: 1, matched: 0 }));
-        assert_eq!(publish(&mut home, "a", "2"), Ok(Accepted { offset: 2, matched: 3 }));
-        let sent = dispatched(&mut home);
+        let mut sequencer = Sequencer::new(3, BOUNDS);
+        sequencer.count(&room("a"), 0, true);
+        sequencer.count(&room("a"), 2, true);
+        sequencer.count(&room("a"), 2, true);
+        assert_eq!(publish(&mut sequencer, "a", "1"), Ok(Accepted { offset: 1, matched: 3 }));
+        assert_eq!(publish(&mut sequencer, "b", "x"), Ok(Accepted { offset: 1, matched: 0 }));
+        assert_eq!(publish(&mut sequencer, "a", "2"), Ok(Accepted { offset: 2, matched: 3 }));
+        let sent = dispatched(&mut sequencer);
         assert_eq!(sent.iter().map(|(shard, _)| *shard).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(sent[0].1.frames, [Frame::text("1"), Frame::text("2")]);
         assert!(Arc::ptr_eq(&sent[0].1, &sent[1].1));
-        assert!(dispatched(&mut home).is_empty());
+        assert!(dispatched(&mut sequencer).is_empty());
     }
 
     #[test]
     fn a_burst_is_cut_into_dispatches() {
-        let mut home = Home::new(1, Bounds { pending_bytes_max: 2000, ..BOUNDS });
-        home.count(&room("a"), 0, true);
+        let mut sequencer = Sequencer::new(1, Bounds { pending_bytes_max: 2000, ..BOUNDS });
+        sequencer.count(&room("a"), 0, true);
         let texts: Vec<_> = (0..12).map(|number| number.to_string()).chain(["x".repeat(480), "y".repeat(30)]).collect();
         for text in &texts {
-            publish(&mut home, "a", text).unwrap();
+            publish(&mut sequencer, "a", text).unwrap();
         }
-        let sent = dispatched(&mut home);
+        let sent = dispatched(&mut sequencer);
         assert_eq!(sent.iter().map(|(_, dispatch)| dispatch.frames.len()).collect::<Vec<_>>(), [10, 3, 1]);
         let frames = sent.iter().flat_map(|(_, dispatch)| &dispatch.frames);
         assert!(frames.eq(&texts.iter().map(|text| Frame::text(text)).collect::<Vec<_>>()));
-        publish(&mut home, "a", &"z".repeat(600)).unwrap();
-        assert_eq!(dispatched(&mut home).len(), 1, "a frame beyond the bound goes alone");
+        publish(&mut sequencer, "a", &"z".repeat(600)).unwrap();
+        assert_eq!(dispatched(&mut sequencer).len(), 1, "a frame beyond the bound goes alone");
     }
 
     #[test]
     fn pending_bytes_are_bounded_until_the_last_shard_is_done() {
-        let mut home = Home::new(2, Bounds { pending_bytes_max: 10, ..BOUNDS });
-        home.count(&room("a"), 0, true);
-        home.count(&room("a"), 1, true);
-        assert!(publish(&mut home, "a", "12345678").is_ok());
-        assert_eq!(publish(&mut home, "a", "x"), Err(Refused::Overloaded));
-        assert!(publish(&mut home, "b", "x").is_ok(), "another channel is not affected");
-        let mut sent = dispatched(&mut home);
+        let mut sequencer = Sequencer::new(2, Bounds { pending_bytes_max: 10, ..BOUNDS });
+        sequencer.count(&room("a"), 0, true);
+        sequencer.count(&room("a"), 1, true);
+        assert!(publish(&mut sequencer, "a", "12345678").is_ok());
+        assert_eq!(publish(&mut sequencer, "a", "x"), Err(PublishError::Overloaded));
+        assert!(publish(&mut sequencer, "b", "x").is_ok(), "another channel is not affected");
+        let mut sent = dispatched(&mut sequencer);
         sent.pop();
-        assert_eq!(publish(&mut home, "a", "x"), Err(Refused::Overloaded));
+        assert_eq!(publish(&mut sequencer, "a", "x"), Err(PublishError::Overloaded));
         sent.pop();
-        assert_eq!(publish(&mut home, "a", "x").map(|accepted| accepted.offset), Ok(2));
+        assert_eq!(publish(&mut sequencer, "a", "x").map(|accepted| accepted.offset), Ok(2));
     }
 
     #[test]
     fn offsets_rise_even_when_a_channel_was_forgotten() {
-        let mut home = Home::new(1, BOUNDS);
+        let mut sequencer = Sequencer::new(1, BOUNDS);
         for expected in 1..4 {
-            assert_eq!(publish(&mut home, "a", "x").unwrap().offset, expected);
-            dispatched(&mut home);
-            assert!(home.channels.is_empty(), "nobody subscribes: nothing is kept");
+            assert_eq!(publish(&mut sequencer, "a", "x").unwrap().offset, expected);
+            dispatched(&mut sequencer);
+            assert!(sequencer.channels.is_empty(), "nobody subscribes: nothing is kept");
         }
-        home.count(&room("b"), 0, true);
-        home.count(&room("b"), 0, false);
-        assert!(home.channels.is_empty());
-        publish(&mut home, "all", "x").unwrap();
-        dispatched(&mut home);
-        assert_eq!(home.channels.len(), 1, "all is kept");
+        sequencer.count(&room("b"), 0, true);
+        sequencer.count(&room("b"), 0, false);
+        assert!(sequencer.channels.is_empty());
+        publish(&mut sequencer, "all", "x").unwrap();
+        dispatched(&mut sequencer);
+        assert_eq!(sequencer.channels.len(), 1, "all is kept");
     }
 }
