@@ -1,4 +1,4 @@
-//! Who is turned away: with the right status, counted, and only for as long as the reason lasts.
+//! Admission: every rejection has the right status, is counted, and ends with its reason.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -36,7 +36,7 @@ fn a_full_server_refuses_websockets_and_answers_everything_else() {
 }
 
 #[test]
-fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
+fn a_race_for_the_last_connections_admits_no_more_than_allowed() {
     let server = TestServer::start(Config { connections_max: 20, ..config() });
     let address = server.address;
     let racers: Vec<_> = (0..8)
@@ -58,13 +58,12 @@ fn a_race_for_the_last_places_gives_out_no_more_than_there_are() {
 }
 
 #[test]
-fn who_comes_too_fast_waits_and_is_served() {
-    // At two ports: neither may make the other forget who waits.
+fn connections_above_the_accept_rate_wait_and_are_served() {
+    // On two ports: neither may make the accept thread forget the sockets that wait at the other.
     let admin_listen = Some(config().listen);
     let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), admin_listen, ..config() });
-    let [everybody, admin] = server.addresses[..] else { panic!("{:?}", server.addresses) };
-    let idle: Vec<_> =
-        (0..20).map(|_| [everybody, admin].map(|address| TcpStream::connect(address).unwrap())).collect();
+    let [public, admin] = server.addresses[..] else { panic!("{:?}", server.addresses) };
+    let idle: Vec<_> = (0..20).map(|_| [public, admin].map(|address| TcpStream::connect(address).unwrap())).collect();
     let clients: Vec<_> = (0..15).map(|_| server.client("/ws")).collect();
     assert_eq!(server.publish("all", b"x").matched, 15);
     assert_eq!(request(admin, "GET", "/healthz", &[], b"").status, 200);
@@ -80,7 +79,7 @@ fn connect_from(server: SocketAddr, last: u8) -> TcpStream {
 }
 
 #[test]
-fn an_address_has_its_share_and_leaves_the_rest_to_others() {
+fn a_limit_per_address_leaves_other_addresses_alone() {
     let server = TestServer::start(Config { per_address_max: NonZeroUsize::new(2), ..config() });
     let head = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
     let ask = |last| {
@@ -95,27 +94,27 @@ fn an_address_has_its_share_and_leaves_the_rest_to_others() {
     let other = ask(10);
     assert_eq!(other.0.status, 101);
     drop(first);
-    until(|| (ask(9).0.status == 101).then_some(()), || "the places are not given back".to_owned());
+    until(|| (ask(9).0.status == 101).then_some(()), || "the permits are not given back".to_owned());
 }
 
-/// A profile is an answer that takes its time.
+/// The slow answer of this test is a profile.
 #[cfg(feature = "profiling")]
 #[test]
-fn who_waits_for_an_answer_keeps_its_place() {
+fn a_client_that_waits_for_its_answer_is_not_disconnected() {
     let server = TestServer::start(Config { handshakes_max: 4, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
     let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    // There is one at a time: the next is refused once the first has begun.
+    // The server records one profile at a time: it refuses the next once the first has begun.
     let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
     until(|| is_next_refused().then_some(()), || "it has not begun".to_owned());
     let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n"));
-    server.survey_until(|_| server.engine.rejections.get(Rejection::Handshakes) >= 4);
-    assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, whichever of the two came first");
+    server.stats_until(|_| server.engine.rejections.get(Rejection::Handshakes) >= 4);
+    assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, in whichever order the two began");
     drop(halves);
 }
 
 #[test]
-fn unfinished_requests_are_bounded_and_keep_nobody_out() {
+fn unfinished_requests_are_bounded_and_keep_no_client_out() {
     let server = TestServer::start(Config { handshakes_max: 2, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
     let half = b"GET /ws HTTP/1.1\r\nHost: localhost\r\n";
@@ -123,11 +122,12 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     let mut oldest = connect(half);
     let _second = connect(half);
     let _third = connect(half);
-    // The oldest has lost its place; with a reset, if nobody has read what it sent.
+    // The oldest was closed; by a reset, if the server had not read its bytes.
     let end = std::io::Read::read(&mut oldest, &mut [0]).map_err(|error| error.kind());
     assert!(matches!(end, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
     assert_eq!(rejections(), 1);
-    // A handshake that comes in one piece needs no place; who is idle behind a finished request loses it last.
+    // A handshake in one piece does not count as unfinished. Connections that are idle after a
+    // finished request are closed last.
     let _client = server.client("/ws");
     let mut publishers = [(); 2].map(|()| {
         let mut stream = connect(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx");
@@ -141,12 +141,12 @@ fn unfinished_requests_are_bounded_and_keep_nobody_out() {
     std::io::Write::write_all(&mut publishers[1], b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(read_answer(&mut publishers[1]).status, 200);
     std::io::Write::write_all(&mut newer, b"\r\n").unwrap();
-    assert_eq!(read_answer(&mut newer).status, 426, "who came last is served");
+    assert_eq!(read_answer(&mut newer).status, 426, "the newest connection is served");
     assert_eq!(rejections(), 5);
 }
 
 #[test]
-fn strangers_pages_may_not_connect() {
+fn pages_of_other_origins_may_not_connect() {
     let allowed = vec!["https://friend.example".to_owned()];
     let server = TestServer::start(Config { allow_origin: allowed, ..config() });
     is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Rejection::Origin, 1);
@@ -164,21 +164,21 @@ fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
         Binary::start(&["--max-memory", "3MiB", "--shards", "1", "--slow", "drop-newest", "--outbox-bytes", "4MiB"]);
     let _quick = Client::connect(binary.address, "/ws/other");
     let slow = Client::connect_narrow(binary.address, "/ws/room");
-    // What waits for it is on the heap, below the size that goes into pages.
+    // Its backlog is on the heap: the messages are too short for shared pages.
     for _ in 0..400 {
         crate::support::publish(binary.address, "room", &[b'x'; 10_000]);
     }
     let status = || handshake(binary.address, &[]).status;
-    until(|| (status() == 503).then_some(()), || "nobody is refused".to_owned());
+    until(|| (status() == 503).then_some(()), || "no client is refused".to_owned());
     assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
     drop(slow);
-    until(|| (status() == 101).then_some(()), || "everybody is refused".to_owned());
+    until(|| (status() == 101).then_some(()), || "every client is still refused".to_owned());
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
 }
 
 #[test]
-fn open_files_are_left_to_everything_else() {
+fn some_open_files_are_kept_for_http() {
     let binary = Binary::start_with_files(300, &["--shards", "1"]);
     let clients: Vec<_> = (0..44).map(|_| Client::connect(binary.address, "/ws")).collect();
     assert_eq!(handshake(binary.address, &[]).status, 503);

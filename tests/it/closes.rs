@@ -94,7 +94,7 @@ fn every_row_of_the_table_is_provoked() {
             assert!(counted(&server.finish()), "{reason:?}");
             continue;
         }
-        let report = server.survey_until(counted);
+        let report = server.stats_until(counted);
         assert_eq!(report.closed.iter().sum::<u64>(), 1, "{reason:?} and nothing else");
         let metrics = request(server.address, "GET", "/metrics", &[], b"").body;
         let line = format!("hydrant_closed_total{{reason=\"{}\"}} 1\n", reason.row().label);

@@ -23,7 +23,7 @@ fn say_reaches_the_rooms_of_the_speaker_and_only_those() {
         assert_eq!(server.publish(channel, b"for you").delivered, 1);
         assert_eq!(client.receive_text(), "for you");
     }
-    assert_eq!(server.survey_until(|report| report.says == 2).totals.matched, 6);
+    assert_eq!(server.stats_until(|report| report.says == 2).totals.matched, 6);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn say_in_all_is_counted_and_repeated_only_if_asked_for() {
         let server = TestServer::start(Config { say, ..config() });
         let (mut speaker, mut listener) = (server.client("/ws"), server.client("/ws"));
         speaker.text(r#"{"event":"SAY","message":"hello"}"#);
-        let report = server.survey_until(|report| report.says == 1 && report.totals.delivered == heard);
+        let report = server.stats_until(|report| report.says == 1 && report.totals.delivered == heard);
         assert_eq!(report.totals.matched, heard, "{say:?}");
         if heard > 0 {
             assert_eq!(listener.receive_text(), r#"{"event":"CHAT_MSG","user":"anonymous","message":"hello"}"#);

@@ -78,7 +78,7 @@ fn who_sends_too_fast_is_closed_or_ignored() {
     while client.receive() == Received::Pong(b"x".to_vec()) {
         pongs += 1;
     }
-    let report = server.survey_until(|report| report.closed[CloseReason::ByClient as usize] == 1);
+    let report = server.stats_until(|report| report.closed[CloseReason::ByClient as usize] == 1);
     assert!((3..50).contains(&pongs) && report.ignored == 50 - pongs, "{pongs} pongs, {report:?}");
 }
 

@@ -1,4 +1,4 @@
-//! The routes: what each answers, and what it refuses.
+//! HTTP routes: the answer of each, and the requests that each refuses.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -68,7 +68,7 @@ fn every_route_answers_as_it_should() {
     assert!(server.engine.registry.is_empty());
 }
 
-/// Without a header that was not asked for, but a host and no body.
+/// Sends `Host` and the given headers, and no body.
 fn request_as_is(address: SocketAddr, method: &str, path: &str, headers: &[&str]) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
@@ -95,7 +95,7 @@ fn a_body_goes_verbatim_to_every_subscriber() {
 }
 
 #[test]
-fn what_cannot_be_published_is_refused() {
+fn invalid_and_too_long_bodies_are_refused() {
     let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
     let mut client = server.client("/ws");
     assert_eq!(request(server.address, "POST", "/publish", &[], b"\xff").status, 400);
@@ -142,8 +142,8 @@ fn a_handshake_may_come_in_pieces_or_behind_another_request() {
 }
 
 #[test]
-fn at_the_bound_publishers_get_503_and_nothing_is_lost() {
-    // Nobody reads, so the channel waits for its subscribers, and what is published waits for the channel.
+fn publishers_beyond_pending_bytes_get_503_and_nothing_is_lost() {
+    // No client reads. So the channel waits for its subscribers, and publications wait for the channel.
     let bounds = Config { message_bytes_max: 1000, pending_bytes_max: 2100, kernel_bytes_max: 4096, ..config() };
     let narrow = Config { pace_max: PATIENCE, ..bounds };
     let server = TestServer::start(narrow);
@@ -162,7 +162,7 @@ fn at_the_bound_publishers_get_503_and_nothing_is_lost() {
         let seen: Vec<_> = accepted.iter().map(|_| client.receive_text()).collect();
         assert_eq!(seen, accepted);
     }
-    let report = server.survey_until(|report| report.pending == 0);
+    let report = server.stats_until(|report| report.pending == 0);
     assert_eq!(report.totals.delivered as usize, accepted.len() * clients.len());
     assert_eq!(server.publish("all", b"room again").matched, 20);
 }
@@ -185,7 +185,7 @@ fn publish_and_admin_need_the_token() {
 }
 
 #[test]
-fn beyond_loopback_publish_and_admin_are_shut_without_a_token() {
+fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
     let server = TestServer::start(Config { listen: SocketAddr::from(([0, 0, 0, 0], 0)), ..config() });
     let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
     for (method, path) in
@@ -199,13 +199,13 @@ fn beyond_loopback_publish_and_admin_are_shut_without_a_token() {
 }
 
 #[test]
-fn strangers_pages_may_not_publish() {
+fn pages_of_other_origins_may_not_publish() {
     let server = TestServer::start(config());
     let status =
         |origin: &str| request(server.address, "POST", "/publish", &[&format!("Origin: {origin}")], b"x").status;
     assert_eq!((status("https://evil.example"), status("http://localhost")), (403, 202));
     assert_eq!(request(server.address, "GET", "/metrics", &["Origin: null"], b"").status, 403);
-    // Nor may they by a name of their own that leads here.
+    // The same holds for a host name of theirs that resolves to this server.
     let head =
         "POST /publish HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\nContent-Length: 1\r\n\r\nx";
     let answer = read_answer(&mut begin(server.address, head.as_bytes()));
@@ -216,22 +216,22 @@ fn strangers_pages_may_not_publish() {
 fn admin_routes_may_have_a_port_of_their_own() {
     let open = SocketAddr::from(([0, 0, 0, 0], 0));
     let server = TestServer::start(Config { listen: open, admin_listen: Some(config().listen), ..config() });
-    let [everybody, admin] = [0, 1].map(|n| SocketAddr::from(([127, 0, 0, 1], server.addresses[n].port())));
+    let [public, admin] = [0, 1].map(|n| SocketAddr::from(([127, 0, 0, 1], server.addresses[n].port())));
     for path in ["/metrics", "/debug/mem", "/debug/pprof/"] {
         let status = |address| request(address, "GET", path, &[], b"").status;
-        assert_eq!((status(everybody), status(admin)), (404, 200), "{path}");
+        assert_eq!((status(public), status(admin)), (404, 200), "{path}");
     }
-    let mut client = Client::connect(everybody, "/ws/room");
+    let mut client = Client::connect(public, "/ws/room");
     assert_eq!(request(admin, "GET", "/ws/room", &HANDSHAKE, b"").status, 404);
-    // Publishers need a token where everybody gets to, and none on a port that only this machine reaches.
-    assert_eq!(request(everybody, "POST", "/publish/room", &[], b"x").status, 403);
+    // Publishers need a token on a public port, and none on a port that only this machine reaches.
+    assert_eq!(request(public, "POST", "/publish/room", &[], b"x").status, 403);
     assert_eq!(request(admin, "POST", "/publish/room", &[], b"x").status, 202);
     assert_eq!(client.receive_text(), "x");
-    assert!([everybody, admin].map(|address| request(address, "GET", "/healthz", &[], b"").status) == [200, 200]);
+    assert!([public, admin].map(|address| request(address, "GET", "/healthz", &[], b"").status) == [200, 200]);
 }
 
 #[test]
-fn a_draining_server_takes_nothing() {
+fn a_draining_server_refuses_publications() {
     let server = TestServer::start(config());
     let engine = server.engine.clone();
     let idle = TcpStream::connect(server.address).unwrap();
@@ -244,8 +244,8 @@ fn a_draining_server_takes_nothing() {
 }
 
 #[test]
-fn a_burst_of_publications_closes_nobody_who_reads() {
-    // Together 1.6 MiB, more than what may wait for one connection and what the kernel takes at once.
+fn a_burst_of_publications_closes_no_client_that_reads() {
+    // Together 1.6 MiB: more than the outbox and the kernel's buffer of one connection hold.
     const PUBLISHERS: usize = 26;
     for fanout in crate::support::STRATEGIES {
         let patient = Config { fanout, shards: 1.try_into().unwrap(), pace_max: PATIENCE, ..config() };
@@ -275,7 +275,7 @@ fn a_burst_of_publications_closes_nobody_who_reads() {
 }
 
 #[test]
-fn the_metrics_are_the_books() {
+fn the_metrics_show_the_delivery_counters() {
     let server = TestServer::start(config());
     let _clients = [server.client("/ws/a"), server.client("/ws/a"), server.client("/ws/b")];
     let mut leaving = server.client("/ws");

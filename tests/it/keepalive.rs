@@ -55,6 +55,6 @@ fn who_takes_nothing_is_ended_by_the_kernel() {
     server.wait_for_connections(1);
     let gone = || (server.publish("room", &[b'x'; 1000]).matched == 0).then_some(());
     until(gone, || "it is still subscribed".to_owned());
-    let report = server.survey_until(|report| report.pending == 0);
+    let report = server.stats_until(|report| report.pending == 0);
     assert_eq!(report.closed[CloseReason::Disconnected as usize], 1);
 }

@@ -15,7 +15,7 @@ fn is_going_away(received: Received) -> bool {
 }
 
 #[test]
-fn sigterm_and_sigint_close_everybody_with_1001() {
+fn sigterm_and_sigint_close_every_client_with_1001() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         for fanout in ["direct", "wake", "ring", "mailbox"] {
             let mut binary = Binary::start(&["--fanout", fanout]);
@@ -34,7 +34,7 @@ fn sigterm_and_sigint_close_everybody_with_1001() {
 }
 
 #[test]
-fn a_drain_flushes_what_waits() {
+fn a_drain_flushes_backlogs() {
     for fanout in crate::support::STRATEGIES {
         let narrow = Config { fanout, kernel_bytes_max: 4096, ..config() };
         let mut server = TestServer::start(narrow);
@@ -56,12 +56,12 @@ fn a_drain_flushes_what_waits() {
 }
 
 #[test]
-fn a_drain_takes_its_time_and_tells_newcomers_to_come_back() {
+fn a_drain_keeps_its_rate_and_answers_new_clients_with_retry_after() {
     let mut binary = Binary::start(&["--drain-rate", "1", "--drain-timeout", "1h", "--shards", "1"]);
     let clients: Vec<_> = (0..20).map(|_| Client::connect(binary.address, "/ws")).collect();
     binary.signal(libc::SIGTERM);
     binary.wait_for_line("draining");
-    // The last of twenty is closed after some twenty seconds.
+    // The drain would close the last of twenty after some twenty seconds.
     let newcomer = request(binary.address, "GET", "/ws", &crate::support::HANDSHAKE, b"");
     assert_eq!((newcomer.status, newcomer.header("retry-after")), (503, Some("1")));
     drop(clients);
@@ -71,7 +71,7 @@ fn a_drain_takes_its_time_and_tells_newcomers_to_come_back() {
 }
 
 #[test]
-fn a_drain_cuts_who_does_not_read() {
+fn a_drain_aborts_clients_that_do_not_read() {
     let mut binary = Binary::start(&["--drain-timeout", "300ms", "--kernel-bytes", "4KiB"]);
     let stalled = Client::connect_narrow(binary.address, "/ws");
     for _ in 0..10 {
@@ -99,7 +99,7 @@ fn an_idle_http_connection_does_not_hold_up_a_drain() {
     let mut binary = Binary::start(&["--drain-timeout", "1h"]);
     let mut idle = TcpStream::connect(binary.address).unwrap();
     idle.set_read_timeout(Some(PATIENCE)).unwrap();
-    // Until this has been answered, the connection may still be on its way to a shard.
+    // Before this answer the connection may still be on its way to a shard.
     std::io::Write::write_all(&mut idle, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(crate::support::read_answer(&mut idle).status, 200);
     binary.signal(libc::SIGTERM);
@@ -108,7 +108,7 @@ fn an_idle_http_connection_does_not_hold_up_a_drain() {
 }
 
 #[test]
-fn a_ledger_asked_for_during_a_drain_does_not_hold_it_up() {
+fn a_request_for_statistics_does_not_hold_up_a_drain() {
     use std::io::Write;
 
     let mut binary = Binary::start(&["--drain-timeout", "1h", "--shards", "2"]);
@@ -123,7 +123,7 @@ fn a_ledger_asked_for_during_a_drain_does_not_hold_it_up() {
     binary.signal(libc::SIGTERM);
     binary.wait_for_line("draining");
     for stream in &mut asking {
-        // It may be refused, and its connection may be gone; what counts is that the server ends.
+        // The request may be refused, and its connection may be gone: the test is that the server ends.
         let _ = stream.write_all(b"\r\n");
     }
     assert_eq!(binary.wait().code(), Some(0));
@@ -193,9 +193,9 @@ fn help_names_every_flag_and_is_no_error() {
 }
 
 #[test]
-fn without_descriptors_it_waits_and_goes_on() {
+fn without_open_files_it_stops_accepting_and_resumes() {
     let mut binary = Binary::start_with_files(64, &["--shards", "1"]);
-    // More than fit: the last ones wait in the kernel's queue.
+    // More than the limit of open files: the last ones wait in the kernel's queue.
     let waiting: Vec<_> = (0..80).map(|_| TcpStream::connect(binary.address).unwrap()).collect();
     binary.wait_for_line("cannot accept");
     drop(waiting);
@@ -206,8 +206,8 @@ fn without_descriptors_it_waits_and_goes_on() {
     );
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
-    let complaints = binary.seen.iter().filter(|line| line.contains("cannot accept")).count();
-    assert!(complaints <= 3, "once for each time that it runs dry, not for each try: {:?}", binary.seen);
+    let warnings = binary.seen.iter().filter(|line| line.contains("cannot accept")).count();
+    assert!(warnings <= 3, "one line each time that it runs out of files, not one for each try: {:?}", binary.seen);
 }
 
 /// Builds with debug assertions have a route that makes a shard panic.
@@ -222,7 +222,7 @@ fn a_panic_in_a_shard_ends_the_process() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_nobody_up() {
+fn an_unread_log_holds_up_no_client() {
     use std::io::{BufRead, BufReader};
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
@@ -236,13 +236,13 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
             break rest.split(' ').next().unwrap().parse().unwrap();
         }
     };
-    // Each says more than fifty bytes, and a pipe holds 64 KiB.
-    let talk = || (0..1500).for_each(|_| drop(Client::connect(address, "/ws")));
-    talk();
+    // Each connection logs more than 50 bytes, and a pipe holds 64 KiB.
+    let fill_the_log = || (0..1500).for_each(|_| drop(Client::connect(address, "/ws")));
+    fill_the_log();
     assert_eq!(request(address, "GET", "/healthz", &[], b"").status, 200);
-    // Now every line fails.
+    // From now on every write to the log fails.
     drop(log);
-    talk();
+    fill_the_log();
     assert_eq!(request(address, "GET", "/healthz", &[], b"").status, 200);
     child.kill().unwrap();
     child.wait().unwrap();

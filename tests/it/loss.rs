@@ -52,7 +52,7 @@ fn disconnect_closes_the_slow_one_and_nobody_else() {
         assert!(seen.iter().map(|text| number(text)).eq(0..seen.len()), "{fanout:?}: a prefix without gaps");
         slow.send(0x88, &1013_u16.to_be_bytes());
         assert_eq!(slow.receive(), Received::End);
-        let report = server.survey_until(|report| report.pending == 0);
+        let report = server.stats_until(|report| report.pending == 0);
         assert_eq!(report.totals.delivered, (published + seen.len()) as u64, "{fanout:?}");
         assert!(report.totals.dropped_slow > 0);
         assert_eq!(report.closed[CloseReason::Slow as usize], 1);
@@ -72,7 +72,7 @@ fn drop_newest_keeps_the_first_and_goes_on_later() {
         let published = server.publish("room", message(7777).as_bytes());
         assert_eq!((published.matched, published.dropped), (2, 0));
         assert_eq!(number(&slow.receive_text()), 7777);
-        let report = server.survey_until(|report| report.pending == 0);
+        let report = server.stats_until(|report| report.pending == 0);
         assert_eq!(report.totals.delivered as usize, MESSAGES + kept + 2);
         assert_eq!(server.engine.registry.len(), 2);
     }
@@ -90,7 +90,7 @@ fn drop_oldest_keeps_the_last() {
         assert_eq!(seen.last(), Some(&(MESSAGES - 1)), "{fanout:?}: the newest is there");
         let gaps = seen.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
         assert_eq!(gaps, 1, "{fanout:?}: one gap, between what had left and what was kept: {seen:?}");
-        server.survey_until(|report| report.pending == 0);
+        server.stats_until(|report| report.pending == 0);
     }
 }
 
@@ -113,7 +113,7 @@ fn a_client_that_vanishes_is_accounted_for() {
             for expected in (0..15).map(message) {
                 assert_eq!(quick.receive_text(), expected);
             }
-            let report = server.survey_until(|report| report.pending == 0);
+            let report = server.stats_until(|report| report.pending == 0);
             assert_eq!(report.totals.matched, 45, "{fanout:?} {slow:?}");
             assert_eq!(report.closed[CloseReason::Disconnected as usize], 2);
         }
@@ -134,7 +134,7 @@ fn the_backlog_is_given_back_when_it_is_drained() {
         for _ in 0..MESSAGES - stalled.totals.dropped_slow as usize {
             slow.receive_text();
         }
-        let drained = server.survey_until(|report| report.pending == 0);
+        let drained = server.stats_until(|report| report.pending == 0);
         assert_eq!(drained.queues.outbox_bytes, 0);
     }
 }
@@ -203,7 +203,7 @@ fn a_close_behind_a_started_frame_ends_the_stream_cleanly() {
             assert_eq!(slow.receive_to_close().1, Some(code), "{fanout:?}");
             assert_eq!(slow.receive(), Received::End, "{fanout:?}");
         }
-        server.survey_until(|report| report.pending == 0);
+        server.stats_until(|report| report.pending == 0);
     }
 }
 
@@ -228,6 +228,6 @@ fn who_is_gone_joins_nothing() {
         assert_eq!(quick.receive_text(), "x");
         let loads = || server.engine.loads.iter().map(|load| load.get()).sum::<usize>();
         until(|| (loads() == 1).then_some(()), || format!("{fanout:?}: {} connections are kept", loads()));
-        server.survey_until(|report| report.pending == 0);
+        server.stats_until(|report| report.pending == 0);
     }
 }

@@ -1,7 +1,8 @@
-//! The server as its users meet it: over sockets, in this process or as the real binary.
+//! Integration tests: clients and publishers over sockets, against a server in this process or
+//! against the real binary.
 //!
-//! Plain `cargo test` needs no other program. Nothing here waits by sleeping for a fixed time: what has to happen is
-//! looked for until it has, or until [`support::PATIENCE`] is over.
+//! They need no other program and no fixed port. No test waits by sleeping for a fixed time: it
+//! looks for the expected event until it has happened, and fails after [`support::PATIENCE`].
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::type_complexity, reason = "tables of cases are read as tables")]

@@ -71,7 +71,7 @@ fn nothing_is_lost_at_two_thousand_clients() {
         for client in &mut clients[1..] {
             assert_eq!(receive(client), seen, "{fanout:?}");
         }
-        let totals = server.survey_until(|report| report.pending == 0).totals;
+        let totals = server.stats_until(|report| report.pending == 0).totals;
         assert_eq!((totals.matched, totals.delivered), ((CLIENTS * MESSAGES) as u64, (CLIENTS * MESSAGES) as u64));
     }
 }
@@ -110,6 +110,6 @@ fn leaving_during_passes_disturbs_nobody() {
             assert!(sent.iter().all(|text| *text == client.receive_text()), "{fanout:?}");
         }
         server.wait_for_connections(staying.len());
-        server.survey_until(|report| report.pending == 0);
+        server.stats_until(|report| report.pending == 0);
     }
 }

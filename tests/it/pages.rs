@@ -65,7 +65,7 @@ fn every_byte_arrives_from_shared_pages() {
             }
             assert!(pong || client.receive() == Received::Pong(b"in between".to_vec()));
         }
-        let report = server.survey_until(|report| report.pending == 0 && report.pages_open == 0);
+        let report = server.stats_until(|report| report.pending == 0 && report.pages_open == 0);
         assert_eq!(report.queues.outbox_bytes, 0);
         assert_eq!(report.totals.matched, ((READERS + 1) * MESSAGES) as u64);
         assert!(report.totals.delivered >= (READERS * MESSAGES) as u64);
@@ -107,7 +107,7 @@ fn a_close_comes_between_frames_of_pages() {
         assert_eq!(client.receive(), Received::Close(Some(1000), "left".to_owned()));
         client.stream.shutdown(Shutdown::Write).unwrap();
     }
-    let report = server.survey_until(|report| report.pending == 0);
+    let report = server.stats_until(|report| report.pending == 0);
     assert_eq!((report.totals.delivered, report.totals.dropped_closed), (READERS as u64, READERS as u64));
 }
 

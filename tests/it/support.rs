@@ -1,4 +1,5 @@
-//! A server in this process, the real binary, and a WebSocket client that does exactly what it is told.
+//! Tools of the integration tests: a server in this process, the real binary, and clients for HTTP
+//! and WebSocket that send exactly the given bytes and do nothing on their own.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,19 +16,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::oneshot;
 
-/// How long something that has to happen is waited for.
+/// How long a test waits for an expected event before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub const STRATEGIES: [Strategy; 4] = [Strategy::Direct, Strategy::Wake, Strategy::Ring, Strategy::Mailbox];
 pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
 
-/// No tick, a free port, two shards, and as much time as a busy machine may need.
+/// No tick, a free port, two shards, and timeouts that are long enough for a busy machine.
 pub fn config() -> Config {
     Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         shards: 2.try_into().unwrap(),
         tick: None,
-        // Only what a test is about may end a client on a machine that stands still for half a minute.
+        // No timeout but the one under test may end a client, even if the machine pauses for half a
+        // minute.
         drain_timeout: PATIENCE,
         close_timeout: PATIENCE,
         handshake_timeout: PATIENCE,
@@ -37,17 +39,18 @@ pub fn config() -> Config {
     }
 }
 
-/// A server in this process; drained when dropped.
+/// A server in this process. `drop` drains it.
 pub struct TestServer {
     pub address: SocketAddr,
-    /// Of every port, in the order of [`Config::listeners`].
+    /// The address of every port, in the order of [`Config::listeners`].
     pub addresses: Vec<SocketAddr>,
     pub engine: Arc<Engine>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<ShardStats>>,
 }
 
-/// Panics of servers' threads: the runtime keeps those of tasks to itself, where the real binary ends.
+/// Number of panics on threads of servers. A panic in a task aborts the real binary; in a test, tokio
+/// would swallow it.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_panics() {
@@ -83,12 +86,12 @@ impl TestServer {
         Self { address: addresses[0], addresses, engine, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// Begins the drain.
+    /// Starts the drain.
     pub fn stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Drains; the last figures.
+    /// Drains the server and returns its last statistics.
     pub fn finish(mut self) -> ShardStats {
         self.stop();
         self.thread.take().unwrap().join().unwrap()
@@ -107,14 +110,14 @@ impl TestServer {
         runtime.block_on(report).expect("every shard answers")
     }
 
-    /// The figures once they are as wanted; the conservation law holds then.
-    pub fn survey_until(&self, wanted: impl Fn(&ShardStats) -> bool) -> ShardStats {
+    /// Waits until the statistics are as wanted, and checks the conservation law.
+    pub fn stats_until(&self, wanted: impl Fn(&ShardStats) -> bool) -> ShardStats {
         let report = until(|| Some(self.stats()).filter(&wanted), || format!("{:?}", self.stats()));
         assert_eq!(report.totals.unsettled(), report.pending, "the conservation law: {report:?}");
         report
     }
 
-    /// Waits until this many connections are registered.
+    /// Waits until `number` connections are registered.
     pub fn wait_for_connections(&self, number: usize) {
         until(|| (self.engine.registry.len() == number).then_some(()), || format!("{}", self.engine.registry.len()));
     }
@@ -123,7 +126,7 @@ impl TestServer {
         Client::connect(self.address, path)
     }
 
-    /// Publishes to a channel and waits for the end of the fan-out.
+    /// Publishes to a channel, waits for the end of the fan-out, and returns the receipt.
     pub fn publish(&self, channel: &str, body: &[u8]) -> Published {
         publish(self.address, channel, body)
     }
@@ -134,25 +137,25 @@ impl Drop for TestServer {
         self.stop();
         if let Some(thread) = self.thread.take() {
             let result = thread.join();
-            assert!(result.is_ok() || thread::panicking(), "the server has panicked");
-            assert!(PANICS.load(Ordering::Relaxed) == 0 || thread::panicking(), "a server's task has panicked");
+            assert!(result.is_ok() || thread::panicking(), "the server panicked");
+            assert!(PANICS.load(Ordering::Relaxed) == 0 || thread::panicking(), "a task of a server panicked");
         }
     }
 }
 
-/// Looks until there is something; fails with `why` when patience is over.
+/// Calls `look` until it returns a value; fails with `why` after [`PATIENCE`].
 pub fn until<T>(mut look: impl FnMut() -> Option<T>, why: impl Fn() -> String) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "in vain: {}", why());
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {}", why());
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// What `?receipt=1` answers.
+/// The answer to `?receipt=1`.
 #[derive(Debug, PartialEq, serde::Deserialize)]
 pub struct Published {
     pub channel: String,
@@ -187,7 +190,7 @@ impl Answer {
     }
 }
 
-/// A connection that has sent this.
+/// Connects and sends `first`.
 pub fn begin(address: SocketAddr, first: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -195,7 +198,7 @@ pub fn begin(address: SocketAddr, first: &[u8]) -> TcpStream {
     stream
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection and reads the answer.
 pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     if !headers.iter().any(|header| header.starts_with("Transfer-Encoding")) {
@@ -205,12 +208,12 @@ pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[&str], 
     read_answer_to(method, &mut begin(address, &[head.as_bytes(), b"\r\n", body].concat()))
 }
 
-/// Reads one answer, to the end of its body.
+/// Reads one answer to the end of its body.
 pub fn read_answer(stream: &mut impl Read) -> Answer {
     read_answer_to("GET", stream)
 }
 
-/// An answer to HEAD names a body that it does not have.
+/// As [`read_answer`], for the given method: an answer to HEAD has a `Content-Length` but no body.
 pub fn read_answer_to(method: &str, stream: &mut impl Read) -> Answer {
     let head = read_head(stream);
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -224,7 +227,7 @@ pub fn read_answer_to(method: &str, stream: &mut impl Read) -> Answer {
     answer
 }
 
-/// Reads byte by byte, so that nothing behind the head is taken.
+/// Reads byte by byte, so that bytes behind the head stay in the socket.
 fn read_head(stream: &mut impl Read) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -244,7 +247,7 @@ pub const HANDSHAKE: [&str; 4] = [
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 ];
 
-/// What a client gets.
+/// A message or control frame from the server, or the end of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     Text(String),
@@ -252,11 +255,10 @@ pub enum Received {
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<u16>, String),
-    /// The end of the stream.
     End,
 }
 
-/// A stream whose receive buffer is so small that it is full after a few messages.
+/// A stream with a receive buffer that a few messages fill.
 pub fn narrow_stream(address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -264,7 +266,7 @@ pub fn narrow_stream(address: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-/// A WebSocket client.
+/// A WebSocket client without timers or automatic answers.
 pub struct Client<S = TcpStream> {
     pub stream: S,
 }
@@ -274,7 +276,7 @@ impl Client {
         Self::upgrade(TcpStream::connect(address).unwrap(), path)
     }
 
-    /// Over a [`narrow_stream`].
+    /// Connects over a [`narrow_stream`].
     pub fn connect_narrow(address: SocketAddr, path: &str) -> Self {
         Self::upgrade(narrow_stream(address), path)
     }
@@ -309,11 +311,15 @@ impl<S: Read + Write> Client<S> {
         self.send(0x81, text.as_bytes());
     }
 
-    /// The next message or control frame.
+    /// Reads the next message or control frame.
     pub fn receive(&mut self) -> Received {
         let mut head = [0; 2];
         if let Err(error) = self.stream.read_exact(&mut head[..1]) {
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "neither a frame nor the end: {error}");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof,
+                "neither a frame nor the end of the stream: {error}"
+            );
             return Received::End;
         }
         self.stream.read_exact(&mut head[1..]).unwrap();
@@ -335,11 +341,11 @@ impl<S: Read + Write> Client<S> {
                 let reason = payload.split_off(2);
                 Received::Close(Some(u16::from_be_bytes([payload[0], payload[1]])), text(reason))
             }
-            (first, _) => panic!("a frame that starts with {first:#x}"),
+            (first, _) => panic!("unexpected frame that starts with {first:#x}"),
         }
     }
 
-    /// The next text message.
+    /// Reads the next message, which has to be text.
     pub fn receive_text(&mut self) -> String {
         match self.receive() {
             Received::Text(text) => text,
@@ -347,7 +353,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    /// Every text message up to the close frame, and its code.
+    /// Reads text messages up to the close frame; returns them and its code.
     pub fn receive_to_close(&mut self) -> (Vec<String>, Option<u16>) {
         let mut texts = Vec::new();
         loop {
@@ -366,7 +372,7 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
-/// A client's frame.
+/// A frame with a mask, as clients send it.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let mut wire = vec![first];
@@ -386,11 +392,12 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// The real binary; killed when dropped.
+/// The real binary as a child process. `drop` kills it.
 pub struct Binary {
     pub address: SocketAddr,
     child: Child,
     log: mpsc::Receiver<String>,
+    /// Lines of its log that were read so far.
     pub seen: Vec<String>,
 }
 
@@ -399,7 +406,7 @@ impl Binary {
         Self::start_as(Command::new(env!("CARGO_BIN_EXE_hydrant")), flags)
     }
 
-    /// As [`Binary::start`], with at most `files` open files.
+    /// As [`Binary::start`], under a limit of `files` open files.
     pub fn start_with_files(files: u32, flags: &[&str]) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_hydrant")]);
@@ -418,7 +425,7 @@ impl Binary {
         binary
     }
 
-    /// The next line of the log that contains `text`.
+    /// Reads the log up to the next line that contains `text`.
     pub fn wait_for_line(&mut self, text: &str) -> String {
         loop {
             let line = self.log.recv_timeout(PATIENCE);
@@ -440,6 +447,7 @@ impl Binary {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// Waits for the end of the process, and reads the rest of its log.
     pub fn wait(&mut self) -> ExitStatus {
         let status = until(|| self.child.try_wait().unwrap(), || "it still runs".to_owned());
         self.seen.extend(self.log.iter());
@@ -449,7 +457,7 @@ impl Binary {
 
 impl Drop for Binary {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,5 @@
-//! Clients that come by TLS: the same messages, the same promises, and a certificate that can be replaced.
+//! TLS: clients over TLS get the same messages with the same guarantees, and SIGHUP replaces the
+//! certificate.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -35,7 +36,7 @@ fn secure() -> Config {
     Config { tls: Some(Tls::load(&pem("tls-cert"), &pem("tls-key")).unwrap().into()), ..config() }
 }
 
-/// A session over `stream` with who shows one of the two certificates.
+/// A TLS session over `stream` that trusts both test certificates.
 fn session(stream: TcpStream, version: &'static SupportedProtocolVersion) -> TlsStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -72,7 +73,7 @@ fn publish(address: SocketAddr, channel: &str, body: &[u8]) -> String {
 }
 
 #[test]
-fn a_client_by_tls_is_a_client() {
+fn clients_over_tls_get_the_same_messages() {
     for fanout in STRATEGIES {
         let server = TestServer::start(Config { fanout, ..secure() });
         let mut clients = [&TLS13, &TLS12].map(|version| {
@@ -89,9 +90,9 @@ fn a_client_by_tls_is_a_client() {
             assert_eq!(client.receive(), Received::Pong(b"!".to_vec()));
             client.send(0x88, &1000_u16.to_be_bytes());
             assert_eq!(client.receive(), Received::Close(Some(1000), String::new()));
-            assert_eq!(client.stream.read(&mut [0]).unwrap(), 0, "the session ends as TLS wants it to");
+            assert_eq!(client.stream.read(&mut [0]).unwrap(), 0, "the session ends with close_notify");
         }
-        let totals = server.survey_until(|report| report.pending == 0).totals;
+        let totals = server.stats_until(|report| report.pending == 0).totals;
         assert_eq!((totals.matched, totals.delivered), (4, 4), "{fanout:?}");
     }
 }
@@ -101,18 +102,18 @@ fn records_may_come_in_any_pieces() {
     let server = TestServer::start(secure());
     let message = "m".repeat(40_000);
     let mut client = connect(server.address, "/echo");
-    // More than a record, and several messages in one.
+    // A message longer than one TLS record, then several messages in one record.
     client.text(&message);
     assert_eq!(client.receive_text(), message);
     client.send_raw(&[masked(0x81, b"a"), masked(0x81, b"b"), masked(0x81, b"c")].concat());
     assert_eq!([(); 3].map(|()| client.receive_text()), ["a", "b", "c"]);
-    // Byte by byte on the wire: what the client would send at once.
+    // A record that arrives byte by byte.
     let mut record = Vec::new();
     client.stream.conn.writer().write_all(&masked(0x81, b"slowly")).unwrap();
     client.stream.conn.write_tls(&mut record).unwrap();
     record.iter().for_each(|byte| client.stream.sock.write_all(&[*byte]).unwrap());
     assert_eq!(client.receive_text(), "slowly");
-    // Behind the handshake, before its answer.
+    // Messages behind the handshake, sent before its answer has come.
     let mut stream = dial(server.address);
     let head = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
     stream.write_all(&[head.as_bytes(), &masked(0x81, b"early"), &masked(0x81, message.as_bytes())].concat()).unwrap();
@@ -122,14 +123,14 @@ fn records_may_come_in_any_pieces() {
 }
 
 #[test]
-fn slow_clients_by_tls_are_accounted_for() {
+fn slow_clients_over_tls_are_counted() {
     let bounds = Config { outbox_bytes_max: 100_000, message_bytes_max: 20_000, kernel_bytes_max: 4096, ..secure() };
     for fanout in STRATEGIES {
         for slow in [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest] {
             let server = TestServer::start(Config { fanout, slow, pages_bytes_min: 1, ..bounds.clone() });
             let mut client = Client::shake_hands(session(narrow_stream(server.address), &TLS13), "/ws/room");
             server.wait_for_connections(1);
-            // Twice what may wait, of all lengths.
+            // Messages of all lengths, together more than twice the outbox bound.
             let bodies: Vec<_> = (0..30).map(|n| format!("{n:02}{}", "x".repeat(n * 611))).collect();
             let matched =
                 bodies.iter().filter(|body| publish(server.address, "room", body.as_bytes()).contains("\"matched\":1"));
@@ -151,16 +152,16 @@ fn slow_clients_by_tls_are_accounted_for() {
                     other => panic!("{context}: {other:?}"),
                 }
                 if slow == SlowPolicy::DropNewest && seen.len() % 5 == 0 {
-                    // There is room again: `end` may have been dropped with the others.
+                    // The outbox has room again: send `end` again, as it may have been dropped.
                     publish(server.address, "room", b"end");
                 }
             }
             assert!(seen.len() < bodies.len() && !seen.is_empty(), "{context}: {}", seen.len());
-            // Whole, in order, without repeats.
+            // Messages are whole, in order, and never repeated.
             let mut expected = bodies.iter();
             assert!(seen.iter().all(|text| expected.any(|body| body == text)), "{context}");
             drop(client);
-            let totals = server.survey_until(|report| report.pending == 0 && report.totals.unsettled() == 0).totals;
+            let totals = server.stats_until(|report| report.pending == 0 && report.totals.unsettled() == 0).totals;
             assert_eq!(totals.matched, totals.delivered + totals.dropped_slow + totals.dropped_closed, "{context}");
             assert!(totals.dropped_slow > 0, "{context}");
         }
@@ -168,23 +169,23 @@ fn slow_clients_by_tls_are_accounted_for() {
 }
 
 #[test]
-fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
+fn broken_tls_ends_its_own_connection_and_no_other() {
     let server = TestServer::start(Config { handshake_timeout: Duration::from_secs(4), ..secure() });
     let mut bystander = connect(server.address, "/ws/room");
     let mut plain = TcpStream::connect(server.address).unwrap();
     plain.set_read_timeout(Some(PATIENCE)).unwrap();
     plain.write_all(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    // An alert, and the end.
+    // The server sends an alert and closes.
     plain.read_to_end(&mut answer).unwrap();
     assert_eq!(answer.first(), Some(&21), "{answer:?}");
-    // Half a handshake, and nothing more.
+    // A handshake that stops in the middle.
     let mut record = Vec::new();
     let mut half = dial(server.address);
     half.conn.write_tls(&mut record).unwrap();
     half.sock.write_all(&record[..record.len() / 2]).unwrap();
-    assert_eq!(half.sock.read(&mut [0; 100]).unwrap(), 0, "its time is over");
-    // A record that was tampered with.
+    assert_eq!(half.sock.read(&mut [0; 100]).unwrap(), 0, "closed after --handshake-timeout");
+    // A record that was changed on its way.
     let mut forger = connect(server.address, "/ws/room");
     server.wait_for_connections(2);
     let mut record = Vec::new();
@@ -194,13 +195,13 @@ fn who_speaks_no_tls_is_turned_away_and_nobody_else() {
     forger.stream.sock.write_all(&record).unwrap();
     let broken = forger.stream.read(&mut [0; 100]).unwrap_err();
     assert!(broken.to_string().contains("BadRecordMac"), "{broken}");
-    server.survey_until(|report| report.closed[CloseReason::Disconnected as usize] == 1);
+    server.stats_until(|report| report.closed[CloseReason::Disconnected as usize] == 1);
     publish(server.address, "room", b"still here");
     assert_eq!(bystander.receive_text(), "still here");
 }
 
 #[test]
-fn no_bytes_are_too_bad() {
+fn garbage_on_the_tls_port_harms_no_other_client() {
     let server = TestServer::start(secure());
     let mut bystander = connect(server.address, "/ws/room");
     let hello = {
@@ -209,7 +210,7 @@ fn no_bytes_are_too_bad() {
         record
     };
     let garbage: [&[u8]; 7] = [
-        // A handshake message longer than any, in a record that is whole.
+        // A handshake message with the greatest length, in a whole record.
         b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
         b"\x16\x03\x01\xff\xff",
         b"\x16\x03\x01\x00\x00",
@@ -225,12 +226,12 @@ fn no_bytes_are_too_bad() {
                 stream.write_all(&[before, bytes, after].concat()).unwrap();
                 stream.shutdown(std::net::Shutdown::Write).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                // Whatever it is, it ends.
+                // Any answer will do, as long as the connection ends.
                 let _ = stream.read_to_end(&mut Vec::new());
             }
         }
     }
-    // The same behind a handshake.
+    // The same bytes behind a finished handshake.
     for bytes in garbage {
         let mut client = connect(server.address, "/echo");
         client.stream.sock.write_all(bytes).unwrap();
@@ -254,7 +255,7 @@ fn keys_may_change_at_any_time() {
 }
 
 #[test]
-fn a_drain_says_goodbye_by_tls() {
+fn a_drain_sends_close_frames_over_tls() {
     let server = TestServer::start(secure());
     let mut client = connect(server.address, "/ws/room");
     server.wait_for_connections(1);
@@ -308,14 +309,14 @@ fn the_certificate_is_read_again_at_sighup() {
 }
 
 #[test]
-fn both_kinds_of_clients_share_a_fanout() {
+fn plain_and_tls_clients_share_a_channel() {
     let server = TestServer::start(Config { tls_listen: Some(config().listen), ..secure() });
     let [plain_port, tls_port] = server.addresses[..] else { panic!("{:?}", server.addresses) };
     let mut plain = Client::connect(plain_port, "/ws/room");
     let mut secure = connect(tls_port, "/ws/room");
     assert_eq!(server.publish("room", b"from a plain port").matched, 2);
-    assert!(publish(tls_port, "room", b"by TLS").contains("\"matched\":2"));
-    for text in ["from a plain port", "by TLS"] {
+    assert!(publish(tls_port, "room", b"over TLS").contains("\"matched\":2"));
+    for text in ["from a plain port", "over TLS"] {
         assert_eq!((plain.receive_text().as_str(), secure.receive_text().as_str()), (text, text));
     }
 }

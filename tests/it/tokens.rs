@@ -1,4 +1,5 @@
-//! Tokens of subscribers: who has a good one joins what it names, for as long as it lasts.
+//! Tokens of subscribers: a valid token admits its bearer to the channels that it names, until it
+//! expires.
 
 use std::time::UNIX_EPOCH;
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Binary, Client, HANDSHAKE, Received, TestServer, config, request};
 
-/// A key made for these tests, and for nothing else.
+/// Keys that were made for these tests only.
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
 const FAR: u64 = 4_000_000_000;
 
@@ -24,7 +25,7 @@ fn server() -> TestServer {
 }
 
 #[test]
-fn without_a_good_token_nobody_subscribes() {
+fn subscribing_needs_a_valid_token() {
     let server = server();
     let status = |path: &str, headers: &[&str]| {
         request(server.address, "GET", path, &[&HANDSHAKE[..], headers].concat(), b"").status
@@ -40,12 +41,12 @@ fn without_a_good_token_nobody_subscribes() {
     let some = format!("Authorization: Bearer {}", token(&json!({"exp": FAR, "channels": ["room-*"]})));
     assert_eq!((status("/ws/room-1", &[&some]), status("/ws/room-1?channel=other", &[&some])), (101, 403));
     assert_eq!((status("/ws", &[&some]), server.engine.rejections.get(Rejection::Forbidden)), (403, 2));
-    // Publishers are another matter: they have --token.
+    // `--token`, not this key, protects publishing.
     assert_eq!(request(server.address, "POST", "/publish", &[], b"x").status, 202);
 }
 
 #[test]
-fn a_token_bounds_what_its_bearer_joins_later() {
+fn a_token_limits_later_subscriptions_too() {
     let server = server();
     let some = token(&json!({"exp": FAR, "channels": ["a", "b"]}));
     let mut client = server.client(&format!("/ws/a?token={some}"));
@@ -53,7 +54,7 @@ fn a_token_bounds_what_its_bearer_joins_later() {
     assert!(client.receive_text().contains(r#""code":"FORBIDDEN""#));
     client.text(r#"{"event":"SUBSCRIBE","channel":"b"}"#);
     client.text(r#"{"event":"SUBSCRIBE","channel":"c"}"#);
-    assert!(client.receive_text().contains("FORBIDDEN"), "the one before it has been read");
+    assert!(client.receive_text().contains("FORBIDDEN"), "the SUBSCRIBE before it was read");
     assert_eq!([("a", 1), ("b", 1), ("c", 0)].map(|(room, _)| server.publish(room, b"x").matched), [1, 1, 0]);
 }
 
@@ -70,7 +71,7 @@ fn a_connection_ends_with_its_token() {
 }
 
 #[test]
-fn public_keys_verify_and_secrets_are_not_told() {
+fn public_keys_verify_and_tokens_are_never_logged() {
     let pem = |name: &str| std::fs::read(format!("{KEYS}/{name}.pem")).unwrap();
     let rsa = (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem("rsa-private")).unwrap(), "rsa-public");
     let ec = (Algorithm::ES256, EncodingKey::from_ec_pem(&pem("ec-private")).unwrap(), "ec-public");
@@ -78,7 +79,7 @@ fn public_keys_verify_and_secrets_are_not_told() {
         let good = encode(&Header::new(algorithm), &json!({"exp": FAR}), &key).unwrap();
         let mut binary = Binary::start(&["--jwt-key", &format!("{KEYS}/{public}.pem"), "--log", "trace"]);
         let client = Client::connect(binary.address, &format!("/ws?token={good}"));
-        // The public key as a shared secret is an old trick.
+        // An attack: HS256 with the public key as its shared secret.
         let forged = encode(&Header::default(), &json!({"exp": FAR}), &EncodingKey::from_secret(&pem(public))).unwrap();
         let answer = request(binary.address, "GET", &format!("/ws?token={forged}"), &HANDSHAKE, b"");
         assert_eq!(answer.status, 401, "{algorithm:?}");
