@@ -1,19 +1,22 @@
-//! From how many bytes on, and for how many subscribers, is a batch cheaper in shared pages than copied to each socket?
+//! The batch size and the number of subscribers above which shared pages are cheaper than a copy
+//! for each socket.
 //!
 //! ```text
-//! cargo bench --bench pages                        everything, about two minutes
+//! cargo bench --bench pages                        everything, about 2 minutes
 //! cargo bench --bench pages -- 'pages/size'        by the size of the batch, 2,000 subscribers
 //! cargo bench --bench pages -- 'pages/subscribers' by the number of subscribers
-//! cargo bench --bench pages -- --test              each cell once: does every byte arrive
+//! cargo bench --bench pages -- --test              each cell once: checks that every byte arrives
 //! ```
 //!
-//! Two ways to hand the same bytes to real sockets over loopback, without anything of the engine around them: `copy`
-//! is one `send` a socket; `pages` puts the bytes into a file in memory and is then one `sendfile` a socket, the making
-//! and the freeing of the file included. The time is the CPU time of the thread that sends. Another thread reads; the
-//! sender waits for it between two rounds, off the clock, so every round meets empty sockets. What the kernel sends
-//! later, when the reader has made room, is not in the time of either way.
+//! The bench hands the same bytes to real sockets over loopback in two ways, without the engine
+//! around them. `copy` is one `send` per socket. `pages` puts the bytes into a file in memory and
+//! then calls `sendfile` once per socket; creating and freeing the file is included. The time is
+//! the CPU time of the sending thread. Another thread reads. Between two rounds the sender waits
+//! for it, off the clock, so every round starts with empty sockets. Bytes that the kernel sends
+//! later, when the reader has made room, are in the time of neither way.
 //!
-//! `config::Config::pages_bytes_min` and `config::PAGES_SUBSCRIBERS_MIN` are set by what this shows.
+//! The defaults of `config::Config::pages_bytes_min` and `config::PAGES_SUBSCRIBERS_MIN` follow
+//! from this bench.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener};
@@ -29,7 +32,8 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use socket2::{SockRef, Socket as Stream};
 
-/// So much a socket takes, whatever its reader does: no round is ever held up by a full one.
+/// Bytes that a socket takes even if its reader does nothing, so that no round waits for a full
+/// socket.
 const KERNEL_BYTES: usize = 1024 * 1024;
 
 fn main() {
@@ -39,14 +43,14 @@ fn main() {
         .measurement_time(Duration::from_millis(1000))
         .nresamples(10_000)
         .configure_from_args();
-    let mut audience = Audience::new(2000).expect("2000 connections to this process");
+    let mut clients = ClientPool::new(2000).expect("2000 connections to this process");
     let mut group = criterion.benchmark_group("pages/size");
     for kib in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
         let bytes = vec![b'x'; kib * 1024];
         group.throughput(Throughput::Elements(2000));
         for way in [Way::Copy, Way::Pages] {
             group.bench_with_input(BenchmarkId::new(way.name(), format!("{kib}KiB")), &bytes, |bencher, bytes| {
-                bencher.iter_custom(|times| audience.deliver(way, bytes, 2000, times));
+                bencher.iter_custom(|times| clients.deliver(way, bytes, 2000, times));
             });
         }
     }
@@ -57,7 +61,7 @@ fn main() {
         group.throughput(Throughput::Elements(subscribers as u64));
         for way in [Way::Copy, Way::Pages] {
             group.bench_with_input(BenchmarkId::new(way.name(), subscribers), &bytes, |bencher, bytes| {
-                bencher.iter_custom(|times| audience.deliver(way, bytes, subscribers, times));
+                bencher.iter_custom(|times| clients.deliver(way, bytes, subscribers, times));
             });
         }
     }
@@ -81,14 +85,14 @@ impl Way {
     }
 }
 
-/// Connections, and a thread that reads whatever comes on them.
-struct Audience {
+/// Connections, and a thread that reads all bytes that arrive on them.
+struct ClientPool {
     sockets: Vec<TcpStream>,
     sent: u64,
     read: Arc<AtomicU64>,
 }
 
-impl Audience {
+impl ClientPool {
     fn new(size: usize) -> io::Result<Self> {
         hydrant::cli::raise_open_files()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -107,34 +111,35 @@ impl Audience {
         }
         let read = Arc::new(AtomicU64::new(0));
         let counter = read.clone();
-        // It ends with the process.
-        thread::spawn(move || read_for_ever(readers, &counter).expect("reading from a socket of this process"));
+        // The thread ends with the process.
+        thread::spawn(move || read_forever(readers, &counter).expect("reading from a socket of this process"));
         Ok(Self { sockets, sent: 0, read })
     }
 
-    /// Hands `bytes` to the first `subscribers`, `times` over; the CPU time that the calls took.
+    /// Hands `bytes` to the first `subscribers` sockets, `times` times. Returns the CPU time of the
+    /// calls.
     fn deliver(&mut self, way: Way, bytes: &[u8], subscribers: usize, times: u64) -> Duration {
         let pool = PagePool::new(0);
-        let mut took = Duration::ZERO;
+        let mut elapsed = Duration::ZERO;
         for _ in 0..times {
-            let begun = thread_cpu_time();
-            // For the bench, every number of subscribers is worth pages.
+            let start = thread_cpu_time();
+            // No lower bound on the number of subscribers here: the bench is to find it.
             let pages = matches!(way, Way::Pages).then(|| pool.hold(bytes, usize::MAX).expect("a file in memory"));
             for socket in &self.sockets[..subscribers] {
                 self.sent += send(socket, pages.as_ref(), bytes) as u64;
             }
             drop(pages);
-            took += thread_cpu_time() - begun;
-            // Acquire: pairs with the release in `read_for_ever`; only the number matters.
+            elapsed += thread_cpu_time() - start;
+            // Acquire: pairs with the release in `read_forever`; only the number matters.
             while self.read.load(Ordering::Acquire) < self.sent {
                 std::hint::spin_loop();
             }
         }
-        took
+        elapsed
     }
 }
 
-/// Hands over all of it: the sockets are empty and hold more than that.
+/// Hands over all bytes: the socket is empty and has room for more.
 fn send(socket: &TcpStream, pages: Option<&Pages>, bytes: &[u8]) -> usize {
     let sent = match pages {
         Some(pages) => socket.send_pages(pages, 0..bytes.len()),
@@ -144,7 +149,7 @@ fn send(socket: &TcpStream, pages: Option<&Pages>, bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-fn read_for_ever(mut readers: Vec<TcpStream>, counter: &AtomicU64) -> io::Result<()> {
+fn read_forever(mut readers: Vec<TcpStream>, counter: &AtomicU64) -> io::Result<()> {
     let mut poll = Poll::new()?;
     for (token, reader) in readers.iter_mut().enumerate() {
         poll.registry().register(reader, Token(token), Interest::READABLE)?;
@@ -152,7 +157,7 @@ fn read_for_ever(mut readers: Vec<TcpStream>, counter: &AtomicU64) -> io::Result
     let mut events = Events::with_capacity(1024);
     let mut scratch = vec![0; KERNEL_BYTES];
     loop {
-        // Never asleep: to wake it up would be charged to the sender.
+        // Never sleeps: the sender would pay for the wake.
         poll.poll(&mut events, Some(Duration::ZERO))?;
         for event in &events {
             while let Ok(read @ 1..) = readers[event.token().0].read(&mut scratch) {
@@ -163,7 +168,7 @@ fn read_for_ever(mut readers: Vec<TcpStream>, counter: &AtomicU64) -> io::Result
     }
 }
 
-/// CPU time that this thread has used.
+/// The CPU time of this thread so far.
 fn thread_cpu_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a valid timespec that outlives the call.

@@ -1,9 +1,14 @@
-//! Role `client`: all subscribers and the publisher, as a [`Fanout`] of the load generator in a process of its own.
+//! Role `client`: all subscribers and the publisher, which are a [`Fanout`] of the load generator.
+//! The client is a process of its own.
 //!
-//! Does what it is told on stdin, one word a line, with one line of answer each: `warm` brings the server to its pace,
-//! `measure` runs the load that counts (`measure 48` one of 48 messages), the end of stdin ends the client. So the
-//! orchestrator reads the server's CPU clock between the words, with nothing going on. Gives up when a connection is missing
-//! before the measurement; one that is lost later is counted.
+//! It reads commands from stdin, one a line, and answers each with one line on stdout:
+//!
+//! - `warm` runs a load that is not counted, until the server has reached its rate.
+//! - `measure` runs the load that is counted; `measure 48` runs one of 48 messages.
+//!
+//! At the end of stdin the client ends. Between two commands nothing is sent, so the orchestrator
+//! can read the server's CPU clock. A connection that is missing before the measurement is an
+//! error; one that is lost later is counted.
 
 use std::io::{self, BufRead};
 use std::time::Duration;
@@ -13,28 +18,30 @@ use hydrant::load::{Fanout, Options, Pace};
 /// The hidden first argument that makes this executable the client.
 pub(crate) const ROLE: &str = "role:client";
 
-/// The word that asks for a warm-up, and the answer when it is through.
+/// The command that asks for a warm-up; also the answer when the warm-up is over.
 pub(crate) const WARM: &str = "warm";
 
-/// The word that asks for the measured load; the answer is a [`Counted`](hydrant::load::Counted) as JSON.
+/// The command that asks for the measured load; the answer is a [`Counted`](hydrant::load::Counted)
+/// as JSON.
 pub(crate) const MEASURE: &str = "measure";
 
-/// The channel of the bench: a room of its own, so that nothing but the publications of the bench is sent in it.
+/// The channel of the bench. Only the bench publishes in it.
 const CHANNEL: &str = "bench";
 
-/// What the client is told.
+/// The client's task, as JSON in its second argument.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Task {
     load: Options,
     in_flight: usize,
     /// Messages to measure; `None` for as many as `seconds` allows at the pace of the warm-up.
     messages: Option<u32>,
-    /// Duration of the measurement to aim at.
+    /// Intended duration of the measurement, in seconds.
     seconds: f64,
 }
 
 impl Task {
-    /// A load of these options on this server; with the `stalled` subscribers that never read beside the others.
+    /// A load with these options on this server, with `stalled` further subscribers that never
+    /// read.
     pub(crate) fn new(
         server: std::net::SocketAddr,
         options: &crate::options::Options,
@@ -56,8 +63,9 @@ impl Task {
         Ok(Self { load, in_flight, messages: options.messages(), seconds: options.seconds })
     }
 
-    /// How many messages to measure: as told, or as many as the time allows at this pace (per message). Never so few that
-    /// ramp and tail of the load are a large part of it.
+    /// The number of messages to measure. Without one in the task it is as many as `seconds`
+    /// allows, where each takes `pace`; at least four times the number in flight, so that the start
+    /// and the end of the load are a small part of it.
     fn messages(&self, pace: Duration) -> u64 {
         let pace = match self.load.pace {
             Pace::Rate(rate) => Duration::from_secs_f64(1.0 / rate),
@@ -68,15 +76,15 @@ impl Task {
     }
 }
 
-/// Runs the task; see the head of this file for the conversation.
+/// Runs the task. The head of this file lists the commands.
 pub(crate) fn run(task: &str) -> io::Result<()> {
     let task: Task = serde_json::from_str(task)?;
     let mut load = Fanout::connect(&task.load).map_err(io::Error::other)?;
     let mut pace = Duration::from_secs(1);
-    for word in io::stdin().lock().lines() {
-        let line = word?;
-        let (word, number) = line.split_once(' ').unwrap_or((&line, ""));
-        match word {
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let (command, number) = line.split_once(' ').unwrap_or((&line, ""));
+        match command {
             WARM => {
                 load.require_everybody().map_err(io::Error::other)?;
                 pace = load.warm_up().map_err(io::Error::other)?.unwrap_or(pace);
@@ -88,7 +96,7 @@ pub(crate) fn run(task: &str) -> io::Result<()> {
                 let counted = load.run(messages).map_err(io::Error::other)?;
                 println!("{}", serde_json::to_string(&counted)?);
             }
-            other => return Err(io::Error::other(format!("no such word: {other:?}"))),
+            other => return Err(io::Error::other(format!("unknown command: {other:?}"))),
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The orchestrator's end of the client: starts the process on its core and holds the conversation described in
-//! `client.rs`. Dropping it ends the client.
+//! The orchestrator's side of the client: starts the process on its core and sends it the commands
+//! that `client.rs` describes. Dropping a [`Driver`] ends the client.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -15,7 +15,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts a client with this task on `core`. What it has to complain about goes to the bench's own stderr.
+    /// Starts a client with this task on `core`. Its errors go to the bench's own stderr.
     pub(crate) fn start(task: &Task, core: usize) -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args([client::ROLE, &serde_json::to_string(task)?]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -26,27 +26,29 @@ impl Driver {
         Ok(Self { child, lines })
     }
 
-    /// Waits until everybody is connected and brings the server to its pace.
+    /// Waits until all clients are connected, then runs the warm-up.
     pub(crate) fn warm(&mut self) -> io::Result<()> {
-        match self.ask(client::WARM)?.as_str() {
+        match self.send(client::WARM)?.as_str() {
             client::WARM => Ok(()),
-            other => Err(io::Error::other(format!("the client said {other:?}"))),
+            other => Err(io::Error::other(format!("the client answered {other:?}"))),
         }
     }
 
-    /// Runs the measured load, of so many messages or as long as the task says, and answers what was counted.
+    /// Runs the measured load and returns what the client counted. Without `messages` the task sets
+    /// how long the load takes.
     pub(crate) fn measure(&mut self, messages: Option<u64>) -> io::Result<Counted> {
-        let word = messages.map_or(client::MEASURE.to_owned(), |messages| format!("{} {messages}", client::MEASURE));
-        Ok(serde_json::from_str(&self.ask(&word)?)?)
+        let command = messages.map_or(client::MEASURE.to_owned(), |messages| format!("{} {messages}", client::MEASURE));
+        Ok(serde_json::from_str(&self.send(&command)?)?)
     }
 
-    fn ask(&mut self, word: &str) -> io::Result<String> {
-        let gone = || io::Error::other("the client gave up, see above");
-        let stdin = self.child.stdin.as_mut().ok_or_else(gone)?;
-        writeln!(stdin, "{word}").map_err(|_| gone())?;
+    /// Sends a command and waits for its answer.
+    fn send(&mut self, command: &str) -> io::Result<String> {
+        let ended = || io::Error::other("the client ended early; its error is above");
+        let stdin = self.child.stdin.as_mut().ok_or_else(ended)?;
+        writeln!(stdin, "{command}").map_err(|_| ended())?;
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
-            return Err(gone());
+            return Err(ended());
         }
         Ok(line.trim_end().to_owned())
     }
@@ -61,7 +63,7 @@ impl Drop for Driver {
 impl Driver {
     /// Ends the client, and with it every connection.
     pub(crate) fn end(&mut self) {
-        // Either may fail only because the process is already gone, which is what is wanted.
+        // Both fail only when the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,16 +1,19 @@
-//! Role `floor`: the reference server, the least that anything can do that brings one message to N sockets: encode it
-//! once and call `send` N times. No registry, no real parser, no slow client.
+//! Role `floor`: the reference server. It does the least that brings one message to N sockets: it
+//! encodes the message once and calls `send` N times. It has no registry, no real parser and no
+//! slow clients.
 //!
-//! Publications come by `POST` on as many connections as there are; between two passes the floor takes what has arrived on
-//! all of them and answers it. It does join what is pending: k publications leave as k frames in one `send` a socket,
-//! because any server that is worth comparing does that under load.
+//! Publications come by `POST` on any number of connections. Between two passes the floor reads
+//! what has arrived on all of them and answers it. It joins what is pending: k publications leave
+//! as k frames in one `send` per socket, because every server that is worth a comparison does that
+//! under load.
 //!
-//! A subscriber's connection opens with the bytes of a WebSocket handshake here too, answered by rote. What a delivery
-//! costs depends on what a connection has seen (when the kernel acknowledges, for one), so all candidates' connections
-//! have to have seen the same.
+//! A subscriber's connection starts with the bytes of a WebSocket handshake, which the floor
+//! answers with a fixed text. The cost of a delivery depends on what the connection has carried
+//! before (for example, on when the kernel acknowledges), so the connections of all candidates must
+//! have carried the same.
 //!
-//! Promises that no byte is lost: the subscribers' sockets are blocking, a full one is waited for. With a client that
-//! reads everything at once that never happens, and it costs nothing to be right.
+//! Promises that no byte is lost: the subscribers' sockets are blocking, and the floor waits for a
+//! full one. The client reads everything at once, so that wait never happens in a measurement.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -21,16 +24,16 @@ use mio::{Events, Interest, Poll, Token};
 /// The hidden first argument that makes this executable the floor.
 pub(crate) const ROLE: &str = "role:floor";
 
-/// Longest payload, in bytes: what the 16-bit length of a WebSocket header holds.
+/// Longest payload, in bytes: the most that the 16-bit length of a WebSocket header can say.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 65_535;
 
-/// The listener's token; those of the publishers count from 0.
+/// The listener's token; the publishers' tokens count from 0.
 const LISTENER: Token = Token(usize::MAX);
 
 /// The answer to a publication.
 const ACCEPTED: &[u8] = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n";
 
-/// What the floor is told: how many subscribers come, and how long a payload is.
+/// The floor's task, as JSON in its second argument.
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(crate) struct Task {
     /// Subscribers to accept; the connections after them publish.
@@ -39,7 +42,7 @@ pub(crate) struct Task {
     pub(crate) payload: usize,
 }
 
-/// Serves until the process is ended. Says on stdout where it listens, in the words that hydrant uses.
+/// Serves until the process is ended. Prints its address on stdout, in the same form as hydrant.
 pub(crate) fn run(task: &str) -> io::Result<()> {
     let task: Task = serde_json::from_str(task)?;
     process::raise_open_files()?;
@@ -67,7 +70,7 @@ pub(crate) fn run(task: &str) -> io::Result<()> {
     }
 }
 
-/// Answers the handshake and the ping behind it, whatever they say.
+/// Answers the handshake and the ping behind it, without a look at their content.
 fn greet(socket: &mut TcpStream) -> io::Result<()> {
     let mut request = Vec::new();
     let mut piece = [0; 1024];
@@ -106,7 +109,8 @@ impl Publishers {
         Ok(Self { poll, events: Events::with_capacity(1024), listener, connections: Vec::new(), payload })
     }
 
-    /// Waits until there is something, takes everything that there is, answers it and appends it as frames.
+    /// Waits until something has arrived, then reads and answers all of it and appends it as
+    /// frames.
     fn take(&mut self, batch: &mut Vec<u8>) -> io::Result<()> {
         self.poll.poll(&mut self.events, None)?;
         for event in &self.events {
@@ -140,7 +144,7 @@ impl Publishers {
     }
 }
 
-/// Appends what has arrived on a connection; one that has ended brings nothing more.
+/// Appends what has arrived on a connection; nothing more arrives on one that has ended.
 fn read_all(stream: &mut mio::net::TcpStream, request: &mut Vec<u8>) -> io::Result<()> {
     let mut piece = [0; 16 * 1024];
     loop {

@@ -1,4 +1,5 @@
-//! What an idle subscriber costs in memory, by the server's own memory_stats, and what is left when all have gone.
+//! `--idle`: the memory of an idle subscriber by the server's own `/debug/mem`, and the memory that
+//! is left after all subscribers have disconnected.
 
 use std::io;
 use std::thread;
@@ -11,11 +12,11 @@ use crate::Cell;
 use crate::options::Options;
 use crate::report::print_aligned;
 
-/// How long everybody has been gone when the second memory_stats is taken.
-const GONE: Duration = Duration::from_secs(10);
+/// Time between the last disconnect and the second reading of the memory statistics.
+const DISCONNECTED: Duration = Duration::from_secs(10);
 
-/// Connects everybody to each strategy in turn, takes the memory_stats, lets everybody go, and takes it again; in every round to
-/// the same server.
+/// For each strategy in turn: connects all subscribers, reads the memory statistics, disconnects
+/// all, and reads them again. All rounds of a strategy use the same server.
 pub(crate) fn run(options: &Options) -> io::Result<()> {
     let head = ["strategy", "round", "connections", "heap B/connection", "RSS B/connection"];
     let moments = ["resident before", "with them", "10 s after", "RSS before", "with them", "10 s after"];
@@ -25,18 +26,18 @@ pub(crate) fn run(options: &Options) -> io::Result<()> {
         let mut cell = Cell::start(&candidate, 1, options)?;
         for round in 1..=options.rounds() {
             if round > 1 {
-                cell.gather(options)?;
+                cell.reconnect(options)?;
             }
-            let here = memory_stats(cell.server.address())?;
-            cell.disperse();
-            thread::sleep(GONE);
-            let gone = memory_stats(cell.server.address())?;
-            let mut row = vec![candidate.to_string(), round.to_string(), here["connections"].to_string()];
-            row.extend(["heap_bytes", "rss_bytes"].map(|name| here["per_connection"][name].to_string()));
+            let connected = memory_stats(cell.server.address())?;
+            cell.disconnect();
+            thread::sleep(DISCONNECTED);
+            let disconnected = memory_stats(cell.server.address())?;
+            let mut row = vec![candidate.to_string(), round.to_string(), connected["connections"].to_string()];
+            row.extend(["heap_bytes", "rss_bytes"].map(|name| connected["per_connection"][name].to_string()));
             for name in ["resident_bytes", "rss_bytes"] {
-                row.extend([&here["baseline"], &here, &gone].map(|memory_stats| mebibytes(&memory_stats[name])));
+                row.extend([&connected["baseline"], &connected, &disconnected].map(|stats| mebibytes(&stats[name])));
             }
-            row.extend([&here["baseline"], &gone].map(|memory_stats| mebibytes(&memory_stats["allocated_bytes"])));
+            row.extend([&connected["baseline"], &disconnected].map(|stats| mebibytes(&stats["allocated_bytes"])));
             table.push(row);
         }
     }

@@ -1,39 +1,46 @@
-//! What one delivery costs the server in CPU, beside the bare system call, in one run.
+//! The server's CPU time for one delivery, beside the bare system call in the same run.
 //!
 //! ```text
-//! cargo bench --bench delivery                  10,000 subscribers, five rounds, about five minutes
-//! cargo bench --bench delivery -- --test        50 subscribers, one round, a few seconds: does it still work
-//! cargo bench --bench delivery -- --idle        memory per idle subscriber, and what is left 10 s after they left;
-//!                                               with --rounds 10, again and again by the same server
+//! cargo bench --bench delivery                 10,000 subscribers, 5 rounds, about 5 minutes
+//! cargo bench --bench delivery -- --test       50 subscribers, one round, a few seconds: only checks
+//!                                              that everything works
+//! cargo bench --bench delivery -- --idle       memory per idle subscriber, and what is left 10 s
+//!                                              after all have left; --rounds 10 repeats that with
+//!                                              the same server
 //! cargo bench --bench delivery -- --subscribers 1000 --messages 1000 --payload 4096 --stalled 1
-//!                                               does a subscriber that never reads cost the others anything
+//!                                              the cost that a subscriber which never reads causes
+//!                                              for the others
 //! cargo bench --bench delivery -- --help
 //! ```
 //!
-//! A *cell* is one candidate with one number of messages in flight. It starts a fresh server on one core and a fresh
-//! client process with all the subscribers on another, warms them up, and takes the CPU time of the whole server process
-//! over a counted number of deliveries. The candidates are the floor (one `send` a socket and nothing else, see
-//! [`floor`]) and `hydrant` with each strategy asked for. On a shared machine absolute times drift, by more than the
-//! differences that matter; so the cells of a round follow each other directly, in an order that changes, and the figure
-//! to quote is the ratio to the floor *of the same round*, with its spread over the rounds.
+//! A *cell* is one candidate with one number of messages in flight. A cell starts a fresh server on
+//! one core and a fresh client process with all subscribers on another. After a warm-up it takes
+//! the CPU time of the whole server process over a counted number of deliveries. The candidates are
+//! the floor (one `send` per socket and nothing else, see [`floor`]) and `hydrant` with each
+//! strategy of `--fanout`.
 //!
-//! Server and client are child processes because two ends of 10,000 connections rarely fit under one process's limit
-//! of open files, and because the client's CPU time must not be charged to the server. The floor and the client are
-//! this same executable, started again with a hidden first argument.
+//! On a shared machine absolute times drift by more than the differences that matter. So the cells
+//! of a round follow each other directly, in an order that changes. Quote the ratio to the floor
+//! *of the same round*, with its spread over the rounds.
 //!
-//! The run ends with exit code 1 if a single expected message is missing, repeated, reordered or foreign, or a subscriber
-//! is gone.
+//! Server and client are child processes for two reasons: both ends of 10,000 connections rarely
+//! fit under one process's limit of open files, and the client's CPU time must not count as the
+//! server's. The floor and the client are this same executable, started again with a hidden first
+//! argument.
+//!
+//! The run ends with exit code 1 if an expected message is missing, repeated or reordered, if a
+//! message is unexpected, or if a subscriber is lost.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `main.rs` | the cells, their order, and the measurement of one |
 //! | `options.rs` | the command line |
 //! | `server.rs` | starting a candidate and learning its address |
-//! | `driver.rs` | starting the client and the words spoken with it |
+//! | `driver.rs` | starting the client and sending it commands |
 //! | `sample.rs` | the figures of one cell in one round |
 //! | `report.rs` | medians, ratios, the table and the JSON document |
 //! | `floor.rs` | role `floor`: the reference server |
-//! | `idle.rs` | `--idle`: the memory of subscribers that wait |
+//! | `idle.rs` | `--idle`: the memory of idle subscribers |
 //! | `client.rs` | role `client`: all subscribers and the publisher, which is `hydrant::load` |
 
 mod client;
@@ -58,9 +65,9 @@ use report::Report;
 use sample::Sample;
 use server::{Candidate, Server};
 
-/// How long the server may finish what it still has on its hands (an HTTP answer, a task to park) before each reading
-/// of its CPU clock. An idle server spends nothing in it.
-const SETTLE: Duration = Duration::from_millis(20);
+/// Pause before each reading of the server's CPU clock, in which the server finishes what is left
+/// (an HTTP answer, a task to park). An idle server uses no CPU in it.
+const PAUSE: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -93,7 +100,7 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
     'run: for round in 0..options.rounds() {
         for &in_flight in &options.in_flight {
             let mut candidates = options.candidates();
-            // Everybody is first, last, and behind everybody else in turn.
+            // Each candidate is first, last, and behind each other one in turn.
             let first = round % candidates.len();
             candidates.rotate_left(first);
             for candidate in candidates {
@@ -102,7 +109,8 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
                 report.add(in_flight, candidate, sample);
                 if !report.is_complete() {
                     eprintln!(
-                        "delivery: deliveries are missing, repeated, reordered or foreign, or subscribers gone: the run ends here"
+                        "delivery: deliveries are missing, repeated, reordered or unexpected, or subscribers are \
+                         lost: the run ends here"
                     );
                     break 'run;
                 }
@@ -117,11 +125,11 @@ fn orchestrate(options: &Options) -> io::Result<bool> {
 struct Cell {
     name: String,
     stalled: usize,
-    // In this order: server first, client second. The client's sockets are set to reset on close, so that this leaves no
-    // 10,000 ports in TIME_WAIT to the next cell.
+    // Dropped in this order: server first, client second. The client's sockets reset on close, so
+    // that no 10,000 ports are left in TIME_WAIT for the next cell.
     server: Server,
     client: Driver,
-    /// Bytes of the machine's memory that were available before both.
+    /// Bytes of the machine's memory that were available before both started.
     memory_before: u64,
 }
 
@@ -139,32 +147,32 @@ impl Cell {
         Ok(cell)
     }
 
-    /// Waits until everybody is connected and the server is at its pace.
+    /// Waits until all clients are connected, then runs the warm-up.
     fn warm(&mut self) -> io::Result<()> {
         let warm = self.client.warm();
         warm.map_err(|error| self.explain(&error))
     }
 
-    /// Lets everybody go.
-    fn disperse(&mut self) {
+    /// Disconnects all clients.
+    fn disconnect(&mut self) {
         self.client.end();
     }
 
-    /// Connects everybody again.
-    fn gather(&mut self, options: &Options) -> io::Result<()> {
+    /// Connects all clients again.
+    fn reconnect(&mut self, options: &Options) -> io::Result<()> {
         let task = Task::new(self.server.address(), options, 1, self.stalled)?;
         self.client = Driver::start(&task, options.cores()?.1)?;
         self.warm()
     }
 
-    /// Clock, load, clock.
+    /// Reads the server's clocks before and after the measured load.
     fn measure(&mut self) -> io::Result<Sample> {
-        thread::sleep(SETTLE);
+        thread::sleep(PAUSE);
         let pid = self.server.pid();
         let (cpu, waited) = (process::cpu_time(pid)?, process::time_waited(pid)?);
         let counted = self.client.measure(None);
         let counted = counted.map_err(|error| self.explain(&error))?;
-        thread::sleep(SETTLE);
+        thread::sleep(PAUSE);
         let sample = Sample {
             counted,
             server_cpu: process::cpu_time(pid)?.saturating_sub(cpu),
@@ -184,7 +192,8 @@ impl Cell {
         Ok(sample)
     }
 
-    /// An error with everything that helps to find its cause. Ends the server to get at the last of its output.
+    /// Adds the cell's name and the end of the server's output to an error. Ends the server for
+    /// that.
     fn explain(&mut self, error: &io::Error) -> io::Error {
         io::Error::other(format!("{}: {error}{}", self.name, self.server.stop()))
     }

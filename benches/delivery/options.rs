@@ -1,4 +1,4 @@
-//! The command line of the bench: what to measure and how long. Owns every default and says why it is that.
+//! The command line of the bench. Owns every default and gives the reason for it.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use hydrant::load::{TAG_BYTES, process};
 use crate::floor::PAYLOAD_BYTES_MAX;
 use crate::server::Candidate;
 
-/// What one delivery costs the server in CPU, beside the bare system call, in one run.
+/// The server's CPU time for one delivery, beside the bare system call in the same run.
 #[derive(Parser, Debug)]
 #[command(name = "delivery")]
 pub(crate) struct Options {
@@ -21,12 +21,12 @@ pub(crate) struct Options {
     #[arg(long)]
     messages: Option<u32>,
 
-    /// How long to measure in every cell, in seconds; --messages goes before it
+    /// Duration of the measurement in every cell, in seconds; --messages overrides it
     #[arg(long, default_value_t = 2.0)]
     pub(crate) seconds: f64,
 
-    /// Rounds; each runs every cell once [default: 5, with --test 1; with --idle 1, and each connects everybody anew to the
-    /// same server]
+    /// Rounds; each runs every cell once [default: 5, with --test 1; with --idle 1, where each
+    /// round connects all subscribers again to the same server]
     #[arg(long)]
     rounds: Option<usize>,
 
@@ -34,8 +34,8 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', default_value = "1,16")]
     pub(crate) in_flight: Vec<usize>,
 
-    /// Messages per second, on a schedule from which latency counts; --in-flight is then the number of connections that
-    /// publish
+    /// Messages per second, on a fixed schedule: latency counts from the scheduled time.
+    /// --in-flight is then the number of connections that publish
     #[arg(long)]
     pub(crate) rate: Option<f64>,
 
@@ -43,20 +43,21 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 100)]
     pub(crate) payload: usize,
 
-    /// Strategies of hydrant to put beside the floor, each with flags of hydrant's after colons if wanted:
-    /// direct,direct:--shared-pages-min=1GiB
+    /// Strategies of hydrant to compare with the floor. Flags of hydrant can follow a strategy,
+    /// after colons: direct,direct:--shared-pages-min=1GiB
     #[arg(long, value_delimiter = ',', default_value = "direct,wake,ring,mailbox")]
     fanout: Vec<String>,
 
-    /// Put beside each strategy the same with so many subscribers more that never read; says what memory that takes
+    /// Measure each strategy also with this number of further subscribers, which never read; prints
+    /// the memory that this takes
     #[arg(long, default_value_t = 0)]
     stalled: usize,
 
-    /// Let the server run on the client's core as well: for direct,direct:--shards=2
+    /// Let the server run on the client's core as well, as for direct,direct:--shards=2
     #[arg(long)]
     pub(crate) both_cores: bool,
 
-    /// Measure memory in place of time
+    /// Measure memory instead of time
     #[arg(long)]
     pub(crate) idle: bool,
 
@@ -68,40 +69,40 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Does everything still work? Small numbers, one round, figures of no meaning
+    /// Only check that everything works: small numbers, one round, figures without meaning
     #[arg(long)]
     test: bool,
 
-    /// Passed by `cargo bench` to every bench; means nothing here
+    /// `cargo bench` passes this to every bench; it has no effect here
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 impl Options {
-    /// The options of this process; ends it with a usage message if they make no sense.
+    /// Parses this process's arguments; prints the usage and exits if they are wrong.
     pub(crate) fn read() -> Self {
         Self::parse()
     }
 
-    /// The options with everything as it is by default, but for the number of subscribers.
+    /// All defaults, except for the number of subscribers.
     #[allow(dead_code, reason = "used by the bench `socket`, which shares this file")]
     pub(crate) fn with_subscribers(subscribers: usize) -> Self {
         Self { subscribers: Some(subscribers), ..Self::parse_from(["delivery"]) }
     }
 
-    /// Refuses what cannot work, before anything is started.
+    /// Rejects options that cannot work, before anything is started.
     pub(crate) fn check(&self) -> io::Result<()> {
         let counts = [self.subscribers(), self.rounds()];
         if counts.contains(&0) || self.in_flight.contains(&0) || self.messages == Some(0) {
-            return Err(io::Error::other("--subscribers, --messages, --rounds and --in-flight count from 1"));
+            return Err(io::Error::other("--subscribers, --messages, --rounds and --in-flight are at least 1"));
         }
         if !(TAG_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload) {
             return Err(io::Error::other(format!(
-                "--payload is between {} and {} bytes",
+                "--payload must be from {} to {} bytes",
                 TAG_BYTES, PAYLOAD_BYTES_MAX
             )));
         }
-        // The subscribers, the publisher's connections, and what a process has open anyway.
+        // The subscribers, the publisher's connections, and 64 for the files of any process.
         let files = self.subscribers() + self.stalled + self.in_flight.iter().max().copied().unwrap_or_default() + 64;
         let files_max = process::open_files_max()?;
         if files as u64 > files_max {
@@ -119,7 +120,8 @@ impl Options {
         Ok((if self.both_cores { vec![server, client] } else { vec![server] }, client))
     }
 
-    /// The candidates in the order of a round; the floor always comes first, the ratios need it.
+    /// The candidates in the order of the first round. The floor is always among them: the ratios
+    /// need it.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let mut candidates = vec![Candidate::Floor];
         if !self.floor_only {
@@ -138,13 +140,13 @@ impl Options {
         self.subscribers.unwrap_or(if self.test { 50 } else { 10_000 })
     }
 
-    /// Messages in every cell; `None` lets the client choose from the pace of its warm-up.
+    /// Messages in every cell; with `None` the client chooses by the rate of its warm-up.
     pub(crate) fn messages(&self) -> Option<u32> {
         self.messages.or(self.test.then_some(64))
     }
 
-    /// How often every cell is measured. More rounds say more about a small difference than longer ones: drift cancels
-    /// out between rounds, not within a cell.
+    /// How often every cell is measured. For a small difference, take more rounds and not longer
+    /// ones: drift cancels out between rounds, not within a cell.
     pub(crate) fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.test || self.idle { 1 } else { 5 })
     }

@@ -1,6 +1,6 @@
-//! What comes out: samples into rows, rows into a table for people or a JSON document for machines. Every figure stands
-//! beside what it takes to judge it: deliveries received of those expected, the batch size, who was saturated, machine,
-//! commit and command.
+//! The report: samples become rows; rows become a table for people or a JSON document for programs.
+//! Beside every figure stands what is needed to judge it: deliveries received of those expected,
+//! the batch size, which process was saturated, machine, commit and command.
 
 use std::io::{self, Write};
 
@@ -11,8 +11,8 @@ use crate::options::Options;
 use crate::sample::Sample;
 use crate::server::Candidate;
 
-/// Time that a server may wait for its core, in percent of the time measured, before that deserves a note: other processes
-/// were on it, or the server's own threads stood in each other's way.
+/// Longest time that a server waits for its core without a note in the table, in percent of the
+/// time measured. Above it, other processes or the server's own threads competed for that core.
 const WAITED_PERCENT_MAX: f64 = 2.0;
 
 /// One cell over all rounds.
@@ -27,7 +27,8 @@ impl Row {
         quantile(self.samples.iter().map(figure).collect(), 0.5)
     }
 
-    /// Publication until the last subscriber has it, over the messages of all rounds, in milliseconds.
+    /// Time from a publication until the last subscriber has it, over the messages of all rounds,
+    /// in milliseconds.
     fn latency_ms(&self, share: f64) -> f64 {
         let mut latencies = Latencies::default();
         self.samples.iter().for_each(|s| latencies.add(&s.counted.last_subscriber));
@@ -41,7 +42,7 @@ impl Row {
         })
     }
 
-    /// Exactly `1`, or a number that cannot be taken for it.
+    /// `1` if all were received, otherwise a share with nine decimals.
     fn received_share(&self) -> String {
         match self.deliveries() {
             (received, expected) if received == expected => "1".to_owned(),
@@ -54,7 +55,7 @@ impl Row {
         2 * saturated > self.samples.len()
     }
 
-    /// What stands in the way of taking the figures at their word.
+    /// Reasons to doubt the row's figures.
     fn notes(&self) -> String {
         let mut notes = Vec::new();
         if self.is_client_saturated() {
@@ -69,7 +70,7 @@ impl Row {
 
 /// All cells of a run.
 pub(crate) struct Report {
-    /// What the figures have to be read with.
+    /// The conditions of the run, printed above the figures.
     setting: Vec<(&'static str, String)>,
     rows: Vec<Row>,
 }
@@ -90,7 +91,7 @@ impl Report {
         Ok(Self { setting, rows: Vec::new() })
     }
 
-    /// Takes in one cell of the round that is running.
+    /// Adds one cell of the current round.
     pub(crate) fn add(&mut self, in_flight: usize, candidate: Candidate, sample: Sample) {
         let row = self.rows.iter_mut().find(|row| row.in_flight == in_flight && row.candidate == candidate);
         match row {
@@ -99,7 +100,8 @@ impl Report {
         }
     }
 
-    /// Whether no cell lost a subscriber, and every expected delivery arrived, once and in the one order, and nothing else.
+    /// Whether, in every cell, all subscribers stayed and exactly the expected deliveries arrived,
+    /// each once and in order.
     pub(crate) fn is_complete(&self) -> bool {
         self.rows.iter().flat_map(|row| &row.samples).all(Sample::is_exact)
     }
@@ -116,16 +118,17 @@ impl Report {
         }
         writeln!(
             stdout,
-            "\nServer CPU per delivery, median of the rounds, in ns; its ratio to the floor in the same round, median and \
-             middle half;\nlatency from a publication until its last subscriber has it, in ms; `waited`: ready, but its core was taken.\n"
+            "\nServer CPU per delivery in ns, median of the rounds; its ratio to the floor in the same round, median \
+             and middle half;\nlatency from a publication until its last subscriber has it, in ms; `waited`: time that \
+             the server was ready to run,\nwhile its core was in use.\n"
         )?;
         print_aligned(&mut stdout, &self.table())?;
         writeln!(stdout, "\nServer CPU per delivery in each round, in ns.\n")?;
         print_aligned(&mut stdout, &self.rounds())
     }
 
-    /// Ratio of a row's CPU per delivery to the floor's, round by round: both sides of each ratio were measured within
-    /// seconds of each other.
+    /// For each round, the row's CPU per delivery ÷ the floor's. Both were measured within seconds
+    /// of each other.
     fn ratios(&self, row: &Row) -> Vec<f64> {
         let floor =
             self.rows.iter().find(|other| other.in_flight == row.in_flight && other.candidate == Candidate::Floor);
@@ -216,19 +219,20 @@ impl Report {
     }
 }
 
-/// The value below which this share of the values lies, between two of them in proportion; not a number if there is
+/// The quantile of the values at `share`, interpolated between its two neighbours; NaN if there are
 /// none.
 fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
-    let place = values.len().saturating_sub(1) as f64 * share;
-    let neighbours = (values.get(place.floor() as usize), values.get(place.ceil() as usize));
+    let position = values.len().saturating_sub(1) as f64 * share;
+    let neighbours = (values.get(position.floor() as usize), values.get(position.ceil() as usize));
     match neighbours {
-        (Some(below), Some(above)) => below + (above - below) * place.fract(),
+        (Some(below), Some(above)) => below + (above - below) * position.fract(),
         _ => f64::NAN,
     }
 }
 
-/// Right-aligns the columns: nearly all of them are numbers. A line may be shorter than the longest.
+/// Prints a table with right-aligned columns, because nearly all cells are numbers. Lines may
+/// differ in length.
 pub(crate) fn print_aligned(out: &mut impl Write, table: &[Vec<String>]) -> io::Result<()> {
     let columns = table.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {

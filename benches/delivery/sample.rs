@@ -1,4 +1,5 @@
-//! One measured cell: what the client counted and what it cost the server, and the figures that follow from the two.
+//! One measured cell: the client's counts, the server's CPU time, and the figures that follow from
+//! both.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,7 +13,8 @@ pub(crate) struct Sample {
     pub(crate) counted: Counted,
     /// CPU time of the server, over all deliveries.
     pub(crate) server_cpu: Duration,
-    /// How long threads of the server were ready to run but their core was taken, by others or by each other.
+    /// Time in which threads of the server were ready to run while their core was in use, by other
+    /// processes or by each other.
     pub(crate) server_waited: Duration,
 }
 
@@ -22,12 +24,12 @@ impl Sample {
         self.server_cpu.as_nanos() as f64 / self.counted.counts.received.max(1) as f64
     }
 
-    /// Pace of the cell.
+    /// The rate of the cell.
     pub(crate) fn deliveries_per_second(&self) -> f64 {
         self.counted.counts.received as f64 * 1e9 / self.counted.elapsed_ns as f64
     }
 
-    /// How many frames arrived together: the size of the batches that the server made.
+    /// Frames that arrived in one read, on average: the size of the server's batches.
     pub(crate) fn frames_per_read(&self) -> f64 {
         self.counted.counts.received as f64 / self.counted.reads.max(1) as f64
     }
@@ -42,17 +44,18 @@ impl Sample {
         100.0 * self.server_cpu.as_nanos() as f64 / self.counted.elapsed_ns as f64
     }
 
-    /// Time the server waited for its core, in percent of the time measured.
+    /// Time that the server waited for its core, in percent of the time measured.
     pub(crate) fn waited_percent(&self) -> f64 {
         100.0 * self.server_waited.as_nanos() as f64 / self.counted.elapsed_ns as f64
     }
 
-    /// Whether every subscriber stayed and every expected delivery arrived, once and in the one order, and nothing else.
+    /// Whether all subscribers stayed and exactly the expected deliveries arrived, each once and in
+    /// order.
     pub(crate) fn is_exact(&self) -> bool {
         self.counted.is_all()
     }
 
-    /// Everything above, with the counts behind it.
+    /// All figures above, with the counts behind them.
     pub(crate) fn json(&self) -> Value {
         json!({
             "server_cpu_ns_per_delivery": self.cpu_ns(),

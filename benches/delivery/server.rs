@@ -1,5 +1,5 @@
-//! The candidates: starts one on its core, learns from its output where it listens, keeps the last lines it said for
-//! the case that something goes wrong. Dropping a [`Server`] ends the process.
+//! The candidates. A [`Server`] starts one on its core, learns its address from its output, and
+//! keeps its last lines of output for an error message. Dropping a [`Server`] ends the process.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,22 +15,22 @@ use hydrant::load::process;
 use crate::floor;
 use crate::options::Options;
 
-/// Longest wait for a server to say where it listens.
+/// Longest wait for a server to print its address.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Lines of a server's output to keep.
+/// Lines of a server's output that are kept.
 const LAST_LINES: usize = 20;
 
-/// Something that delivers messages.
+/// A server to be measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Candidate {
     /// The reference: the bare system call.
     Floor,
-    /// This package's server.
+    /// Hydrant, the server of this package.
     Hydrant {
-        /// Its fan-out strategy.
+        /// Its fan-out strategy, with further flags after colons.
         fanout: String,
-        /// Subscribers that never read, beside those who do.
+        /// Subscribers that never read, in addition to those that do.
         stalled: usize,
     },
 }
@@ -64,11 +64,12 @@ impl Candidate {
             }
             Self::Hydrant { fanout, .. } => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
-                // One shard, because the floor is one thread; no tick, because it is not part of the load.
+                // One shard because the floor is one thread; no tick because it is not part of the
+                // load.
                 command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);
-                // `direct:--shared-pages-min=1GiB`: the strategy, and flags to compare it with and without.
-                let mut words = fanout.split(':');
-                command.arg("--fanout").args(words.next()).args(words);
+                // `direct:--shared-pages-min=1GiB`: the strategy, then further flags.
+                let mut parts = fanout.split(':');
+                command.arg("--fanout").args(parts.next()).args(parts);
                 Ok(command)
             }
         }
@@ -87,12 +88,13 @@ impl Server {
     /// Starts `candidate` on `cores` and waits until it listens.
     pub(crate) fn start(candidate: &Candidate, options: &Options, cores: &[usize]) -> io::Result<Self> {
         let mut command = candidate.command(options)?;
-        // One pipe for both, so that it does not matter which of them a server logs to.
+        // One pipe for both: a server may log to either.
         let (reader, writer) = io::pipe()?;
         command.stdout(writer.try_clone()?).stderr(writer);
         process::pin(&mut command, cores);
         let child = command.spawn()?;
-        // The command owns this process's ends of the pipe; with them open the output would never end.
+        // The command owns this process's ends of the pipe; while they are open, the output never
+        // ends.
         drop(command);
 
         let (sender, addresses) = mpsc::channel();
@@ -101,32 +103,32 @@ impl Server {
         match addresses.recv_timeout(START_TIMEOUT) {
             Ok(address) => server.address = address,
             Err(_) => {
-                let last_words = server.stop();
-                return Err(io::Error::other(format!("did not say where it listens{last_words}")));
+                let last_output = server.stop();
+                return Err(io::Error::other(format!("the server did not print its address{last_output}")));
             }
         }
         Ok(server)
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its process.
+    /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Ends the process; the answer is the end of its output, as the end of an error message.
+    /// Ends the process. Returns the last lines of its output, as the end of an error message.
     pub(crate) fn stop(&mut self) -> String {
-        // Either may fail only because the process is already gone, which is what is wanted.
+        // Both fail only when the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let lines = self.output.take().map(JoinHandle::join);
         match lines {
             Some(Ok(lines)) if !lines.is_empty() => {
-                format!("\nthe server's last words:\n  {}", Vec::from(lines).join("\n  "))
+                format!("\nthe end of the server's output:\n  {}", Vec::from(lines).join("\n  "))
             }
             _ => String::new(),
         }
@@ -139,12 +141,13 @@ impl Drop for Server {
     }
 }
 
-/// Reads a server's output to its end, sends every address that it says it listens on, answers the last lines.
+/// Reads a server's output to its end, sends every listening address in it, and returns the last
+/// lines.
 fn follow(reader: PipeReader, addresses: &mpsc::Sender<SocketAddr>) -> VecDeque<String> {
     let mut lines = VecDeque::new();
     for line in BufReader::new(reader).lines().map_while(Result::ok) {
         if let Some(address) = listening_address(&line) {
-            // Nobody waits for a second one.
+            // Only the first is waited for; a later send may fail.
             let _ = addresses.send(address);
         }
         if lines.len() == LAST_LINES {
@@ -155,8 +158,8 @@ fn follow(reader: PipeReader, addresses: &mpsc::Sender<SocketAddr>) -> VecDeque<
     lines
 }
 
-/// The address in a log line such as `INFO listening on 127.0.0.1:43210`. Takes the first thing in a line about
-/// listening that is an address with a port; `127.0.0.1:0` is what was asked for, not what it became.
+/// The address in a log line such as `INFO listening on 127.0.0.1:43210`: the first address whose
+/// port is not 0. `127.0.0.1:0` is the requested address, not the bound one.
 fn listening_address(line: &str) -> Option<SocketAddr> {
     if !line.to_ascii_lowercase().contains("listening") {
         return None;

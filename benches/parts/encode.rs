@@ -1,4 +1,5 @@
-//! `encode`: a message into a frame, which happens once per message, and frames into a batch, once per pass.
+//! `encode`: encodes a message as a frame, as happens once per message, and joins frames into a
+//! batch, as happens once per pass.
 
 use std::hint::black_box;
 use std::rc::Rc;
@@ -7,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use hydrant::metrics::DeliveryCounters;
 use hydrant::wire::{Batch, Frame};
 
-/// Frames of a batch, each of 64 bytes of payload.
+/// Numbers of frames in a batch, each with 64 bytes of payload.
 const JOINED: [usize; 2] = [16, 256];
 
 pub(crate) fn run(criterion: &mut Criterion) {

@@ -1,9 +1,11 @@
-//! `inbox`: one item from a producer's thread to the consumer, with 1 to 8 producers at once.
+//! `inbox`: passes one item from a producer's thread to the consumer, with 1 to 8 producers at
+//! once.
 //!
-//! `engine::inbox::Inbox` beside the queues that a shard could have in its place, each used the way it is meant to be:
-//! the consumer takes what is there and sleeps when nothing is. std's mpsc is crossbeam-channel's algorithm, so the two
-//! are one candidate. An item is as large as the engine's own. The clock runs from the producers' start to the last item
-//! in the consumer's hands; every item has to come, each producer's in order.
+//! Compares `engine::inbox::Inbox` with the queues that a shard could use instead, each used as
+//! intended: the consumer takes what is there and sleeps when the queue is empty. std's mpsc is
+//! crossbeam-channel's algorithm, so the two are one candidate. An item is as large as the engine's
+//! own. The time runs from the producers' start until the consumer has the last item. Every item
+//! must arrive, those of one producer in order.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,21 +37,22 @@ pub(crate) fn run(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One item: whose, which, and padding up to the size of the engine's.
+/// One item: its producer, its number, and padding up to the size of the engine's item.
 struct Item {
     producer: u64,
     number: u64,
     _rest: [u64; size_of::<engine::Item>() / size_of::<u64>() - 2],
 }
 
-/// What the consumer is still due.
-struct Due {
+/// The items that have not arrived yet.
+struct Expected {
+    /// By producer, the number of its next item.
     next: Vec<u64>,
     items: u64,
 }
 
-impl Due {
-    fn enter(&mut self, item: &Item) {
+impl Expected {
+    fn receive(&mut self, item: &Item) {
         let next = &mut self.next[item.producer as usize];
         assert_eq!(item.number, *next, "an item of producer {} is lost or out of order", item.producer);
         *next += 1;
@@ -57,31 +60,32 @@ impl Due {
     }
 }
 
-/// Has `producers` threads push `items` in sum while `consume` takes them on this one; how long that took.
-fn race(producers: u64, items: u64, push: impl Fn(Item) + Sync, consume: impl FnOnce(&mut Due)) -> Duration {
+/// Lets `producers` threads push `items` items in total while `consume` takes them on this thread.
+/// Returns the time.
+fn race(producers: u64, items: u64, push: impl Fn(Item) + Sync, consume: impl FnOnce(&mut Expected)) -> Duration {
     let (ready, start) = (AtomicU64::new(0), Barrier::new(producers as usize + 1));
     let (ready, start, push) = (&ready, &start, &push);
-    let mut due = Due { next: vec![0; producers as usize], items };
+    let mut expected = Expected { next: vec![0; producers as usize], items };
     thread::scope(|scope| {
         for producer in 0..producers {
             let share = items / producers + u64::from(producer < items % producers);
             scope.spawn(move || {
-                // Relaxed: a count of who has come; the barrier orders the rest.
+                // Relaxed: a count of started threads; the barrier orders the rest.
                 ready.fetch_add(1, Ordering::Relaxed);
                 start.wait();
                 (0..share).for_each(|number| push(Item { producer, number, _rest: black_box(Default::default()) }));
             });
         }
-        // The start of the threads is not part of the race.
+        // The time to start the threads is not measured.
         while ready.load(Ordering::Relaxed) < producers {
             thread::yield_now();
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         start.wait();
-        consume(&mut due);
-        let took = begun.elapsed();
-        assert_eq!(due.items, 0);
-        took
+        consume(&mut expected);
+        let elapsed = started.elapsed();
+        assert_eq!(expected.items, 0);
+        elapsed
     })
 }
 
@@ -91,13 +95,13 @@ fn through_inbox(runtime: &Runtime, producers: u64, items: u64) -> Duration {
         producers,
         items,
         |item| inbox.push(item),
-        |due| {
+        |expected| {
             runtime.block_on(async {
-                while due.items > 0 {
+                while expected.items > 0 {
                     inbox.pushed().await;
                     inbox.clear_signal();
                     while let Some(item) = inbox.pop() {
-                        due.enter(&item);
+                        expected.receive(&item);
                     }
                 }
             });
@@ -108,10 +112,10 @@ fn through_inbox(runtime: &Runtime, producers: u64, items: u64) -> Duration {
 fn through_tokio(runtime: &Runtime, producers: u64, items: u64) -> Duration {
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     let push = |item| assert!(sender.send(item).is_ok());
-    race(producers, items, push, |due| {
+    race(producers, items, push, |expected| {
         runtime.block_on(async {
-            while due.items > 0 {
-                due.enter(&receiver.recv().await.expect("the sender is still there"));
+            while expected.items > 0 {
+                expected.receive(&receiver.recv().await.expect("the sender is still there"));
             }
         });
     })
@@ -120,9 +124,9 @@ fn through_tokio(runtime: &Runtime, producers: u64, items: u64) -> Duration {
 fn through_std(producers: u64, items: u64) -> Duration {
     let (sender, receiver) = mpsc::channel();
     let push = |item| assert!(sender.send(item).is_ok());
-    race(producers, items, push, |due| {
-        while due.items > 0 {
-            due.enter(&receiver.recv().expect("the sender is still there"));
+    race(producers, items, push, |expected| {
+        while expected.items > 0 {
+            expected.receive(&receiver.recv().expect("the sender is still there"));
         }
     })
 }

@@ -1,13 +1,14 @@
-//! The parts of the engine, each on its own, beside what could stand in its place.
+//! The parts of the engine, each alone, beside alternatives to it.
 //!
 //! ```text
-//! cargo bench --bench parts                everything, about two minutes
+//! cargo bench --bench parts                everything, about 2 minutes
 //! cargo bench --bench parts -- registry    one of: encode inbox registry parse
 //! cargo bench --bench parts -- --test      each cell once
 //! ```
 //!
-//! One executable, because each links the whole package at its own cost of a minute. Every cell checks what it did:
-//! a queue that loses an item or a decoder that loses a message fails the bench.
+//! The parts share one executable, because linking the whole package takes a minute each time.
+//! Every cell checks its result: a queue that loses an item or a decoder that loses a message fails
+//! the bench.
 
 mod encode;
 mod inbox;

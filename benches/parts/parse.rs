@@ -1,10 +1,12 @@
-//! `parse`: what clients send, from bytes to messages: `wire::inbound` beside fastwebsockets' own reader.
+//! `parse`: decodes the bytes that clients send into messages: `wire::inbound` beside
+//! fastwebsockets' own reader.
 //!
-//! Both read from memory. What stands for the system call is a copy into the reader's own buffer, which also brings the masked
-//! bytes back that decoding in place has changed. A cell decodes one buffer of frames, again and again, and
-//! both sides have to find the same number of messages and bytes in it. fastwebsockets reads 8 KiB at a time and
-//! assembles fragments in its `FragmentCollectorRead`; Hydrant reads `config::READ_BYTES` and copies only what arrived
-//! in part. fastwebsockets refuses less (`wire::inbound` says what else it checks).
+//! Both read from memory. In place of the system call, a copy fills the reader's own buffer; it
+//! also restores the masked bytes that decoding in place has changed. A cell decodes one buffer of
+//! frames again and again, and both sides must find the same number of messages and bytes in it.
+//! fastwebsockets reads 8 KiB at a time and joins fragments in its `FragmentCollectorRead`; Hydrant
+//! reads `config::READ_BYTES` and copies only what arrived in part. fastwebsockets rejects less
+//! (`wire::inbound` lists its further checks).
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -38,7 +40,7 @@ pub(crate) fn run(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a client has sent, and what is in it.
+/// The bytes of a client, and the expected messages in them.
 struct Wire {
     bytes: Vec<u8>,
     messages: u64,
@@ -46,13 +48,13 @@ struct Wire {
 }
 
 impl Wire {
-    /// Whole messages.
+    /// Messages of one frame each.
     fn frames(number: usize, payload: usize) -> Self {
         let one = frame(true, OpCode::Text, payload);
         Self { bytes: one.repeat(number), messages: number as u64, payload_bytes: number * payload }
     }
 
-    /// One message in pieces.
+    /// One message in several fragments.
     fn fragments(number: usize, payload: usize) -> Self {
         let opcode = |piece| if piece == 0 { OpCode::Text } else { OpCode::Continuation };
         let pieces: Vec<_> = (0..number).map(|piece| frame(piece == number - 1, opcode(piece), payload)).collect();
@@ -60,7 +62,7 @@ impl Wire {
     }
 }
 
-/// A client's frame, masked (RFC 6455, section 5.2).
+/// A masked frame, as a client sends it (RFC 6455, section 5.2).
 fn frame(fin: bool, opcode: OpCode, payload: usize) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let mut wire = vec![u8::from(fin) << 7 | opcode as u8];
@@ -103,7 +105,8 @@ impl Hydrant {
     }
 }
 
-/// A stream that repeats the wire for ever; a read never goes beyond its end, as if the client had waited there.
+/// A stream that repeats the same bytes forever. A read stops at their end, as if the client had
+/// paused there.
 struct Endless {
     bytes: Vec<u8>,
     position: usize,

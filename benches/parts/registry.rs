@@ -1,8 +1,10 @@
-//! `registry`: the three things that are done with `registry::Registry`, a `DashMap`, beside other maps that could hold
-//! the same 10,000 connections: find one, register and deregister one, walk all of one shard.
+//! `registry`: the three operations on `registry::Registry`, a `DashMap`, beside other maps that
+//! could hold the same 10,000 connections: find one, register and deregister one, list all of one
+//! shard.
 //!
-//! With two threads each does the whole work, so a map that scales perfectly takes as long with two as with one. All
-//! keep the registry's promises: a number is never used again, and the peak is known.
+//! With two threads each does the whole work, so a map that scales perfectly takes as long with two
+//! as with one. All candidates keep the registry's promises: a number is never used again, and the
+//! peak is known.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -28,12 +30,12 @@ pub(crate) fn run(criterion: &mut Criterion) {
     ];
     let ids: Vec<Vec<ConnId>> = candidates.iter().map(|(_, directory)| fill(&**directory)).collect();
     let operations: [(&str, Operation); 3] = [("find", find), ("register", register), ("walk", walk)];
-    for (operation, carry_out) in operations {
+    for (operation, run) in operations {
         let mut group = criterion.benchmark_group(format!("registry/{operation}"));
         for threads in THREADS {
             for ((name, directory), ids) in candidates.iter().zip(&ids) {
                 group.bench_function(BenchmarkId::new(*name, threads), |bencher| {
-                    bencher.iter_custom(|times| race(threads, |thread| carry_out(&**directory, ids, thread, times)));
+                    bencher.iter_custom(|times| race(threads, |thread| run(&**directory, ids, thread, times)));
                 });
             }
         }
@@ -45,7 +47,7 @@ fn fill(directory: &dyn Directory) -> Vec<ConnId> {
     (0..CONNECTIONS).map(|slot| directory.register(ConnHandle { shard: (slot % 2) as u16, slot })).collect()
 }
 
-/// From the moment when all threads are there until the last has ended, which the scope waits for.
+/// The time from when all threads have started until the last has ended, which the scope waits for.
 fn race(threads: u32, work: impl Fn(u32) + Sync) -> Duration {
     let (work, start) = (&work, &Barrier::new(threads as usize));
     thread::scope(|scope| {
@@ -56,23 +58,24 @@ fn race(threads: u32, work: impl Fn(u32) + Sync) -> Duration {
             });
         }
         start.wait();
-        let begun = Instant::now();
+        let started = Instant::now();
         work(0);
-        begun
+        started
     })
     .elapsed()
 }
 
-/// Carries out one thing so many times, as the thread of this number.
+/// Runs one operation `times` times: `(directory, ids, thread, times)`.
 type Operation = fn(&dyn Directory, &[ConnId], u32, u64);
 
-/// Connections in an order that the caches cannot guess: the stride has no divisor in common with their number.
+/// Visits the connections in an order that the caches cannot predict. The stride has no common
+/// divisor with their number, so all are visited.
 fn find(directory: &dyn Directory, ids: &[ConnId], thread: u32, times: u64) {
-    let mut place = thread as usize;
+    let mut position = thread as usize;
     for _ in 0..times {
-        place = (place + 7_919) % ids.len();
-        let found = directory.find(black_box(ids[place]));
-        assert_eq!(found.map(|handle| handle.slot as usize), Some(place));
+        position = (position + 7_919) % ids.len();
+        let found = directory.find(black_box(ids[position]));
+        assert_eq!(found.map(|handle| handle.slot as usize), Some(position));
     }
 }
 
@@ -90,7 +93,7 @@ fn walk(directory: &dyn Directory, _: &[ConnId], thread: u32, times: u64) {
     }
 }
 
-/// What the registry does.
+/// The operations of the registry.
 trait Directory: Sync {
     fn register(&self, handle: ConnHandle) -> ConnId;
     fn deregister(&self, id: ConnId);
@@ -115,15 +118,15 @@ impl Directory for Registry {
 
 type Map = HashMap<ConnId, ConnHandle>;
 
-/// A lock around a map, for reading and for writing.
+/// A map behind a lock.
 trait Locked: Default + Sync {
-    fn read<T>(&self, look: impl FnOnce(&Map) -> T) -> T;
+    fn read<T>(&self, read: impl FnOnce(&Map) -> T) -> T;
     fn write<T>(&self, change: impl FnOnce(&mut Map) -> T) -> T;
 }
 
 impl Locked for Mutex<Map> {
-    fn read<T>(&self, look: impl FnOnce(&Map) -> T) -> T {
-        look(&guard(self))
+    fn read<T>(&self, read: impl FnOnce(&Map) -> T) -> T {
+        read(&guard(self))
     }
     fn write<T>(&self, change: impl FnOnce(&mut Map) -> T) -> T {
         change(&mut guard(self))
@@ -135,15 +138,15 @@ fn guard(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Locked for RwLock<Map> {
-    fn read<T>(&self, look: impl FnOnce(&Map) -> T) -> T {
-        look(&self.read().unwrap_or_else(PoisonError::into_inner))
+    fn read<T>(&self, read: impl FnOnce(&Map) -> T) -> T {
+        read(&self.read().unwrap_or_else(PoisonError::into_inner))
     }
     fn write<T>(&self, change: impl FnOnce(&mut Map) -> T) -> T {
         change(&mut self.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// A locked map with the registry's numbers.
+/// A locked map with the registry's numbering and peak.
 #[derive(Default)]
 struct Numbers<M> {
     map: M,
@@ -151,7 +154,7 @@ struct Numbers<M> {
     peak: AtomicUsize,
 }
 
-// Relaxed throughout, as in the registry: only uniqueness matters, and a hint.
+// Relaxed throughout, as in the registry: ids only have to be unique, and the peak is a hint.
 impl<M: Locked> Directory for Numbers<M> {
     fn register(&self, handle: ConnHandle) -> ConnId {
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -173,7 +176,7 @@ impl<M: Locked> Directory for Numbers<M> {
     }
 }
 
-/// papaya's map with the registry's numbers.
+/// papaya's map with the registry's numbering and peak.
 #[derive(Default)]
 struct Papaya {
     map: papaya::HashMap<ConnId, ConnHandle>,
@@ -202,8 +205,9 @@ impl Directory for Papaya {
 
 const STRIPES: usize = 16;
 
-/// A locked slab for each stripe. A number is a serial, the place in the slab (24 bits) and the stripe (4 bits); the serial
-/// tells whether the place has a new holder. No hash is taken.
+/// A locked slab for each stripe. An id consists of a serial number, the slot in the slab (24 bits)
+/// and the stripe (4 bits). The serial number shows whether the slot has been reused. No hash is
+/// computed.
 #[derive(Default)]
 struct Slabs {
     stripes: [RwLock<Slab<(u64, ConnHandle)>>; STRIPES],
@@ -223,24 +227,24 @@ impl Directory for Slabs {
         let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
         let stripe = serial as usize % STRIPES;
         let mut slab = self.stripes[stripe].write().unwrap_or_else(PoisonError::into_inner);
-        let place = slab.insert((serial, handle));
+        let slot = slab.insert((serial, handle));
         drop(slab);
         let length = self.length.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak.fetch_max(length, Ordering::Relaxed);
-        ConnId(serial << 28 | (place as u64) << 4 | stripe as u64)
+        ConnId(serial << 28 | (slot as u64) << 4 | stripe as u64)
     }
     fn deregister(&self, id: ConnId) {
-        let (stripe, place) = self.stripe(id);
+        let (stripe, slot) = self.stripe(id);
         let mut slab = stripe.write().unwrap_or_else(PoisonError::into_inner);
-        if slab.get(place).is_some_and(|(serial, _)| *serial == id.0 >> 28) {
-            slab.remove(place);
+        if slab.get(slot).is_some_and(|(serial, _)| *serial == id.0 >> 28) {
+            slab.remove(slot);
             self.length.fetch_sub(1, Ordering::Relaxed);
         }
     }
     fn find(&self, id: ConnId) -> Option<ConnHandle> {
-        let (stripe, place) = self.stripe(id);
+        let (stripe, slot) = self.stripe(id);
         let slab = stripe.read().unwrap_or_else(PoisonError::into_inner);
-        slab.get(place).filter(|(serial, _)| *serial == id.0 >> 28).map(|(_, handle)| *handle)
+        slab.get(slot).filter(|(serial, _)| *serial == id.0 >> 28).map(|(_, handle)| *handle)
     }
     fn on_shard(&self, shard: u16) -> Vec<u32> {
         let mut slots = Vec::new();

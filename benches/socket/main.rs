@@ -1,21 +1,26 @@
-//! Every strategy end to end: real connections over loopback, the server on one core, all clients in a process on another.
+//! Every strategy end to end: real connections over loopback, the server on one core, all clients
+//! in a process on another.
 //!
 //! ```text
-//! cargo bench --bench socket                  everything, about three minutes
+//! cargo bench --bench socket                  everything, about 3 minutes
 //! cargo bench --bench socket -- 'socket/16'   16 messages in flight
-//! cargo bench --bench socket -- --test        each cell once, with 50 subscribers: does everything arrive
+//! cargo bench --bench socket -- --test        each cell once, with 50 subscribers: checks that
+//!                                             everything arrives
 //! ```
 //!
-//! The time is the wall clock's, from the first publication until the last subscriber has the last message, as the
-//! client process measures it; the throughput is in deliveries. One iteration is as many messages as are in flight. `floor`
-//! is the reference in the same run: a bare loop of `send` that joins what is pending. The processes, the floor and the
-//! pinning are those of the bench `delivery`, which measures the same in CPU time, with the order rotated; there the cells
-//! that are to be compared follow each other more closely, so for small differences take that one.
+//! The time is wall-clock time from the first publication until the last subscriber has the last
+//! message, measured by the client process. The throughput is in deliveries. One iteration
+//! publishes as many messages as are in flight. `floor` is the reference in the same run: a bare
+//! loop of `send` that joins what is pending.
+//!
+//! The processes, the floor and the pinning to cores are those of the bench `delivery`. For small
+//! differences use `delivery`: it measures CPU time and rotates the order, and the cells to compare
+//! follow each other more closely.
 //!
 //! | group | cells |
 //! |---|---|
 //! | `socket` | 10,000 subscribers; 1 and 16 messages in flight; the floor and every strategy |
-//! | `socket-scaling` | 100, 1,000 and 10,000 subscribers; 1 and 16 in flight; the floor and `direct` |
+//! | `socket-scaling` | 100, 1,000, 10,000 subscribers; 1 and 16 in flight; floor and `direct` |
 
 #[path = "../delivery/client.rs"]
 mod client;
@@ -69,10 +74,10 @@ fn measure(test: bool) {
         .measurement_time(Duration::from_secs(3))
         .nresamples(10_000)
         .configure_from_args();
-    let everything: Vec<_> = Strategy::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
-    let everything: Vec<_> = everything.iter().map(|strategy| strategy.get_name()).collect();
+    let strategies: Vec<_> = Strategy::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
+    let strategies: Vec<_> = strategies.iter().map(|strategy| strategy.get_name()).collect();
     for in_flight in [1, 16] {
-        compare(&mut criterion, "socket", in_flight, if test { 50 } else { 10_000 }, &everything);
+        compare(&mut criterion, "socket", in_flight, if test { 50 } else { 10_000 }, &strategies);
     }
     for subscribers in [100, 1_000, 10_000] {
         for in_flight in [1, 16] {
@@ -82,14 +87,14 @@ fn measure(test: bool) {
     criterion.final_summary();
 }
 
-/// The floor and these strategies beside each other.
+/// Measures the floor and these strategies, one after the other.
 fn compare(criterion: &mut Criterion, group: &str, in_flight: usize, subscribers: usize, strategies: &[&str]) {
     let mut group = criterion.benchmark_group(format!("{group}/{in_flight} to {subscribers}"));
     group.sampling_mode(SamplingMode::Flat);
     group.throughput(Throughput::Elements((in_flight * subscribers) as u64));
     let hydrant = |fanout: &&str| Candidate::Hydrant { fanout: (*fanout).to_owned(), stalled: 0 };
     for candidate in std::iter::once(Candidate::Floor).chain(strategies.iter().map(hydrant)) {
-        // Started by the first iteration: a cell that a filter leaves out starts nothing.
+        // The first iteration starts it, so a cell that a filter excludes starts nothing.
         let mut pair = None;
         group.bench_function(BenchmarkId::from_parameter(&candidate), |bencher| {
             bencher.iter_custom(|times| {
@@ -104,9 +109,9 @@ fn compare(criterion: &mut Criterion, group: &str, in_flight: usize, subscribers
     group.finish();
 }
 
-/// A server, and its clients, connected and warm.
+/// A server and its clients, connected and warmed up.
 struct Pair {
-    // Ended first, see `delivery`.
+    // Dropped first, see `delivery`.
     _server: Server,
     clients: Driver,
 }
@@ -122,14 +127,17 @@ impl Pair {
         Ok(Self { _server: server, clients })
     }
 
-    /// Publishes so many messages; the time until everybody has them all.
+    /// Publishes this number of messages. Returns the time until all subscribers have all of them.
     ///
     /// # Panics
-    /// When one is missing, repeated, reordered or foreign, or a subscriber is gone.
+    /// If a message is missing, repeated, reordered or unexpected, or a subscriber is lost.
     fn deliver(&mut self, messages: u64) -> Duration {
         let counted = self.clients.measure(Some(messages)).expect("the client counts");
         let (counts, absent) = (&counted.counts, counted.absent);
-        assert!(counted.is_all(), "not every delivery arrived, once, in order: {counts:?}, {absent} subscribers gone");
+        assert!(
+            counted.is_all(),
+            "not every delivery arrived once and in order: {counts:?}, {absent} subscribers lost"
+        );
         Duration::from_nanos(counted.elapsed_ns)
     }
 }
