@@ -1,8 +1,9 @@
-//! Frames joined into one piece of memory, so that one write carries all of them.
+//! Frames joined in one buffer, so that one write carries all of them.
 //!
-//! A [`Batch`] is made once per pass, whatever the number of subscribers, and never changes: a thousand slow clients
-//! that still owe parts of it share one copy. It knows where each frame ends, because a backlog may only be cut
-//! between frames, and whose counters its frames are written in.
+//! A [`Batch`] is made once per pass, whatever the number of subscribers. Its bytes never change,
+//! so the backlogs of a thousand slow clients share one copy. It knows where each frame ends,
+//! because a backlog drops whole frames only, and which counters its frames count in. It never
+//! writes to a socket.
 
 use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
@@ -20,7 +21,7 @@ use crate::pages::Pages;
 pub struct Batch {
     /// The bytes, unless they are in pages.
     bytes: OnceCell<Bytes>,
-    /// The bytes, where sockets can share them.
+    /// The bytes, in pages that sockets share.
     pages: RefCell<Option<Rc<Pages>>>,
     /// Where each frame ends; the last one is the length of the batch.
     ends: Box<[u32]>,
@@ -58,7 +59,8 @@ impl Batch {
         Self { bytes: bytes.into(), pages: RefCell::default(), ends, counters }
     }
 
-    /// Puts the bytes into the pages that `hold` gives for them, if it does; the heap then keeps none.
+    /// Moves the bytes into the pages that `hold` returns for them; with `None` they stay on the
+    /// heap.
     pub fn move_to_pages(&mut self, hold: impl FnOnce(&[u8]) -> Option<Pages>) {
         let pages = self.bytes.get().and_then(|bytes| hold(bytes));
         if let Some(pages) = pages {
@@ -67,8 +69,8 @@ impl Batch {
         }
     }
 
-    /// Puts the bytes back on the heap, and gives the pages back: few wait for them, and others may need them more. Not when
-    /// they cannot be read.
+    /// Copies the bytes back to the heap and releases the pages, for a batch that few subscribers
+    /// still wait for. Does nothing when the pages cannot be read.
     pub fn leave_pages(&self) {
         let whole = self.pages.borrow().as_ref().and_then(|pages| pages.bytes().map(Bytes::copy_from_slice).ok());
         if let Some(bytes) = whole {
@@ -77,13 +79,13 @@ impl Batch {
         }
     }
 
-    /// Whether sockets are referred to pages.
+    /// Whether the bytes are in pages.
     #[must_use]
     pub fn has_pages(&self) -> bool {
         self.bytes.get().is_none()
     }
 
-    /// Part of the wire bytes, in the form in which a socket takes it at the least cost.
+    /// Part of the wire bytes, in the form that costs a socket the least.
     #[must_use]
     pub fn piece(&self, range: Range<usize>) -> Piece<'_> {
         match self.bytes.get() {
@@ -92,8 +94,8 @@ impl Batch {
         }
     }
 
-    /// A copy of some whole frames, for who would keep all of the batch alive for a few of them; nothing when pages cannot be
-    /// read. `range` goes from boundary to boundary.
+    /// A copy of some whole frames, so that a few frames do not keep the whole batch in memory;
+    /// `None` when the pages cannot be read. `range` starts and ends between frames.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Option<Self> {
         let inside = |end: &&u32| (range.start + 1..=range.end).contains(&(**end as usize));
@@ -118,7 +120,7 @@ impl Batch {
         self.ends.len()
     }
 
-    /// The counters that this batch's frames are written in.
+    /// The counters of this batch's frames.
     #[must_use]
     pub fn counters(&self) -> &DeliveryCounters {
         &self.counters
@@ -154,7 +156,7 @@ impl Batch {
     /// Opcode and payload of frame `index`.
     ///
     /// # Panics
-    /// When the bytes are in pages: who takes single messages has no use for those.
+    /// When the bytes are in pages: a strategy that takes single messages uses no pages.
     #[must_use]
     pub fn message(&self, index: usize) -> (OpCode, &[u8]) {
         let bytes = self.bytes.get().expect("the caller's strategy uses no pages");
@@ -175,12 +177,12 @@ impl Batch {
     }
 }
 
-/// Part of a batch, or a control frame, on its way to a socket.
+/// Part of a batch, or a control frame, for a socket to write.
 #[derive(Debug)]
 pub enum Piece<'a> {
-    /// To be copied.
+    /// The kernel copies these bytes.
     Bytes(&'a [u8]),
-    /// To be referred to: this part of these pages.
+    /// The socket refers to this range of these pages.
     Pages(Rc<Pages>, Range<usize>),
 }
 
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_in_one_place() {
+    fn bytes_are_on_the_heap_or_in_pages() {
         let mut batch = batch(&["a", "bc", ""]);
         batch.move_to_pages(|_| None);
         assert!(!batch.has_pages());

@@ -1,7 +1,8 @@
-//! The events: text messages of JSON between client and server.
+//! Events: the JSON text messages between client and server.
 //!
-//! Parses what clients send and encodes what the server answers. A broken event is an [`EventError`] that says what
-//! to do; it never ends a connection.
+//! Owns the parsing of client events and the encoding of server events. An invalid event is an
+//! [`EventError`] whose text tells the client what to send instead; it never ends a connection.
+//! Pure: what an event does is decided in `engine::events`.
 
 use std::borrow::Cow;
 
@@ -9,31 +10,31 @@ use serde::{Deserialize, Serialize};
 
 use super::Frame;
 
-/// What a client may say.
+/// An event that a client may send.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "event", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ClientEvent<'a> {
-    /// The name to speak under from now on.
+    /// Sets the client's name for its later messages.
     SetName {
         /// Not empty, at most `config::USER_NAME_BYTES_MAX` bytes.
         #[serde(borrow)]
         new_name: Cow<'a, str>,
     },
-    /// A message to the rooms of the speaker.
+    /// A message to the rooms of the sender.
     Say {
         /// Any text.
         #[serde(borrow)]
         message: Cow<'a, str>,
     },
-    /// The end: the server answers with close 1000.
+    /// Ends the connection: the server answers with close 1000.
     Leave,
-    /// Receive a channel from now on.
+    /// Subscribes to a channel.
     Subscribe {
         /// Its name.
         #[serde(borrow)]
         channel: Cow<'a, str>,
     },
-    /// Receive a channel no more.
+    /// Unsubscribes from a channel.
     Unsubscribe {
         /// Its name.
         #[serde(borrow)]
@@ -41,16 +42,16 @@ pub enum ClientEvent<'a> {
     },
 }
 
-/// The names of all client events, for the answer to an unknown one.
+/// The names of all client events; any other name is an unknown event.
 const CLIENT_EVENTS: [&str; 5] = ["SET_NAME", "SAY", "LEAVE", "SUBSCRIBE", "UNSUBSCRIBE"];
 
-/// Why an event was not carried out; [`EventError::frame`] is what the client gets.
+/// The reason why an event was not carried out; [`EventError::frame`] is the answer to the client.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
     /// Not JSON.
     #[error("not JSON: send an object such as {{\"event\":\"SAY\",\"message\":\"hi\"}}")]
     InvalidJson,
-    /// JSON, but no object with a known event's fields.
+    /// JSON, but not an object with the fields of a known event.
     #[error("fields are missing or of the wrong type: {0}")]
     InvalidEvent(String),
     /// An event that does not exist.
@@ -59,13 +60,13 @@ pub enum EventError {
     /// A name that is empty or too long.
     #[error("new_name must have 1 to {0} bytes")]
     InvalidName(usize),
-    /// A channel's name that cannot be one, or one channel too many.
+    /// An invalid channel name, or one channel too many.
     #[error("{0}")]
     InvalidChannel(String),
-    /// The client's token does not reach as far as this channel.
-    #[error("your token does not reach as far as this channel")]
+    /// The client's token does not allow this channel.
+    #[error("your token does not allow this channel")]
     Forbidden,
-    /// Too much is pending for a room; the message was not sent.
+    /// The channel's bound of pending bytes is reached; the message was not sent.
     #[error("the channel has too much pending: the message was not sent, try again later")]
     Overloaded,
 }
@@ -92,7 +93,7 @@ impl EventError {
     }
 }
 
-/// What the server may say.
+/// An event that the server may send.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "SCREAMING_SNAKE_CASE")]
 enum ServerEvent<'a> {
@@ -102,12 +103,12 @@ enum ServerEvent<'a> {
 
 impl ServerEvent<'_> {
     fn frame(&self) -> Frame {
-        // Strings into memory: neither the values nor the writer can fail.
+        // Strings, written to memory: neither the values nor the writer can fail.
         Frame::text(&serde_json::to_string(self).expect("strings serialise"))
     }
 }
 
-/// The event `CHAT_MSG`: `user` said `message`.
+/// The event `CHAT_MSG`: `user` sent `message`.
 #[must_use]
 pub fn chat_msg(user: &str, message: &str) -> Frame {
     ServerEvent::ChatMsg { user, message }.frame()
@@ -116,17 +117,17 @@ pub fn chat_msg(user: &str, message: &str) -> Frame {
 /// Reads one event.
 ///
 /// # Errors
-/// What is wrong with it; see [`EventError`].
+/// See [`EventError`].
 pub fn parse(text: &str) -> Result<ClientEvent<'_>, EventError> {
     let event = serde_json::from_str(text).map_err(|error| explain(text, &error))?;
-    // serde would take a list of the fields as well.
+    // serde accepts a list of the fields as well.
     if text.trim_start().starts_with('[') {
         return Err(EventError::InvalidEvent("an object is expected".to_owned()));
     }
     Ok(event)
 }
 
-/// Only a broken event pays for finding out how it is broken.
+/// Finds out why an event is invalid. A valid event does not pay for this.
 fn explain(text: &str, error: &serde_json::Error) -> EventError {
     #[derive(Deserialize)]
     struct Head<'a> {
@@ -139,7 +140,7 @@ fn explain(text: &str, error: &serde_json::Error) -> EventError {
     match serde_json::from_str::<Head<'_>>(text) {
         Ok(head) if !CLIENT_EVENTS.contains(&&*head.event) => EventError::UnknownEvent,
         Err(head_error) if !head_error.is_data() => EventError::InvalidJson,
-        // serde repeats what it read: bounded, for the answer must not grow with the question.
+        // serde repeats what it read. The bound keeps the answer short for any input.
         _ => EventError::InvalidEvent(error.to_string().chars().take(120).collect()),
     }
 }
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_events_parse() {
+    fn every_client_event_parses() {
         let set_name = parse(r#"{"event":"SET_NAME","new_name":"Croc 1"}"#);
         assert_eq!(set_name, Ok(ClientEvent::SetName { new_name: "Croc 1".into() }));
         assert_eq!(parse(r#"{"event":"SAY","message":"a\"b"}"#), Ok(ClientEvent::Say { message: "a\"b".into() }));
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_said() {
+    fn invalid_events_have_their_error_code() {
         let code = |text: &str| parse(text).unwrap_err().code();
         assert_eq!(code(""), "INVALID_JSON");
         assert_eq!(code("{"), "INVALID_JSON");
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_of_the_list_is_known() {
+    fn every_listed_event_is_known() {
         for event in CLIENT_EVENTS {
             let text = format!(r#"{{"event":"{event}"}}"#);
             assert_ne!(parse(&text), Err(EventError::UnknownEvent), "{event}");
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn server_events_are_those_of_the_contract() {
+    fn server_events_have_their_documented_form() {
         assert_eq!(
             &chat_msg("server", "hello, this is server").wire()[2..],
             br#"{"event":"CHAT_MSG","user":"server","message":"hello, this is server"}"#

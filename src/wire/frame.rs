@@ -1,13 +1,14 @@
 //! One message as WebSocket wire bytes, encoded once and shared by every subscriber.
 //!
-//! A [`Frame`] is always complete (FIN set), never masked (it travels from server to client), and never changes.
+//! Owns the encoding of frames from server to client. A [`Frame`] is always complete (FIN set),
+//! never masked (RFC 6455, section 5.1), and never changes. This module does no I/O.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fastwebsockets::{OpCode, Payload};
 
 use crate::close::CloseReason;
 
-/// One message: header and payload in one piece.
+/// One message: header and payload in one buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame(Bytes);
 
@@ -70,7 +71,7 @@ impl Frame {
         &self.0
     }
 
-    /// Header and payload, without another reference.
+    /// Header and payload, without a clone of the reference.
     #[must_use]
     pub fn into_wire(self) -> Bytes {
         self.0
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_take_their_shortest_form() {
+    fn lengths_have_their_shortest_form() {
         for (length, header) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             let frame = Frame::binary(&vec![7; length]);
             assert_eq!(frame.wire().len(), header + length);

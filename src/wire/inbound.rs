@@ -1,9 +1,10 @@
-//! What clients send: bytes in, whole messages out.
+//! The decoder of what clients send: bytes in, whole messages out.
 //!
-//! A [`Decoder`] is 8 bytes at rest. Bytes are decoded where they were read: a frame that arrived whole is unmasked in
-//! place and handed out without a copy. Only what arrived in part is kept, in memory that grows with what has
-//! arrived and never with what a header promises. Everything that RFC 6455 forbids a client is a [`CloseReason`], found
-//! at the first byte that shows it.
+//! Owns the partly received frame and message of one connection; a [`Decoder`] without one is 8
+//! bytes. A frame that arrived whole is unmasked in place and returned without a copy. Only a
+//! partly received message is kept, in memory that grows with the bytes received, never with the
+//! length that a header announces. Every violation of RFC 6455 is a [`CloseReason`], reported at
+//! the first byte that shows it. Pure: no I/O, no clock.
 
 use std::borrow::Cow;
 
@@ -11,12 +12,13 @@ use fastwebsockets::{CloseCode, OpCode};
 
 use crate::close::CloseReason;
 
-/// Longest header of a client's frame in bytes: 2, a length of 8, a mask of 4 (RFC 6455, section 5.2).
+/// Longest header of a client's frame in bytes: 2, a length of 8, a mask of 4 (RFC 6455, section
+/// 5.2).
 const HEADER_BYTES_MAX: usize = 14;
 /// Longest payload of a control frame in bytes (section 5.5).
 const CONTROL_BYTES_MAX: usize = 125;
 
-/// Bounds on one message, checked before memory is taken for it.
+/// Bounds on one message, checked before memory is allocated for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Longest message in bytes.
@@ -40,12 +42,12 @@ pub enum Inbound<'a> {
     Close(Option<u16>),
 }
 
-/// What is left to decode of one read.
+/// The bytes of one read that are not yet decoded.
 #[derive(Debug)]
 pub struct Input<'a>(&'a mut [u8]);
 
 impl<'a> Input<'a> {
-    /// Input that is decoded in place.
+    /// Input from `bytes`, which are decoded in place.
     pub fn new(bytes: &'a mut [u8]) -> Self {
         Self(bytes)
     }
@@ -63,15 +65,15 @@ pub struct Decoder {
     partial: Option<Box<Partial>>,
 }
 
-/// What arrived in part.
+/// A partly received frame or message.
 #[derive(Debug, Default)]
 struct Partial {
     /// An incomplete header.
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: usize,
-    /// The frame whose payload is incomplete, with the payload bytes still to come.
+    /// The frame whose payload is incomplete; its `payload_bytes` are those still missing.
     frame: Option<Header>,
-    /// The payload so far of an incomplete control frame.
+    /// The payload received so far of an incomplete control frame.
     control: Vec<u8>,
     /// The message whose frames are incomplete.
     message: Option<Message>,
@@ -96,13 +98,14 @@ struct Header {
 struct Message {
     text: bool,
     bytes: Vec<u8>,
-    /// For text: everything before this is UTF-8.
+    /// For text: the bytes before this index are valid UTF-8.
     checked: usize,
     fragments: u32,
 }
 
 impl Message {
-    /// Checks what has arrived of a text, up to a character that is still incomplete (section 8.1).
+    /// Checks the received part of a text, up to a character that is still incomplete (section
+    /// 8.1).
     fn check_utf8(&mut self) -> Result<(), CloseReason> {
         if self.text {
             match std::str::from_utf8(&self.bytes[self.checked..]) {
@@ -125,10 +128,10 @@ impl Message {
 }
 
 impl Decoder {
-    /// The next message or control frame that is complete, `None` when `input` is used up.
+    /// The next complete message or control frame; `None` when `input` is used up.
     ///
     /// # Errors
-    /// The reason to close the connection; what is left of the input is meaningless then.
+    /// The reason to close the connection; the rest of the input must not be decoded.
     pub fn next<'a>(&mut self, input: &mut Input<'a>, limits: &Limits) -> Result<Option<Inbound<'a>>, CloseReason> {
         loop {
             let complete = |partial: &Partial| partial.frame.is_some_and(|frame| frame.payload_bytes == 0);
@@ -152,13 +155,13 @@ impl Decoder {
         }
     }
 
-    /// Payload bytes that are known to be missing of a frame that arrived in part.
+    /// Payload bytes that are still missing of a partly received frame.
     #[must_use]
     pub fn missing_bytes(&self) -> usize {
         self.partial.as_ref().and_then(|partial| partial.frame).map_or(0, |frame| frame.payload_bytes)
     }
 
-    /// The bytes that are kept because something arrived in part.
+    /// Bytes of memory for a partly received message.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| {
@@ -167,7 +170,7 @@ impl Decoder {
         })
     }
 
-    /// Decodes at the start of a frame: in place if all of it is there, else into `partial`.
+    /// Decodes from the start of a frame: in place if all of it is there, else into `partial`.
     fn frame<'a>(&mut self, input: &mut Input<'a>, limits: &Limits) -> Result<Option<Inbound<'a>>, CloseReason> {
         let Some((header, header_bytes)) = parse(input.0)? else {
             let partial = self.partial.get_or_insert_default();
@@ -192,7 +195,7 @@ impl Decoder {
 }
 
 impl Partial {
-    /// Completes a header that arrived in part.
+    /// Completes a partly received header.
     fn header(&mut self, input: &mut Input<'_>, limits: &Limits) -> Result<(), CloseReason> {
         while !input.0.is_empty() {
             self.header[self.header_bytes] = input.take(1)[0];
@@ -219,7 +222,8 @@ impl Partial {
         }
     }
 
-    /// Takes what is there of the frame's payload; the message, if that completes one.
+    /// Takes the received part of the frame's payload; returns the message that it completes, if
+    /// any.
     fn payload<'a>(&mut self, input: &mut Input<'a>) -> Result<Option<Inbound<'a>>, CloseReason> {
         let Some(frame) = &mut self.frame else { return Ok(None) };
         let chunk = input.take(frame.payload_bytes.min(input.0.len()));
@@ -247,7 +251,7 @@ impl Partial {
     }
 }
 
-/// A whole frame that is a message or a control frame of its own.
+/// The message or control frame that consists of one whole frame.
 fn finish(opcode: OpCode, payload: Cow<'_, [u8]>) -> Result<Inbound<'_>, CloseReason> {
     match opcode {
         OpCode::Text => match payload {
@@ -263,7 +267,7 @@ fn finish(opcode: OpCode, payload: Cow<'_, [u8]>) -> Result<Inbound<'_>, CloseRe
             [_] => Err(CloseReason::BadClose),
             [high, low, ref text @ ..] => {
                 let code = u16::from_be_bytes([high, low]);
-                // 1014 was registered after fastwebsockets' list was made.
+                // 1014 is registered, but missing in fastwebsockets' list.
                 if !CloseCode::from(code).is_allowed() && code != 1014 {
                     return Err(CloseReason::BadClose);
                 }
@@ -278,8 +282,8 @@ const fn is_control(opcode: OpCode) -> bool {
     matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong)
 }
 
-/// Reads a header and its length in bytes, `None` while it is incomplete; refuses what no client may send as soon as
-/// the byte that shows it is there (RFC 6455, section 5.2).
+/// Reads a header and its length in bytes, `None` while it is incomplete. A violation of RFC 6455,
+/// section 5.2, is an error as soon as the byte that shows it is there.
 fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, CloseReason> {
     let Some(&first) = bytes.first() else { return Ok(None) };
     if first & 0b0111_0000 != 0 {
@@ -324,7 +328,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, CloseReason> {
     Ok(Some((Header { fin, opcode, mask, payload_bytes }, mask_at + 4)))
 }
 
-/// Refuses a frame that does not fit the message in progress, or the limits.
+/// Rejects a frame that does not fit the message in progress, or the limits.
 fn admit(header: &Header, message: Option<&Message>, limits: &Limits) -> Result<(), CloseReason> {
     if is_control(header.opcode) {
         return Ok(());
@@ -370,16 +374,17 @@ mod tests {
         wire
     }
 
-    /// Decodes `wire`, cut at the given sizes; what came out, and why it ended if it did.
-    fn decode(wire: &[u8], cuts: impl IntoIterator<Item = usize>) -> (Vec<String>, Option<CloseReason>, Decoder) {
+    /// Decodes `wire` in reads of the given lengths; returns the messages, and the reason of the
+    /// end if there was one.
+    fn decode(wire: &[u8], reads: impl IntoIterator<Item = usize>) -> (Vec<String>, Option<CloseReason>, Decoder) {
         let mut decoder = Decoder::default();
         let mut out = Vec::new();
         let mut wire = wire.to_vec();
         let mut rest = &mut wire[..];
-        let mut cuts = cuts.into_iter();
+        let mut reads = reads.into_iter();
         while !rest.is_empty() {
-            let cut = cuts.next().unwrap_or(rest.len()).clamp(1, rest.len());
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(cut);
+            let length = reads.next().unwrap_or(rest.len()).clamp(1, rest.len());
+            let (now, later) = std::mem::take(&mut rest).split_at_mut(length);
             rest = later;
             let mut input = Input::new(now);
             loop {
@@ -393,39 +398,39 @@ mod tests {
         (out, None, decoder)
     }
 
-    fn refused(wire: &[u8]) -> Option<CloseReason> {
-        let at_once = decode(wire, []).1;
-        assert_eq!(decode(wire, std::iter::repeat(1)).1, at_once, "byte by byte the same");
-        at_once
+    fn rejection(wire: &[u8]) -> Option<CloseReason> {
+        let in_one_read = decode(wire, []).1;
+        assert_eq!(decode(wire, std::iter::repeat(1)).1, in_one_read, "byte by byte the same");
+        in_one_read
     }
 
     #[test]
-    fn the_rfcs_example_decodes() {
+    fn the_example_of_the_rfc_decodes() {
         // RFC 6455, section 5.7: a single-frame masked text message "Hello".
         let wire = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
         assert_eq!(decode(&wire, []).0, [r#"Text("Hello")"#]);
     }
 
     #[test]
-    fn what_is_forbidden_has_its_reason() {
-        assert_eq!(refused(&[0xc1, 0x80]), Some(CloseReason::ReservedBit));
-        assert_eq!(refused(&[0x83, 0x80]), Some(CloseReason::ReservedOpcode));
-        assert_eq!(refused(&[0x8b, 0x80]), Some(CloseReason::ReservedOpcode));
-        assert_eq!(refused(&[0x81, 0x05]), Some(CloseReason::Unmasked));
-        assert_eq!(refused(&[0x09, 0x80]), Some(CloseReason::BadControl));
-        assert_eq!(refused(&[0x89, 0xfe]), Some(CloseReason::BadControl));
-        assert_eq!(refused(&[0x81, 0xfe, 0, 125]), Some(CloseReason::BadLength));
-        assert_eq!(refused(&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]), Some(CloseReason::BadLength));
-        assert_eq!(refused(&[0x81, 0xff, 0x80, 0, 0, 0, 0, 1, 0, 0]), Some(CloseReason::BadLength));
-        assert_eq!(refused(&frame(0x80, b"x")), Some(CloseReason::BadFragment));
-        assert_eq!(refused(&[frame(0x01, b"x"), frame(0x81, b"x")].concat()), Some(CloseReason::BadFragment));
-        assert_eq!(refused(&frame(0x88, b"x")), Some(CloseReason::BadClose));
+    fn every_violation_has_its_close_reason() {
+        assert_eq!(rejection(&[0xc1, 0x80]), Some(CloseReason::ReservedBit));
+        assert_eq!(rejection(&[0x83, 0x80]), Some(CloseReason::ReservedOpcode));
+        assert_eq!(rejection(&[0x8b, 0x80]), Some(CloseReason::ReservedOpcode));
+        assert_eq!(rejection(&[0x81, 0x05]), Some(CloseReason::Unmasked));
+        assert_eq!(rejection(&[0x09, 0x80]), Some(CloseReason::BadControl));
+        assert_eq!(rejection(&[0x89, 0xfe]), Some(CloseReason::BadControl));
+        assert_eq!(rejection(&[0x81, 0xfe, 0, 125]), Some(CloseReason::BadLength));
+        assert_eq!(rejection(&[0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff]), Some(CloseReason::BadLength));
+        assert_eq!(rejection(&[0x81, 0xff, 0x80, 0, 0, 0, 0, 1, 0, 0]), Some(CloseReason::BadLength));
+        assert_eq!(rejection(&frame(0x80, b"x")), Some(CloseReason::BadFragment));
+        assert_eq!(rejection(&[frame(0x01, b"x"), frame(0x81, b"x")].concat()), Some(CloseReason::BadFragment));
+        assert_eq!(rejection(&frame(0x88, b"x")), Some(CloseReason::BadClose));
         for code in [0_u16, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535] {
-            assert_eq!(refused(&frame(0x88, &code.to_be_bytes())), Some(CloseReason::BadClose), "{code}");
+            assert_eq!(rejection(&frame(0x88, &code.to_be_bytes())), Some(CloseReason::BadClose), "{code}");
         }
-        assert_eq!(refused(&frame(0x88, b"\x03\xe8\xff")), Some(CloseReason::NotUtf8));
-        assert_eq!(refused(&frame(0x81, b"\xff")), Some(CloseReason::NotUtf8));
-        assert_eq!(refused(&frame(0x81, b"\xe2\x82")), Some(CloseReason::NotUtf8));
+        assert_eq!(rejection(&frame(0x88, b"\x03\xe8\xff")), Some(CloseReason::NotUtf8));
+        assert_eq!(rejection(&frame(0x81, b"\xff")), Some(CloseReason::NotUtf8));
+        assert_eq!(rejection(&frame(0x81, b"\xe2\x82")), Some(CloseReason::NotUtf8));
     }
 
     #[test]
@@ -433,26 +438,26 @@ mod tests {
         let mut header = vec![0x82, 0xff];
         header.extend(100_001_u64.to_be_bytes());
         header.extend(MASK);
-        assert_eq!(refused(&header), Some(CloseReason::TooBig));
+        assert_eq!(rejection(&header), Some(CloseReason::TooBig));
         header.splice(2..10, 100_000_u64.to_be_bytes());
         let (_, ended, decoder) = decode(&header, []);
         assert_eq!((ended, decoder.missing_bytes()), (None, 100_000));
-        assert!(decoder.bytes() < 500, "a promise takes no memory: {}", decoder.bytes());
+        assert!(decoder.bytes() < 500, "an announced length takes no memory: {}", decoder.bytes());
         let half = frame(0x02, &[0; 60_000]);
-        assert_eq!(refused(&[half.clone(), frame(0x80, &[0; 60_000])].concat()), Some(CloseReason::TooBig));
+        assert_eq!(rejection(&[half.clone(), frame(0x80, &[0; 60_000])].concat()), Some(CloseReason::TooBig));
         let many = [frame(0x01, b"a"), frame(0, b"b"), frame(0, b"c"), frame(0, b"d"), frame(0, b"e")];
-        assert_eq!(refused(&many.concat()), Some(CloseReason::TooManyFragments));
+        assert_eq!(rejection(&many.concat()), Some(CloseReason::TooManyFragments));
     }
 
     #[test]
-    fn broken_text_is_found_before_its_end() {
+    fn invalid_text_is_found_before_its_end() {
         let mut wire = frame(0x01, b"ok \xce\xba");
         wire.extend(&frame(0x80, b"\xff and much more")[..7]);
         assert_eq!(decode(&wire, []).1, Some(CloseReason::NotUtf8));
     }
 
     #[test]
-    fn control_frames_come_between_fragments_in_any_cut() {
+    fn control_frames_between_fragments_decode_in_reads_of_any_length() {
         let wire = [
             frame(0x01, "κόσ".as_bytes()),
             frame(0x89, b"ping"),
@@ -464,35 +469,35 @@ mod tests {
         ]
         .concat();
         let expected = [r#"Ping([112, 105, 110, 103])"#, "Pong", r#"Text("κόσμε")"#, "Binary([])", "Close(Some(1000))"];
-        for cut in 1..wire.len() {
-            let (out, ended, decoder) = decode(&wire, std::iter::repeat(cut));
-            assert_eq!((out, ended), (expected.map(str::to_owned).to_vec(), None), "cut {cut}");
+        for length in 1..wire.len() {
+            let (out, ended, decoder) = decode(&wire, std::iter::repeat(length));
+            assert_eq!((out, ended), (expected.map(str::to_owned).to_vec(), None), "reads of {length} bytes");
             assert_eq!(decoder.bytes(), 0, "nothing is kept at rest");
         }
     }
 
     #[test]
-    fn a_decoder_at_rest_is_a_pointer() {
+    fn an_idle_decoder_is_a_pointer() {
         assert_eq!(size_of::<Decoder>(), 8);
     }
 
     proptest! {
         #[test]
-        fn any_cut_decodes_the_same(
+        fn reads_of_any_length_decode_the_same(
             payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..5),
-            cuts in prop::collection::vec(1_usize..400, 0..50),
+            reads in prop::collection::vec(1_usize..400, 0..50),
         ) {
             let wire: Vec<u8> = payloads.iter().flat_map(|payload| frame(0x82, payload)).collect();
             let expected: Vec<_> =
                 payloads.iter().map(|payload| format!("{:?}", Inbound::Binary(payload.into()))).collect();
-            prop_assert_eq!(decode(&wire, cuts).0, expected);
+            prop_assert_eq!(decode(&wire, reads).0, expected);
         }
 
         #[test]
-        fn no_bytes_panic(wire in prop::collection::vec(any::<u8>(), 0..400), cuts in prop::collection::vec(1_usize..50, 0..50)) {
-            let (at_once, in_cuts) = (decode(&wire, []), decode(&wire, cuts));
-            // Broken text may be found before the message ends, so only the reasons have to agree.
-            prop_assert_eq!(at_once.1, in_cuts.1);
+        fn no_bytes_panic(wire in prop::collection::vec(any::<u8>(), 0..400), reads in prop::collection::vec(1_usize..50, 0..50)) {
+            let (in_one_read, in_several) = (decode(&wire, []), decode(&wire, reads));
+            // Invalid text may be found before the message ends, so only the reasons have to agree.
+            prop_assert_eq!(in_one_read.1, in_several.1);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What travels: frames, batches of frames, events, and the bytes that clients send. No I/O, no clock, no shared state.
+//! The wire format: frames, batches of frames, events, and the decoder of what clients send. Pure:
+//! no I/O, no clock, no shared state.
 
 pub mod batch;
 pub mod event;
