@@ -1,15 +1,18 @@
-//! The backlog of one connection: what waits because its socket was full.
+//! The backlog of one connection: the frames that wait because its socket was full.
 //!
-//! # The contract with slow clients
-//! - An outbox exists only while something waits; [`Outbox::is_empty`] says when to free it.
-//! - Data waits in the order in which it was published, as references into shared batches, and is bounded in bytes.
-//! - A frame whose first byte has left is always finished, whatever the policy; nothing is inserted into it.
-//! - Control frames have a slot each, ahead of data: at most one pong (the newest: RFC 6455, section 5.5.3) and one
-//!   close. After a close nothing else is sent.
-//! - At the bound, `disconnect` takes nothing and says [`Offered::overflow`]; `drop-newest` queues the frames that
-//!   still fit, from the front; `drop-oldest` drops the frames that have waited longest until the rest fits.
-//! - Every frame offered ends in the counters of its channel: delivered when its last byte was handed to the kernel, or
-//!   dropped with a reason.
+//! # What slow clients get
+//! - An outbox exists only while something waits; the connection frees it when
+//!   [`Outbox::is_empty`].
+//! - Data waits in the order in which it was published, as references into shared batches, and is
+//!   bounded in bytes.
+//! - A partly written frame is always finished, whatever the policy; nothing is inserted into it.
+//! - Control frames have a slot each, ahead of data: at most one pong (the newest: RFC 6455,
+//!   section 5.5.3) and one close. After a close frame nothing else is sent.
+//! - At the bound, `disconnect` queues nothing and reports [`Offered::overflow`]; `drop-newest`
+//!   queues the frames that still fit, from the front; `drop-oldest` drops the frames that have
+//!   waited longest until the rest fits.
+//! - Every offered frame is counted in its channel's counters: as delivered when the kernel has
+//!   taken its last byte, or as dropped with a reason.
 //!
 //! Pure: no I/O, no clock.
 
@@ -25,7 +28,7 @@ use crate::metrics::DropReason;
 use crate::pages::Pages;
 use crate::wire::{Batch, Frame, Piece};
 
-/// Part of a batch that still has to be sent; `start` may lie inside a frame, `end` never does.
+/// The unsent part of a batch; `start` may lie inside a frame, `end` never does.
 #[derive(Debug)]
 struct Entry {
     batch: Rc<Batch>,
@@ -38,18 +41,18 @@ impl Entry {
         (self.batch.frames_before(self.end) - self.batch.frames_before(self.start)) as u64
     }
 
-    /// Whether the first frame has been sent in part; then this is where it ends.
+    /// The end of the first frame, if that is partly written.
     fn started_frame_end(&self) -> Option<usize> {
         (!self.batch.is_boundary(self.start)).then(|| self.batch.end_of_frame_at(self.start))
     }
 }
 
-/// What became of an offered batch; frames that neither left nor wait were dropped.
+/// The outcome of an offered batch; frames that are neither delivered nor pending were dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offered {
-    /// Frames, from the front, whose last byte had left before.
+    /// Frames, from the front, that the socket had taken whole before the offer.
     pub delivered: usize,
-    /// The frame after those has left in part; its rest waits.
+    /// Whether the frame after those is partly written; its rest waits.
     pub started: bool,
     /// The other frames that wait now.
     pub queued: Range<usize>,
@@ -58,7 +61,7 @@ pub struct Offered {
 }
 
 impl Offered {
-    /// All frames left at once.
+    /// The outcome when the socket took all frames at once.
     #[must_use]
     pub fn all_delivered(frames: usize) -> Self {
         Self { delivered: frames, started: false, queued: frames..frames, overflow: false }
@@ -71,37 +74,37 @@ impl Offered {
     }
 }
 
-/// The bound of an outbox and what happens there.
+/// The bound of an outbox, and the policy at the bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     /// Most bytes that may wait.
     pub bytes_max: usize,
-    /// What happens to the next frame.
+    /// The policy for a frame that exceeds the bound.
     pub policy: SlowPolicy,
 }
 
 impl Bound {
-    /// Most bytes that one write may bring: never more than an empty backlog holds, so that a burst closes nobody who
-    /// reads.
+    /// Most bytes of one batch: never more than an empty backlog holds, so that a burst closes no
+    /// client that reads.
     #[must_use]
     pub fn batch_bytes_max(self) -> usize {
         BATCH_BYTES_MAX.min(self.bytes_max.saturating_sub(ENTRY_BYTES))
     }
 }
 
-/// What [`Outbox::fill`] wants written next, in one call.
+/// The argument of the next write, as [`Outbox::fill`] returns it.
 #[derive(Debug)]
 pub enum Write {
-    /// The first so many slices.
+    /// Write this many of the slices, from the first.
     Slices(usize),
-    /// This part of these pages.
+    /// Send this range of these pages.
     Pages(Rc<Pages>, Range<usize>),
 }
 
-/// What waits for one connection.
+/// The backlog of one connection.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// The rest of a control frame whose first byte has left.
+    /// The rest of a partly written control frame.
     started_control: Bytes,
     pong: Option<Frame>,
     close: Option<Frame>,
@@ -110,8 +113,9 @@ pub struct Outbox {
     data_frames: u64,
 }
 
-/// What an entry costs beside its bytes, counted against the bound: its place in the queue, which doubles as it grows,
-/// and a share of its batch. Without it a backlog of tiny frames would take many times its bound.
+/// Bytes that an entry costs beside its data, counted against the bound: its slot in the queue,
+/// whose capacity doubles as it grows, and a share of its batch. Without this charge a backlog of
+/// tiny frames would take many times its bound.
 pub const ENTRY_BYTES: usize = 64;
 
 impl Outbox {
@@ -121,7 +125,8 @@ impl Outbox {
         self.data.is_empty() && self.started_control.is_empty() && self.pong.is_none() && self.close.is_none()
     }
 
-    /// Data bytes that wait, counted as if this connection had a copy of its own, and what it costs to keep them.
+    /// Data bytes that wait, counted as if this connection had a copy of its own, and `ENTRY_BYTES`
+    /// for each entry.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.data_bytes + self.data.len() * ENTRY_BYTES
@@ -133,15 +138,16 @@ impl Outbox {
         self.data_frames
     }
 
-    /// Queues what is left of `batch` after its first `written` bytes, as far as `bound` allows.
+    /// Queues the rest of `batch` after its first `written` bytes, within `bound`.
     ///
-    /// `written` is 0 unless nothing else waits: order is kept by offering to the outbox whenever one exists.
+    /// `written` is 0 unless nothing else waits: a connection with an outbox offers to it before it
+    /// writes, which keeps the order.
     pub fn offer(&mut self, batch: &Rc<Batch>, written: usize, bound: Bound) -> Offered {
         let whole = batch.len();
         let delivered = batch.frames_before(written);
         let started = !batch.is_boundary(written);
-        // The started frame's rest is owed, bound or not.
-        let owed = if started { batch.end_of_frame_at(written) } else { written };
+        // The rest of a partly written frame is queued even beyond the bound.
+        let unfinished_end = if started { batch.end_of_frame_at(written) } else { written };
         let room = bound.bytes_max.saturating_sub(self.bytes() + ENTRY_BYTES);
         let overflow = whole - written > room;
         let last = batch.frames();
@@ -151,20 +157,21 @@ impl Outbox {
         } else {
             match bound.policy {
                 SlowPolicy::Disconnect => {
-                    self.queue_part(batch, written, owed);
+                    self.queue_part(batch, written, unfinished_end);
                     queued.end = queued.start;
                 }
                 SlowPolicy::DropNewest => {
-                    let end = batch.boundary_before(written + room).max(owed);
+                    let end = batch.boundary_before(written + room).max(unfinished_end);
                     self.queue_part(batch, written, end);
                     queued.end = batch.frames_before(end);
                 }
                 SlowPolicy::DropOldest => {
                     self.queue(batch, written, whole);
                     self.drop_oldest(bound.bytes_max);
-                    // The oldest went first: what is left of this batch, but for a started frame, is its end.
-                    let mine = self.data.iter().rev().take_while(|entry| Rc::ptr_eq(&entry.batch, batch));
-                    queued.start = last - (mine.map(Entry::frames).sum::<u64>() as usize - usize::from(started));
+                    // The oldest frames were dropped first: the rest of this batch, but for a
+                    // partly written frame, is its end.
+                    let kept = self.data.iter().rev().take_while(|entry| Rc::ptr_eq(&entry.batch, batch));
+                    queued.start = last - (kept.map(Entry::frames).sum::<u64>() as usize - usize::from(started));
                 }
             }
         }
@@ -176,7 +183,8 @@ impl Outbox {
         Offered { delivered, started, queued, overflow: overflow && bound.policy == SlowPolicy::Disconnect }
     }
 
-    /// As [`Outbox::queue`], when the rest is dropped: a small part is copied, so that it does not keep the whole in memory.
+    /// As [`Outbox::queue`], for a part of a batch whose rest is dropped. A part below half of the
+    /// batch is copied, so that it does not keep the whole batch in memory.
     fn queue_part(&mut self, batch: &Rc<Batch>, start: usize, end: usize) {
         let base = batch.boundary_before(start);
         let part = (start < end && 2 * (end - base) < batch.len()).then(|| batch.part(base..end)).flatten();
@@ -195,7 +203,8 @@ impl Outbox {
         }
     }
 
-    /// Drops whole frames from the front, except a started one, until at most `bytes_max` bytes wait.
+    /// Drops whole frames from the front, except a partly written one, until at most `bytes_max`
+    /// bytes wait.
     fn drop_oldest(&mut self, bytes_max: usize) {
         let started = self.split_started_frame();
         while self.bytes() > bytes_max {
@@ -211,7 +220,8 @@ impl Outbox {
         }
     }
 
-    /// Gives a started frame an entry of its own; the number of such entries, 0 or 1.
+    /// Splits a partly written frame into an entry of its own; returns the number of such entries,
+    /// 0 or 1.
     fn split_started_frame(&mut self) -> usize {
         let Some(first) = self.data.front_mut() else { return 0 };
         let Some(cut) = first.started_frame_end() else { return 0 };
@@ -223,7 +233,7 @@ impl Outbox {
         1
     }
 
-    /// Drops all data but the rest of a started frame.
+    /// Drops all data but the rest of a partly written frame.
     pub fn clear_data(&mut self, reason: DropReason) {
         let started = self.split_started_frame();
         for entry in self.data.drain(started..) {
@@ -233,7 +243,7 @@ impl Outbox {
         }
     }
 
-    /// The connection is gone: even a started frame is dropped.
+    /// Drops all data, even a partly written frame: for a connection that is gone.
     pub fn abandon(&mut self, reason: DropReason) {
         for entry in self.data.drain(..) {
             entry.batch.counters().dropped(reason, entry.frames());
@@ -242,24 +252,26 @@ impl Outbox {
         self.data_frames = 0;
     }
 
-    /// Sends `pong` at the next frame boundary, in place of one that waits.
+    /// Queues `pong` for the next frame boundary; it replaces a pong that waits.
     pub fn put_pong(&mut self, pong: Frame) {
         self.pong = Some(pong);
     }
 
-    /// Sends `close` at the next frame boundary and nothing after it; `reason` is for the data that is dropped.
+    /// Queues `close` for the next frame boundary, and drops the data for `reason`. Nothing is sent
+    /// after it.
     pub fn put_close(&mut self, close: Frame, reason: DropReason) {
         self.clear_data(reason);
         self.close = Some(close);
     }
 
-    /// Sends the first `sent` bytes of `control` as sent, the rest before anything else.
+    /// Queues the rest of `control` after its first `sent` bytes, ahead of everything else.
     pub fn start_control(&mut self, control: Frame, sent: usize) {
         debug_assert!(self.started_control.is_empty() && self.data.is_empty());
         self.started_control = control.into_wire().slice(sent..);
     }
 
-    /// What to write next, in order: pages, or as many pieces as come before any and `slices` has room for.
+    /// The next write: pages, or as many slices as come before any pages and as `slices` has room
+    /// for.
     pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> Write {
         let mut data = self.data.iter();
         let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|cut| (entry, cut)));
@@ -289,7 +301,7 @@ impl Outbox {
         Write::Slices(filled)
     }
 
-    /// The first `sent` bytes of what [`Outbox::fill`] named have left.
+    /// Removes the first `sent` bytes of the last [`Outbox::fill`], which the socket has taken.
     pub fn advance(&mut self, mut sent: usize) {
         while sent > 0 {
             if self.started_control.has_remaining() {
@@ -301,13 +313,14 @@ impl Outbox {
             } else if let Some(control) = self.pong.take().or_else(|| self.close.take()) {
                 self.started_control = control.into_wire();
             } else {
-                let end = self.data.front().expect("only bytes that fill() named were sent").end;
+                let end = self.data.front().expect("only bytes that fill() returned were sent").end;
                 sent -= self.advance_data(sent, end);
             }
         }
     }
 
-    /// Advances the first entry by at most `sent` bytes, not beyond `end`; by how many.
+    /// Advances the first entry by at most `sent` bytes, not beyond `end`; returns the number of
+    /// bytes.
     fn advance_data(&mut self, sent: usize, end: usize) -> usize {
         let entry = self.data.front_mut().expect("the caller saw it");
         let next = end.min(entry.start + sent);
@@ -340,33 +353,33 @@ mod tests {
         Bound { bytes_max, policy }
     }
 
-    /// Everything that waits, as it would leave, in writes of at most `step` bytes.
+    /// All waiting bytes in the order of sending, in writes of at most `step` bytes.
     fn drain(outbox: &mut Outbox, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); 3];
-            let Write::Slices(filled) = outbox.fill(&mut slices) else { panic!("no pages were given") };
+            let Write::Slices(filled) = outbox.fill(&mut slices) else { panic!("this batch is not in pages") };
             let mut now: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
             now.truncate(step);
-            assert!(!now.is_empty(), "an outbox that is not empty names bytes");
+            assert!(!now.is_empty(), "an outbox that is not empty has bytes to write");
             outbox.advance(now.len());
             sent.extend(now);
         }
         sent
     }
 
-    fn settled(counters: &DeliveryCounters) -> Totals {
-        assert_eq!(counters.totals().unsettled(), 0, "the law: {:?}", counters.totals());
+    fn final_totals(counters: &DeliveryCounters) -> Totals {
+        assert_eq!(counters.totals().unsettled(), 0, "the conservation law: {:?}", counters.totals());
         counters.totals()
     }
 
     #[test]
-    fn order_is_kept_and_control_comes_at_a_boundary() {
+    fn order_is_kept_and_control_frames_go_between_frames() {
         for step in 1..12 {
             let counters = Rc::default();
             let mut outbox = Outbox::default();
             let generous = bound(1000, SlowPolicy::Disconnect);
-            // "abc" has left up to its second payload byte.
+            // The socket took "abc" up to its second payload byte.
             let offered = outbox.offer(&batch(&counters, &["abc", "d"]), 4, generous);
             assert_eq!(offered, Offered { delivered: 0, started: true, queued: 1..2, overflow: false });
             outbox.offer(&batch(&counters, &["e"]), 0, generous);
@@ -375,19 +388,19 @@ mod tests {
             outbox.put_pong(Frame::pong(b"2"));
             assert_eq!(drain(&mut outbox, step), b"c\x8a\x012\x81\x01d\x81\x01e");
             assert_eq!(outbox.bytes(), 0);
-            assert_eq!(settled(&counters).delivered, 3);
+            assert_eq!(final_totals(&counters).delivered, 3);
         }
     }
 
     #[test]
-    fn a_close_is_the_last_and_cuts_no_frame() {
+    fn a_close_is_last_and_a_partly_written_frame_is_finished() {
         for step in 1..9 {
             let counters = Rc::default();
             let mut outbox = Outbox::default();
             outbox.offer(&batch(&counters, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
             outbox.put_close(Frame::close_with(1000, ""), DropReason::Closed);
             assert_eq!(drain(&mut outbox, step), b"\x03abc\x88\x02\x03\xe8");
-            let totals = settled(&counters);
+            let totals = final_totals(&counters);
             assert_eq!((totals.delivered, totals.dropped_closed), (1, 1));
         }
     }
@@ -403,18 +416,18 @@ mod tests {
     }
 
     #[test]
-    fn disconnect_takes_only_what_is_owed() {
+    fn disconnect_queues_only_the_partly_written_frame() {
         let counters = Rc::default();
         let mut outbox = Outbox::default();
         let tight = bound(6 + ENTRY_BYTES, SlowPolicy::Disconnect);
         let offered = outbox.offer(&batch(&counters, &["a", "b", "c", "d"]), 4, tight);
         assert_eq!(offered, Offered { delivered: 1, started: true, queued: 2..2, overflow: true });
         assert_eq!(drain(&mut outbox, 100), b"\x01b");
-        assert_eq!(settled(&counters).dropped_slow, 2);
+        assert_eq!(final_totals(&counters).dropped_slow, 2);
     }
 
     #[test]
-    fn drop_newest_keeps_what_waits() {
+    fn drop_newest_keeps_waiting_frames() {
         let counters = Rc::default();
         let mut outbox = Outbox::default();
         let tight = bound(7 + ENTRY_BYTES, SlowPolicy::DropNewest);
@@ -423,7 +436,7 @@ mod tests {
         let offered = outbox.offer(&batch(&counters, &["d"]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..0, overflow: false });
         assert_eq!(drain(&mut outbox, 2), b"\x81\x01a\x81\x01b");
-        assert_eq!(settled(&counters).dropped_slow, 2);
+        assert_eq!(final_totals(&counters).dropped_slow, 2);
     }
 
     #[test]
@@ -438,36 +451,36 @@ mod tests {
             let sent = drain(&mut outbox, 100);
             let all = b"\x81\x01a\x81\x01b\x81\x01c";
             assert_eq!(sent, all[written..written + sent.len()], "{policy:?}");
-            let totals = settled(&counters);
+            let totals = final_totals(&counters);
             assert_eq!(totals.delivered + totals.dropped_slow, 7);
             assert_eq!(totals.delivered as usize, offered.delivered + offered.pending());
         }
     }
 
     #[test]
-    fn drop_oldest_keeps_the_newest_and_the_started_one() {
+    fn drop_oldest_keeps_the_newest_and_the_partly_written_frame() {
         let counters = Rc::default();
         let mut outbox = Outbox::default();
-        // Frames of 100 bytes; the started frame and the kept ones are an entry each.
+        // Frames of 100 bytes; the partly written frame and the kept ones are an entry each.
         let [a, b, c, d, e, f] = ["a", "b", "c", "d", "e", "f"].map(|text| text.repeat(98));
         let tight = bound(50 + 2 * 100 + 2 * ENTRY_BYTES, SlowPolicy::DropOldest);
         let offered = outbox.offer(&batch(&counters, &[&a, &b, &c, &d, &e]), 50, tight);
-        // Half of the first is owed; of the rest only the last two fit beside it.
+        // Half of the first must still be sent; of the others only the last two fit beside it.
         assert_eq!(offered, Offered { delivered: 0, started: true, queued: 3..5, overflow: false });
         let offered = outbox.offer(&batch(&counters, &[&f]), 0, tight);
         assert_eq!(offered, Offered { delivered: 0, started: false, queued: 0..1, overflow: false });
         assert_eq!(drain(&mut outbox, 100), [&a.as_bytes()[48..], b"\x81\x62", f.as_bytes()].concat());
-        let totals = settled(&counters);
+        let totals = final_totals(&counters);
         assert_eq!((totals.delivered, totals.dropped_slow), (2, 4));
     }
 
     #[test]
-    fn abandoning_settles_the_books() {
+    fn abandon_counts_every_frame() {
         let counters = Rc::default();
         let mut outbox = Outbox::default();
         outbox.offer(&batch(&counters, &["abc", "d"]), 1, bound(1000, SlowPolicy::Disconnect));
         outbox.abandon(DropReason::Closed);
         assert!(outbox.is_empty());
-        assert_eq!(settled(&counters).dropped_closed, 2);
+        assert_eq!(final_totals(&counters).dropped_closed, 2);
     }
 }

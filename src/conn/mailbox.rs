@@ -1,10 +1,13 @@
-//! A connection's queue and writer task: the shape that everybody writes first, kept as the baseline.
+//! A queue and a writer task per connection: the common design, kept as the baseline of the
+//! benchmarks.
 //!
-//! A bounded mpsc holds messages, a task takes them out one by one and writes each with fastwebsockets' `write_frame`,
-//! header and all. Bound and policies are those of `outbox`, with one bound more, in frames: that of the mpsc.
+//! Owns a bounded mpsc of messages. A task takes them one by one and writes each with
+//! fastwebsockets' `write_frame`, header included. Bound and policies are those of `outbox`, with a
+//! second bound in frames: the capacity of the mpsc.
 //!
-//! The task shares the socket with control frames and answers, which go through the connection's outbox: nobody else
-//! writes while the task is inside a frame, and the task starts no frame while something waits in the outbox.
+//! The task shares the socket with control frames and answers, which go through the connection's
+//! outbox. Nothing else writes while the task is inside a frame, and the task starts no frame while
+//! something waits in the outbox.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,7 +27,7 @@ use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
 use crate::wire::Batch;
 
-/// One message that waits.
+/// One waiting message.
 #[derive(Debug)]
 struct QueuedFrame {
     batch: Rc<Batch>,
@@ -42,15 +45,15 @@ pub struct Mailbox {
     sender: mpsc::Sender<QueuedFrame>,
     receiver: RefCell<mpsc::Receiver<QueuedFrame>>,
     bytes: Cell<usize>,
-    /// A message that the task has taken and not finished.
+    /// Whether the task has taken a message that it has not finished.
     in_flight: Cell<bool>,
     ended: Cell<bool>,
-    /// The task, when it waits for the socket or for a message.
+    /// The waker of the task, while that waits for the socket or for a message.
     waker: Cell<Option<Waker>>,
 }
 
 impl Mailbox {
-    /// Queues every message of `batch`, as far as `bound` allows.
+    /// Queues the messages of `batch`, within `bound`.
     pub fn offer(&self, batch: &Rc<Batch>, bound: Bound) -> Offered {
         let mut offered = Offered::default();
         for index in 0..batch.frames() {
@@ -72,7 +75,7 @@ impl Mailbox {
                 }
             }
             if self.sender.try_send(QueuedFrame { batch: batch.clone(), index }).is_err() {
-                // Only an ended mailbox refuses after the checks above.
+                // After the checks above only an ended mailbox rejects a message.
                 batch.counters().dropped(DropReason::Closed, (batch.frames() - index) as u64);
                 return offered;
             }
@@ -82,14 +85,14 @@ impl Mailbox {
         offered
     }
 
-    /// Drops every message that the task has not taken.
+    /// Drops all messages that the task has not taken.
     pub fn clear(&self, reason: DropReason) {
         while let Some(queued) = self.take() {
             queued.batch.counters().dropped(reason, 1);
         }
     }
 
-    /// Ends the task; what waits is dropped.
+    /// Ends the task and drops the waiting messages.
     pub fn end(&self, reason: DropReason) {
         self.clear(reason);
         self.receiver.borrow_mut().close();
@@ -97,22 +100,23 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Messages that wait or are being written.
+    /// Number of messages that wait or are being written.
     pub fn frames(&self) -> u64 {
         self.receiver.borrow().len() as u64 + u64::from(self.in_flight.get())
     }
 
-    /// Bytes and messages that wait; a message that is being written counts as a message, not in bytes.
+    /// Bytes and messages that wait; a message that is being written counts as a message, not in
+    /// bytes.
     pub fn backlog(&self) -> (usize, u64) {
         (self.bytes.get(), self.frames())
     }
 
-    /// Whether the task has something to take and no frame that the socket refuses.
+    /// Whether a message waits for the task itself: no frame of the task waits for the socket.
     pub(super) fn is_due(&self) -> bool {
         !self.in_flight.get() && !self.receiver.borrow().is_empty()
     }
 
-    /// The socket may take more.
+    /// Wakes the task: the socket may have room.
     pub fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -129,7 +133,7 @@ impl Mailbox {
         let queued = poll_fn(|context| {
             let polled = self.receiver.borrow_mut().poll_recv(context);
             if polled.is_pending() {
-                // Closing the receiver does not wake it.
+                // Closing the receiver does not wake its task.
                 self.waker.set(Some(context.waker().clone()));
             }
             polled
@@ -140,7 +144,8 @@ impl Mailbox {
     }
 }
 
-/// Gives `connection` a mailbox; the future writes its messages until the connection is abandoned.
+/// Adds a mailbox to `connection`; the returned future writes its messages until the connection is
+/// abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX);
     connection.set_writer(WriterKind::Mailbox(Mailbox {
@@ -155,7 +160,7 @@ pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<
 }
 
 impl<S> Connection<S> {
-    /// Its mailbox, if it was given one.
+    /// The connection's mailbox, if it has one.
     pub fn mailbox(&self) -> Option<&Mailbox> {
         match self.writer() {
             Some(WriterKind::Mailbox(mailbox)) => Some(mailbox),
@@ -164,7 +169,7 @@ impl<S> Connection<S> {
     }
 }
 
-/// Counts the message in its counters, whichever way the task ends.
+/// A message that is being written; on drop it is counted, however the task ends.
 struct InFlight<'a> {
     queued: QueuedFrame,
     mailbox: &'a Mailbox,
@@ -196,13 +201,14 @@ async fn write_messages<S: Socket + 'static>(connection: Rc<Connection<S>>) {
         connection.writing.set(false);
         connection.flush_in_task();
         if result.is_err() {
-            // The connection is closing or gone, or the socket has failed: of that, its owner hears from the socket.
+            // The connection is closing or gone, or the socket has failed, which the readiness loop
+            // reports to its owner.
             return;
         }
     }
 }
 
-/// The socket as fastwebsockets wants it.
+/// The socket as the `AsyncWrite` that fastwebsockets needs.
 struct Stream<S> {
     connection: Rc<Connection<S>>,
 }
@@ -210,13 +216,15 @@ struct Stream<S> {
 impl<S: Socket> Stream<S> {
     fn poll(&self, context: &Context<'_>, mut send: impl FnMut(&S) -> io::Result<usize>) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
-        let mailbox = connection.mailbox().expect("this is its task");
+        let mailbox = connection.mailbox().expect("only its own task has this stream");
         let closing = !connection.writing.get() && connection.phase() != Phase::Open;
         if mailbox.ended.get() || closing {
-            // Nothing follows a close frame, and nothing can be written to a connection that is gone.
+            // No frame follows a close frame, and a connection that is gone has no socket to write
+            // to.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // Before a frame starts, what waits in the outbox goes first. Inside a frame, it waits for the frame's end.
+        // A waiting outbox goes before the next frame. Inside a frame, the outbox waits for the end
+        // of the frame.
         let blocked = !connection.writing.get() && connection.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false);
         if !blocked {
             match retry(|| send(&connection.socket)) {

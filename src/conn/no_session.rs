@@ -1,11 +1,11 @@
-//! In place of `session` in a build without TLS: nobody has one.
+//! Replaces `session` in a build without TLS: no value of this type exists.
 
 use std::io;
 
 use super::socket::Socket;
 use crate::tls::Tls;
 
-/// There is none in this build.
+/// Has no values in this build.
 #[derive(Debug)]
 pub enum Session {}
 

@@ -1,18 +1,23 @@
-//! A shard's ring and each connection's position in it: a client that is behind costs a position, not a queue.
+//! A ring of batches per shard, and each connection's position in it. A client that is behind costs
+//! a position, not a queue.
 //!
-//! # The contract
-//! - Every connection sees every item, in order, and keeps those of the channels that it is subscribed to when it takes
-//!   them. It takes everything before that changes ([`Connection::catch_up`]), so this is who was subscribed when the
-//!   item was sent.
-//! - What waits for a connection is its outbox and what lies behind its position, and both count against one bound. An
-//!   item is taken when it can be written, or at the bound, where [`Outbox::offer`](crate::outbox::Outbox::offer)
-//!   applies the policy.
-//! - A receipt may count a subscriber as pending whose frame was dropped before the pass came to it: one whose
-//!   memberships changed meanwhile, or that was made room of, and was at its bound. The counters are exact.
-//! - Nothing is overwritten before everybody has taken it: at [`Ring::is_full`] the strategy lets who is last catch up.
+//! # What it promises
+//! - Every connection sees every item, in order, and keeps those of the channels that it is
+//!   subscribed to when it takes them. It takes everything before its subscriptions change
+//!   ([`Connection::catch_up`]), so it keeps the items of the channels to which it was subscribed
+//!   when they were sent.
+//! - The backlog of a connection is its outbox and the items that it has not taken; both count
+//!   against one bound. An item is taken when it can be written, or at the bound, where
+//!   [`Outbox::offer`](crate::outbox::Outbox::offer) applies the policy.
+//! - A receipt may count a subscriber as pending whose frame was dropped before the pass reached
+//!   it: its memberships changed meanwhile, or the ring needed room, while it was at its bound. The
+//!   counters are exact.
+//! - No item is overwritten before every connection has taken it: at [`Ring::is_full`] the strategy
+//!   calls [`Connection::make_room`] on those that are last.
 //!
-//! The receivers are never awaited: a pending `recv` borrows its receiver, and the shard has to take for a connection
-//! whose task waits. So the strategy wakes the tasks, and the ring holds and frees the items.
+//! The receivers are never awaited: a pending `recv` borrows its receiver, and the shard has to
+//! take items for a connection whose task waits. So the strategy wakes the tasks, and the ring
+//! keeps and frees the items.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,21 +32,21 @@ use crate::metrics::DropReason;
 use crate::outbox::{Bound, ENTRY_BYTES, Offered};
 use crate::wire::Batch;
 
-/// A batch for the subscribers of a channel.
+/// A batch for the subscribers of one channel.
 #[derive(Clone)]
 struct Item {
     channel: u32,
     batch: Rc<Batch>,
 }
 
-/// What is known of an item without taking it.
+/// The size of an item, known without taking it.
 #[derive(Clone, Copy, Debug)]
 struct Note {
     channel: u32,
     frames: u32,
-    /// As an outbox would count it.
+    /// Bytes as an outbox counts them.
     bytes: usize,
-    /// Bytes of all items before it.
+    /// Bytes of all items ever sent before it.
     before: u64,
 }
 
@@ -49,7 +54,7 @@ struct Note {
 pub struct Ring {
     sender: Sender<Item>,
     items_max: usize,
-    /// Of the last `items_max` items.
+    /// Notes of the last `items_max` items.
     notes: RefCell<VecDeque<Note>>,
     /// Bytes of all items that were ever sent.
     bytes: Cell<u64>,
@@ -57,21 +62,22 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// An empty ring that holds `items_max` items, a power of two, for connections whose backlogs obey `bound`.
+    /// An empty ring that holds `items_max` items, a power of two, for connections whose backlogs
+    /// obey `bound`.
     #[must_use]
     pub fn new(items_max: usize, bound: Bound) -> Rc<Self> {
-        assert!(items_max.is_power_of_two(), "the ring would hold more than it knows of");
+        assert!(items_max.is_power_of_two(), "the ring would hold more items than it has notes for");
         let notes = RefCell::new(VecDeque::with_capacity(items_max));
         Rc::new(Self { sender: Sender::new(items_max), items_max, notes, bytes: Cell::new(0), bound })
     }
 
-    /// Whether the next item would overwrite one that somebody has not taken.
+    /// Whether the next item would overwrite one that some connection has not taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.sender.len() == self.items_max
     }
 
-    /// Adds an item; the caller has made room, counts it in the counters, and wakes the tasks.
+    /// Adds an item. The caller has made room, counts the item, and wakes the tasks.
     pub fn send(&self, channel: u32, batch: &Rc<Batch>) {
         let mut notes = self.notes.borrow_mut();
         if notes.len() == self.items_max {
@@ -80,34 +86,35 @@ impl Ring {
         let (bytes, before) = (batch.len() + ENTRY_BYTES, self.bytes.get());
         notes.push_back(Note { channel, frames: batch.frames() as u32, bytes, before });
         self.bytes.set(before + bytes as u64);
-        // Without a connection there is nobody to see it.
+        // It fails when the ring has no connection: then the item has no receiver.
         let _ = self.sender.send(Item { channel, batch: batch.clone() });
     }
 }
 
-/// The position of one connection.
+/// The position of one connection in its ring.
 pub(super) struct Cursor {
     ring: Rc<Ring>,
     receiver: RefCell<Receiver<Item>>,
-    /// It had to drop something under `disconnect`: nothing more is kept, so that no gap is seen, and it ends.
+    /// Whether the bound was reached under `disconnect`. From then on every item is dropped, so
+    /// that the client sees no gap, and the connection ends.
     overflowed: Cell<bool>,
     pub(super) writer: Writer,
 }
 
 impl Cursor {
-    /// Items behind the position, whatever their channel.
+    /// Number of items not yet taken, of any channel.
     fn waiting(&self) -> usize {
         self.receiver.borrow().len()
     }
 
-    /// Bytes behind the position, whatever their channel.
+    /// Bytes of the items not yet taken, of any channel.
     fn bytes_at_most(&self) -> usize {
         let notes = self.ring.notes.borrow();
         let first = notes.len() - self.waiting();
         notes.get(first).map_or(0, |note| (self.ring.bytes.get() - note.before) as usize)
     }
 
-    fn look_at(&self, offered: &Offered) {
+    fn note_overflow(&self, offered: &Offered) {
         self.overflowed.set(self.overflowed.get() || offered.overflow);
     }
 
@@ -115,12 +122,13 @@ impl Cursor {
         match self.receiver.borrow_mut().try_recv() {
             Ok(item) => Some(item),
             Err(TryRecvError::Empty | TryRecvError::Closed) => None,
-            Err(TryRecvError::Lagged(_)) => unreachable!("an item was overwritten that somebody had not taken"),
+            Err(TryRecvError::Lagged(_)) => unreachable!("an item was overwritten before it was taken"),
         }
     }
 }
 
-/// Gives `connection` a position at the end of `ring`; the future writes what comes until the connection is abandoned.
+/// Adds a position at the end of `ring` to `connection`; the returned future writes the later items
+/// until the connection is abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>, ring: &Rc<Ring>) -> impl Future<Output = ()> + use<S> {
     connection.set_writer(WriterKind::Ring(Cursor {
         ring: ring.clone(),
@@ -132,15 +140,16 @@ pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>, ring: &Rc<Ring>
 }
 
 impl<S> Connection<S> {
-    /// Takes everything behind its position in a ring, within the bound. Due before its memberships
-    /// change, and before anything is sent past the ring.
+    /// Takes all items of its ring, within the bound. The caller does this before the connection's
+    /// memberships change, and before it sends anything that is not an item of the ring.
     pub fn catch_up(&self) {
         if let Some(WriterKind::Ring(cursor)) = self.writer() {
             self.take_all(cursor, |_, _| {});
         }
     }
 
-    /// As [`Connection::catch_up`], if there is no room for another item; whether the connection has to end as slow.
+    /// As [`Connection::catch_up`], if the ring has no room for another item; returns whether the
+    /// connection has to end as slow.
     pub fn make_room(&self) -> bool {
         let Some(WriterKind::Ring(cursor)) = self.writer() else { return false };
         if cursor.waiting() == cursor.ring.items_max {
@@ -149,22 +158,23 @@ impl<S> Connection<S> {
         cursor.overflowed.get()
     }
 
-    /// Tells a connection that something was sent: its task is woken, or, at the bound, everything is taken.
+    /// Tells the connection of a new item: wakes its task, or takes all items if they exceed the
+    /// bound.
     pub fn notice(&self, batch: &Rc<Batch>) -> Noticed {
         let Some(WriterKind::Ring(cursor)) = self.writer() else { return Noticed { offered: None, overflow: false } };
-        let mut mine = None;
+        let mut outcome = None;
         let outbox_bytes = self.with_outbox(|outbox| outbox.bytes());
         if outbox_bytes.unwrap_or(0) + cursor.bytes_at_most() > cursor.ring.bound.bytes_max {
             self.take_all(cursor, |taken, offered| {
                 if Rc::ptr_eq(taken, batch) {
-                    mine = Some(Offered { overflow: false, ..offered });
+                    outcome = Some(Offered { overflow: false, ..offered });
                 }
             });
         } else if outbox_bytes.is_none() {
             // Otherwise the task is due, or the socket is full and the readiness loop flushes.
             cursor.writer.wake();
         }
-        Noticed { offered: mine, overflow: cursor.overflowed.get() }
+        Noticed { offered: outcome, overflow: cursor.overflowed.get() }
     }
 
     fn take_all(&self, cursor: &Cursor, mut taken: impl FnMut(&Rc<Batch>, Offered)) {
@@ -184,7 +194,7 @@ impl<S> Connection<S> {
             } else {
                 outbox.offer(&batch, 0, cursor.ring.bound)
             };
-            cursor.look_at(&offered);
+            cursor.note_overflow(&offered);
             taken(&batch, offered);
         }
         self.keep(outbox);
@@ -194,27 +204,28 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Data bytes and frames behind its position, of the channels that it is subscribed to.
+    /// Data bytes and frames of the items not yet taken, of the channels that it is subscribed to.
     pub(super) fn ring_backlog(&self, cursor: &Cursor) -> (usize, u64) {
         let notes = cursor.ring.notes.borrow();
         let waiting = notes.range(notes.len() - cursor.waiting()..);
-        let mine = waiting.filter(|note| self.position(note.channel).is_some());
-        mine.fold((0, 0), |(bytes, frames), note| (bytes + note.bytes, frames + u64::from(note.frames)))
+        let subscribed = waiting.filter(|note| self.position(note.channel).is_some());
+        subscribed.fold((0, 0), |(bytes, frames), note| (bytes + note.bytes, frames + u64::from(note.frames)))
     }
 }
 
-/// What [`Connection::notice`] found.
+/// The outcome of [`Connection::notice`].
 #[derive(Debug)]
 pub struct Noticed {
-    /// What became of the batch, if it was taken.
+    /// The outcome of the batch, if it was taken.
     pub offered: Option<Offered>,
-    /// The connection has to end as slow.
+    /// Whether the connection has to end as slow.
     pub overflow: bool,
 }
 
 impl<S: Socket> Connection<S> {
-    /// With an empty outbox: writes the next item, or moves what waits to the outbox, as far as it fits, to be written at
-    /// once. `Idle` when nothing waits, `None` to go on.
+    /// With an empty outbox: writes the next item; or, if several wait, moves those that fit to the
+    /// outbox, so that one write carries them. Returns `Idle` when nothing waits, `None` when the
+    /// caller has to call again.
     pub(super) fn write_next(&self, cursor: &Cursor) -> Option<Flushed> {
         let mut waiting = cursor.waiting();
         if waiting == 0 {
@@ -237,7 +248,7 @@ impl<S: Socket> Connection<S> {
                 let Some(Item { batch, .. }) = cursor.take().filter(|_| self.position(next.channel).is_some()) else {
                     continue;
                 };
-                cursor.look_at(&outbox.offer(&batch, 0, cursor.ring.bound));
+                cursor.note_overflow(&outbox.offer(&batch, 0, cursor.ring.bound));
             }
             self.keep(outbox);
             return None;
@@ -246,7 +257,7 @@ impl<S: Socket> Connection<S> {
         match self.send(&batch, cursor.ring.bound) {
             Sent::All => batch.counters().delivered(batch.frames() as u64),
             Sent::Part(offered) => {
-                cursor.look_at(&offered);
+                cursor.note_overflow(&offered);
                 return Some(Flushed::Blocked);
             }
             Sent::Gone => {

@@ -1,4 +1,4 @@
-//! What a connection needs of a socket: non-blocking, and usable through a shared reference.
+//! The socket interface of a connection: non-blocking, and usable through a shared reference.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -9,21 +9,22 @@ use mio::net::TcpStream;
 
 use crate::pages::Pages;
 
-/// A byte stream that never blocks: where it would, it fails with `WouldBlock`.
+/// A byte stream that never blocks: where it would block, it fails with `WouldBlock`.
 pub trait Socket {
-    /// Writes what fits.
+    /// Writes as much of `bytes` as fits; returns the number of bytes.
     ///
     /// # Errors
     /// `WouldBlock` when nothing fits; anything else when the stream has failed.
     fn send(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Writes what fits of several pieces, in order.
+    /// Writes as much of several pieces as fits, in order; returns the number of bytes.
     ///
     /// # Errors
     /// As [`Socket::send`].
     fn send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Hands over as much of `range` of `pages` as fits; without a copy, if it can.
+    /// Writes as much of `range` of `pages` as fits, without a copy where the socket can; returns
+    /// the number of bytes.
     ///
     /// # Errors
     /// As [`Socket::send`].
@@ -31,16 +32,17 @@ pub trait Socket {
         self.send(&pages.bytes()?[range])
     }
 
-    /// Reads what is there; 0 is the end of the stream.
+    /// Reads available bytes; 0 is the end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there; anything else when the stream has failed.
+    /// `WouldBlock` when no bytes are available; anything else when the stream has failed.
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Ends the sending side, after everything that was sent.
+    /// Ends the sending side, behind everything that was sent.
     fn shutdown_write(&self);
 
-    /// Writes what was taken and has not left: plain sockets have nothing of the kind.
+    /// Writes bytes that `send` has taken and that are still buffered here; a plain socket buffers
+    /// none.
     ///
     /// # Errors
     /// As [`Socket::send`].
@@ -48,7 +50,7 @@ pub trait Socket {
         Ok(())
     }
 
-    /// Bytes that were taken and have not left.
+    /// Bytes that `send` has taken and that are still buffered here.
     fn unsent_bytes(&self) -> usize {
         0
     }
@@ -65,7 +67,8 @@ impl Socket for TcpStream {
 
     fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
         let mut offset = range.start as libc::off_t;
-        // SAFETY: both descriptors are open for as long as the call lasts, and `offset` is valid for reads and writes.
+        // SAFETY: both descriptors are open for as long as the call lasts, and `offset` is valid
+        // for reads and writes.
         let sent = unsafe { libc::sendfile(self.as_raw_fd(), pages.file().as_raw_fd(), &raw mut offset, range.len()) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
@@ -75,7 +78,7 @@ impl Socket for TcpStream {
     }
 
     fn shutdown_write(&self) {
-        // It fails only when the peer has already gone: then there is nothing to end.
+        // It fails only when the peer has gone already: then there is nothing to end.
         let _ = self.shutdown(Shutdown::Write);
     }
 }

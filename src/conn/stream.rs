@@ -1,4 +1,8 @@
-//! A client's socket, with TLS or without: the only place that knows which.
+//! A client's socket, with TLS or without.
+//!
+//! Owns the TCP socket and the TLS session, if there is one; no other module knows which. It
+//! promises the same behaviour either way, and never blocks. A dropped stream with TLS sends
+//! `close_notify` if there is room.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -22,17 +26,17 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A socket, and its session.
+    /// A stream of a socket and its session.
     #[must_use]
     pub fn new(tcp: TcpStream, session: Option<Box<Session>>) -> Self {
         Self { tcp, session: session.map(|session| Box::new(RefCell::new(*session))) }
     }
 
-    /// Whether something is on its way to the client, and it has confirmed the arrival of something within this time; false also
-    /// when the kernel does not say (tcp(7), `TCP_INFO`).
+    /// Whether sent data is still unacknowledged, and the client has acknowledged something
+    /// `within` this time; false also when the kernel does not say (tcp(7), `TCP_INFO`).
     #[must_use]
     pub fn is_taking(&self, within: Duration) -> bool {
-        // SAFETY: a struct of integers, for which zero is a value.
+        // SAFETY: a struct of integers, for which zero is a valid value.
         let mut info: libc::tcp_info = unsafe { mem::zeroed() };
         let mut length = size_of_val(&info) as libc::socklen_t;
         // SAFETY: the descriptor is open, and the call writes at most `length` bytes of `info`.
@@ -40,11 +44,11 @@ impl Stream {
             let (fd, info) = (self.tcp.as_raw_fd(), (&raw mut info).cast());
             libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info, &raw mut length)
         };
-        let confirmed = Duration::from_millis(info.tcpi_last_ack_recv.into());
-        result == 0 && info.tcpi_unacked > 0 && confirmed < within
+        let acknowledged = Duration::from_millis(info.tcpi_last_ack_recv.into());
+        result == 0 && info.tcpi_unacked > 0 && acknowledged < within
     }
 
-    /// Whether there may be something to receive of which the socket will not tell.
+    /// Whether there may be input that the socket's readiness does not report.
     #[must_use]
     pub fn has_more(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.borrow().has_more())
@@ -69,7 +73,7 @@ impl Socket for Stream {
         if self.session.is_none() {
             return self.tcp.send_vectored(pieces);
         }
-        // Joined, so that small frames share a record.
+        // Joined, so that small frames share a TLS record.
         let mut record = Vec::new();
         for piece in pieces {
             record.extend_from_slice(&piece[..piece.len().min(TLS_SEND_BYTES - record.len())]);

@@ -1,9 +1,10 @@
-//! What a connection with a writer task has besides: nothing of this exists with `direct`.
+//! The writer task of a connection, for the strategies that have one; `direct` has none.
 //!
-//! Owns the choice of the shape and the one task that `wake` and `ring` share: it flushes whenever it is woken, holds
-//! nothing but its connection, waits for nothing but a wake, and ends when the connection is abandoned. What it writes,
-//! and from where, is decided by [`Connection::flush`], which the readiness loop calls as well: so a task whose socket
-//! is full has nothing to do until it is woken again.
+//! Owns the choice between the kinds of writer, and the task that `wake` and `ring` share. That
+//! task flushes whenever it is woken, holds nothing but its connection, and ends when the
+//! connection is abandoned. It never waits for the socket: [`Connection::flush`] decides what is
+//! written, and the readiness loop calls it as well. So a task whose socket is full has nothing to
+//! do until it is woken again.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -17,25 +18,26 @@ use crate::metrics::DropReason;
 use crate::outbox::Bound;
 use crate::wire::Batch;
 
-/// Where a writer task finds what it writes.
+/// The source from which a writer task writes.
 pub(super) enum WriterKind {
-    /// `mailbox`: in a queue of its own.
+    /// `mailbox`: a queue of its own.
     Mailbox(Mailbox),
-    /// `wake`: in the outbox.
+    /// `wake`: the outbox.
     Outbox(Writer),
-    /// `ring`: in its shard's ring, behind its position.
+    /// `ring`: its shard's ring, from its position on.
     Ring(Cursor),
 }
 
 impl WriterKind {
-    /// The client gets nothing more; what waits in the ring has been taken when its channels were left.
+    /// Drops what waits here for `reason`. The items of a ring were taken already, when the
+    /// connection left its channels.
     pub(super) fn clear(&self, reason: DropReason) {
         if let Self::Mailbox(mailbox) = self {
             mailbox.clear(reason);
         }
     }
 
-    /// Ends the task; what waits is dropped.
+    /// Ends the task and drops what waits here.
     pub(super) fn end(&self, reason: DropReason) {
         match self {
             Self::Mailbox(mailbox) => mailbox.end(reason),
@@ -53,16 +55,16 @@ impl WriterKind {
     }
 }
 
-/// The task of `wake` and `ring`, as others see it.
+/// The state of the task of `wake` and `ring`.
 #[derive(Default)]
 pub(super) struct Writer {
-    /// The task, when it waits; none while it is due to run.
+    /// The waker of a waiting task; none while the task is due to run.
     waker: Cell<Option<Waker>>,
     ended: Cell<bool>,
 }
 
 impl Writer {
-    /// Lets the task run; once is enough until it has.
+    /// Wakes the task; further calls do nothing until it has run.
     pub(super) fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -82,13 +84,15 @@ impl Writer {
     }
 }
 
-/// Lets `connection` be written by a task of its own, from its outbox; the future is that task.
+/// Adds a writer task to `connection`, which writes from its outbox; the returned future is that
+/// task.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     connection.set_writer(WriterKind::Outbox(Writer::default()));
     write_when_woken(connection.clone())
 }
 
-/// The task: one pointer, so that tokio's part and it fit in 128 bytes, the unit of its tasks.
+/// The task: one pointer, so that it fits in 128 bytes together with tokio's header, the alignment
+/// of tokio's tasks.
 pub(super) fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
     poll_fn(move |context| {
         let Some(writer) = connection.writer().and_then(WriterKind::writer) else { return Poll::Ready(()) };
@@ -102,8 +106,8 @@ pub(super) fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) -> impl
 }
 
 impl<S> Connection<S> {
-    /// Whether its writer task has something to write and has not had its turn: that it is behind is not the client's
-    /// fault.
+    /// Whether its writer task has something to write and has not run yet: then the delay is not
+    /// the client's fault.
     pub fn awaits_its_task(&self) -> bool {
         match self.writer() {
             None => false,
@@ -115,7 +119,7 @@ impl<S> Connection<S> {
 }
 
 impl<S: Socket> Connection<S> {
-    /// Queues `batch` behind what waits, within `bound`, and wakes the writer task.
+    /// Queues `batch` behind everything that waits, within `bound`, and wakes the writer task.
     pub fn queue(&self, batch: &Rc<Batch>, bound: Bound) -> Sent {
         if self.phase() != Phase::Open {
             return Sent::Gone;
@@ -125,18 +129,20 @@ impl<S: Socket> Connection<S> {
         let mut outbox = waiting.unwrap_or_default();
         let offered = outbox.offer(batch, 0, bound);
         self.keep(outbox);
-        // If something waited already, the task is due, or the socket is full and the readiness loop flushes.
+        // If something waited already, the task is due, or the socket is full and the readiness
+        // loop will flush.
         if wake && let Some(WriterKind::Outbox(writer)) = self.writer() {
             writer.wake();
         }
         Sent::Part(offered)
     }
 
-    /// As [`Connection::flush`], for a task: of a socket that has failed, the owner hears from the socket.
+    /// As [`Connection::flush`], for a task: the readiness loop reports a failed socket to its
+    /// owner.
     pub(super) fn flush_in_task(&self) {
         if self.flush() == Flushed::Idle && matches!(self.phase(), Phase::Closed | Phase::Broken) {
-            // The close frame had waited for the task, and it was the last. The end of the stream tells the client, and
-            // the client's own end will tell the shard.
+            // The close frame had waited for the task, and it was the last frame. The end of the
+            // stream tells the client, and the client's own end tells the shard.
             self.shutdown_write();
         }
     }
