@@ -1,6 +1,8 @@
-//! Why a connection ends: one row per reason, and nothing ends without one.
+//! The reasons for which a connection ends, one row per reason.
 //!
-//! Owns the table; [`CloseReason::row`] is the only place where codes, texts, labels and log levels are written.
+//! Owns the table: [`CloseReason::row`] is the only source of close codes, close texts, metric
+//! labels and log levels. Every connection ends with exactly one of these reasons. This module
+//! closes nothing itself.
 
 use tracing::Level;
 
@@ -13,11 +15,11 @@ pub enum CloseReason {
     Left,
     /// The socket failed or ended without a close frame.
     Disconnected,
-    /// The server drains.
+    /// The server shuts down.
     Drain,
     /// A ping was not answered in time.
     PingTimeout,
-    /// The token that it came with has expired.
+    /// The client's token has expired.
     Expired,
     /// The client sent faster than `config::Config::client_messages_max` or `client_bytes_max`.
     TooFast,
@@ -33,13 +35,14 @@ pub enum CloseReason {
     BadLength,
     /// A control frame in fragments, or longer than 125 bytes (section 5.5).
     BadControl,
-    /// A continuation of nothing, or a new message inside a fragmented one (section 5.4).
+    /// A continuation frame without a message, or a new message inside a fragmented one (section
+    /// 5.4).
     BadFragment,
     /// A close frame of one byte, or with a code that may not be sent (section 7.4).
     BadClose,
     /// A text message or a close text that is not UTF-8 (section 8.1).
     NotUtf8,
-    /// A binary message where only events are understood.
+    /// A binary message on a connection whose messages are events.
     NotText,
     /// A message longer than `config::Config::message_bytes_max`.
     TooBig,
@@ -47,18 +50,19 @@ pub enum CloseReason {
     TooManyFragments,
 }
 
-/// What belongs to a reason.
+/// The row of one reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The status code of the close frame (RFC 6455, section 7.4.1); `None` sends no close frame of our own.
+    /// The status code of the close frame (RFC 6455, section 7.4.1); with `None` the server sends
+    /// no code of its own.
     pub code: Option<u16>,
-    /// The text of the close frame: what the client's author should know. At most 123 bytes.
+    /// The text of the close frame, for the client's author; at most 123 bytes.
     pub text: &'static str,
     /// The value of the metric label `reason`.
     pub label: &'static str,
-    /// How loud it is in the log.
+    /// The level at which the close is logged.
     pub level: Level,
-    /// Whether the same client may come back and expect better luck.
+    /// Whether it makes sense for the same client to reconnect.
     pub retry: bool,
 }
 
@@ -89,20 +93,20 @@ impl CloseReason {
     /// The row of this reason.
     #[must_use]
     pub const fn row(self) -> Row {
-        const fn quiet(code: Option<u16>, text: &'static str, label: &'static str) -> Row {
+        const fn normal(code: Option<u16>, text: &'static str, label: &'static str) -> Row {
             Row { code, text, label, level: Level::DEBUG, retry: true }
         }
-        const fn broken(code: u16, text: &'static str, label: &'static str) -> Row {
+        const fn violation(code: u16, text: &'static str, label: &'static str) -> Row {
             Row { code: Some(code), text, label, level: Level::DEBUG, retry: false }
         }
         match self {
-            Self::ByClient => quiet(None, "", "by_client"),
-            Self::Left => quiet(Some(1000), "left", "left"),
-            Self::Disconnected => quiet(None, "", "disconnected"),
-            Self::Drain => quiet(Some(1001), "server is shutting down", "drain"),
-            Self::PingTimeout => quiet(Some(1011), "a ping was not answered in time", "ping_timeout"),
-            Self::Expired => quiet(Some(1008), "the token has expired: come back with a new one", "expired"),
-            Self::TooFast => broken(1008, "too many messages or bytes in a second", "too_fast"),
+            Self::ByClient => normal(None, "", "by_client"),
+            Self::Left => normal(Some(1000), "left", "left"),
+            Self::Disconnected => normal(None, "", "disconnected"),
+            Self::Drain => normal(Some(1001), "server is shutting down", "drain"),
+            Self::PingTimeout => normal(Some(1011), "a ping was not answered in time", "ping_timeout"),
+            Self::Expired => normal(Some(1008), "the token has expired: reconnect with a new one", "expired"),
+            Self::TooFast => violation(1008, "too many messages or bytes in a second", "too_fast"),
             Self::Slow => Row {
                 code: Some(1013),
                 text: "too slow: the backlog is full, read faster",
@@ -110,19 +114,19 @@ impl CloseReason {
                 level: Level::INFO,
                 retry: true,
             },
-            Self::Unmasked => broken(1002, "frame is not masked", "unmasked"),
-            Self::ReservedBit => broken(1002, "reserved bit is set", "reserved_bit"),
-            Self::ReservedOpcode => broken(1002, "opcode is reserved", "reserved_opcode"),
-            Self::BadLength => broken(1002, "length is not in its shortest form", "bad_length"),
-            Self::BadControl => broken(1002, "control frame is fragmented or longer than 125 bytes", "bad_control"),
+            Self::Unmasked => violation(1002, "frame is not masked", "unmasked"),
+            Self::ReservedBit => violation(1002, "reserved bit is set", "reserved_bit"),
+            Self::ReservedOpcode => violation(1002, "opcode is reserved", "reserved_opcode"),
+            Self::BadLength => violation(1002, "length is not in its shortest form", "bad_length"),
+            Self::BadControl => violation(1002, "control frame is fragmented or longer than 125 bytes", "bad_control"),
             Self::BadFragment => {
-                broken(1002, "continuation without a start, or start inside a message", "bad_fragment")
+                violation(1002, "continuation without a start, or start inside a message", "bad_fragment")
             }
-            Self::BadClose => broken(1002, "close code is not allowed", "bad_close"),
-            Self::NotUtf8 => broken(1007, "text is not UTF-8", "not_utf8"),
-            Self::NotText => broken(1003, "binary message: only text events are understood here", "not_text"),
-            Self::TooBig => broken(1009, "message is too big", "too_big"),
-            Self::TooManyFragments => broken(1008, "message has too many fragments", "too_many_fragments"),
+            Self::BadClose => violation(1002, "close code is not allowed", "bad_close"),
+            Self::NotUtf8 => violation(1007, "text is not UTF-8", "not_utf8"),
+            Self::NotText => violation(1003, "binary message: only text events are understood here", "not_text"),
+            Self::TooBig => violation(1009, "message is too big", "too_big"),
+            Self::TooManyFragments => violation(1008, "message has too many fragments", "too_many_fragments"),
         }
     }
 }

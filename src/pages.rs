@@ -1,11 +1,13 @@
-//! Bytes in pages of the kernel's, for sockets to refer to in place of a copy each.
+//! Batches in memory pages of the kernel, which many sockets share instead of a copy each.
 //!
-//! [`Pages`] are a file in memory (memfd_create(2)) that is written once. `sendfile` hands the same pages to any number of
-//! sockets: the kernel copies nothing per subscriber, and what waits in ten thousand socket buffers is in memory once. A
-//! socket may refer to a page long after the call has returned, so a page is never written again: every [`Pages`] is a
-//! file of its own, and closing the file leaves the kernel to free each page when the last socket has let go of it.
+//! [`Pages`] is a file in memory (memfd_create(2)) that is written once. `sendfile` hands the same
+//! pages to any number of sockets: the kernel copies nothing per subscriber, and the unsent bytes
+//! of ten thousand socket buffers are in memory once. A socket may refer to a page long after the
+//! call has returned, so a page is never written again: every [`Pages`] is a file of its own. After
+//! the file is closed, the kernel frees each page when the last socket has released it.
 //!
-//! A [`PagePool`] belongs to one shard. It bounds the number of its files, so that enough are left for connections.
+//! A [`PagePool`] belongs to one shard. It bounds the number of its open files, so that enough are
+//! left for connections.
 
 use std::cell::{Cell, OnceCell};
 use std::fs::File;
@@ -17,13 +19,13 @@ use memmap2::Mmap;
 
 use crate::config::{PAGES_FILES_MAX, PAGES_SUBSCRIBERS_MIN};
 
-/// Gives out pages, and decides who is worth them.
+/// Makes pages for the batches for which they are cheaper than copies.
 #[derive(Debug)]
 pub struct PagePool {
-    /// Fewer bytes are cheaper to copy.
+    /// Batches below this size are cheaper to copy.
     bytes_min: usize,
     files: Rc<Cell<usize>>,
-    refused: Cell<u64>,
+    rejected: Cell<u64>,
 }
 
 /// See the module.
@@ -31,14 +33,14 @@ pub struct PagePool {
 pub struct Pages {
     file: File,
     bytes: OnceCell<Mmap>,
-    _place: Place,
+    _permit: FilePermit,
 }
 
-/// One of the files that the pool may have open, given back on drop.
+/// One of the files that the pool may have open, released on drop.
 #[derive(Debug)]
-struct Place(Rc<Cell<usize>>);
+struct FilePermit(Rc<Cell<usize>>);
 
-impl Drop for Place {
+impl Drop for FilePermit {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -48,29 +50,30 @@ impl PagePool {
     /// A pool for batches of at least `bytes_min` bytes.
     #[must_use]
     pub fn new(bytes_min: usize) -> Self {
-        Self { bytes_min, files: Rc::default(), refused: Cell::default() }
+        Self { bytes_min, files: Rc::default(), rejected: Cell::default() }
     }
 
-    /// Batches that were worth pages and got none.
+    /// Batches that should have got pages and were copied instead.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.refused.get()
+        self.rejected.get()
     }
 
-    /// Whether no further batch can have pages.
+    /// Whether the pool has as many open files as it may have.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.files.get() >= PAGES_FILES_MAX
     }
 
-    /// Files that are open: of batches that have not left.
+    /// Number of open files, one for each batch in pages that is not yet sent.
     #[must_use]
     pub fn open(&self) -> usize {
         self.files.get()
     }
 
-    /// Pages that hold `bytes`, if that is cheaper than as many copies as there are `subscribers`. `None` also at the
-    /// bound of files, or when the kernel has no file or no memory to give: the bytes can be copied all the same.
+    /// Pages that hold `bytes`, if that is cheaper than as many copies as there are `subscribers`.
+    /// `None` also at the bound of open files, or when the kernel has no file or no memory left:
+    /// the caller then copies the bytes.
     #[must_use]
     pub fn hold(&self, bytes: &[u8], subscribers: usize) -> Option<Pages> {
         let is_worth_it = bytes.len() >= self.bytes_min && subscribers >= PAGES_SUBSCRIBERS_MIN;
@@ -79,30 +82,30 @@ impl PagePool {
         }
         let file = if self.is_full() { None } else { memory_file(bytes).ok() };
         let Some(file) = file else {
-            self.refused.set(self.refused.get() + 1);
+            self.rejected.set(self.rejected.get() + 1);
             return None;
         };
         self.files.set(self.files.get() + 1);
-        Some(Pages { file, bytes: OnceCell::new(), _place: Place(self.files.clone()) })
+        Some(Pages { file, bytes: OnceCell::new(), _permit: FilePermit(self.files.clone()) })
     }
 }
 
 impl Pages {
-    /// The file; the bytes lie in it from byte 0 on.
+    /// The file; the bytes start at its offset 0.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// The bytes, for who cannot refer to pages: not copied, but mapped at the first call.
+    /// The bytes, for a caller that cannot use `sendfile`: mapped at the first call, not copied.
     ///
     /// # Errors
-    /// When the kernel refuses to.
+    /// When the kernel cannot map the file.
     pub fn bytes(&self) -> io::Result<&[u8]> {
         if let Some(bytes) = self.bytes.get() {
             return Ok(bytes);
         }
-        // SAFETY: nobody else has the file, and nothing writes or shortens it any more.
+        // SAFETY: no other process has the file, and nothing writes or truncates it from here on.
         let bytes = unsafe { Mmap::map(&self.file)? };
         Ok(self.bytes.get_or_init(|| bytes))
     }
@@ -115,7 +118,7 @@ fn memory_file(bytes: &[u8]) -> io::Result<File> {
     if file < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open, and nobody else has it.
+    // SAFETY: the descriptor is open, and nothing else owns it.
     let mut file = unsafe { File::from_raw_fd(file) };
     file.write_all(bytes)?;
     Ok(file)
@@ -131,7 +134,7 @@ mod tests {
         let bytes: Vec<u8> = (0..10_000_u32).map(|number| number as u8).collect();
         let pages = pool.hold(&bytes, PAGES_SUBSCRIBERS_MIN).unwrap();
         assert_eq!(pages.bytes().unwrap(), bytes);
-        assert_eq!(pages.bytes().unwrap(), bytes, "and goes on to");
+        assert_eq!(pages.bytes().unwrap(), bytes, "at the second call too");
     }
 
     #[test]

@@ -1,23 +1,25 @@
-//! Who is here: every connection of the node by id, with the shard that owns it.
+//! Every connection of the node by id, with the shard that owns it.
 //!
-//! Used to find one connection (direct sends, closing), to count and to list; the `mailbox` strategy walks it as well.
-//! The map is made of locked parts, so nothing on the way of a `direct` delivery touches it, and no caller may hold an
-//! entry while it sends or awaits: [`Registry::on_shard`] therefore copies.
+//! Owns the map from [`ConnId`] to [`ConnHandle`] and the count of reserved connections. It serves
+//! to find one connection (direct sends, closing), to count and to list; the `mailbox` strategy
+//! iterates over it as well. The map consists of locked shards, so no step of a `direct` delivery
+//! touches it. It never lends an entry to a caller that sends or awaits: [`Registry::on_shard`]
+//! therefore copies.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 
-/// The number of a connection; never used again while the process lives.
+/// The number of a connection; never reused while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// Where a connection lives.
+/// The shard and slot of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnHandle {
     /// Index of the shard that owns it.
     pub shard: u16,
-    /// Its place in the shard's slab.
+    /// Its slot in the shard's slab.
     pub slot: u32,
 }
 
@@ -26,46 +28,47 @@ pub struct ConnHandle {
 pub struct Registry {
     connections: DashMap<ConnId, ConnHandle>,
     next_id: AtomicU64,
-    /// Beside the map, which would lock each of its parts to count.
+    /// Kept beside the map, because the map would lock each of its shards to count.
     len: AtomicUsize,
     peak: AtomicUsize,
-    /// Connections, and promises of one.
-    places: AtomicUsize,
+    /// Connections and reservations.
+    reserved: AtomicUsize,
 }
 
 impl Registry {
-    /// Promises a place, if fewer than `most` are taken; it is given back by [`Registry::deregister`], or by
-    /// [`Registry::give_back`] if it is never used.
+    /// Reserves room for one connection, if fewer than `most` are reserved or registered.
+    /// [`Registry::deregister`] releases the reservation, or [`Registry::give_back`] if no
+    /// connection was registered.
     #[must_use]
     pub fn reserve(&self, most: usize) -> bool {
         // Relaxed: a bound, not a signal.
-        let next = |places: usize| (places < most).then_some(places + 1);
-        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+        let next = |reserved: usize| (reserved < most).then_some(reserved + 1);
+        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
-    /// A promised place is not needed.
+    /// Releases a reservation that was not used.
     pub fn give_back(&self) {
-        self.places.fetch_sub(1, Ordering::Relaxed);
+        self.reserved.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Connections, and promises of one.
+    /// Connections and reservations.
     #[must_use]
     pub fn places(&self) -> usize {
-        self.places.load(Ordering::Relaxed)
+        self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Adds a connection, for which a place was promised, and gives it its number.
+    /// Adds a connection that has a reservation, and returns its number.
     pub fn register(&self, handle: ConnHandle) -> ConnId {
         // Relaxed: only uniqueness matters.
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         self.connections.insert(id, handle);
-        // Relaxed, here and below: figures to show, nothing is published by them.
+        // Relaxed, here and below: statistics only, no other data depends on them.
         let len = self.len.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak.fetch_max(len, Ordering::Relaxed);
         id
     }
 
-    /// Forgets a connection; a second time does nothing.
+    /// Removes a connection; a second call does nothing.
     pub fn deregister(&self, id: ConnId) {
         if self.connections.remove(&id).is_some() {
             self.len.fetch_sub(1, Ordering::Relaxed);
@@ -73,7 +76,7 @@ impl Registry {
         }
     }
 
-    /// Where a connection lives, if it is still here.
+    /// The shard and slot of a connection, if it is still registered.
     #[must_use]
     pub fn find(&self, id: ConnId) -> Option<ConnHandle> {
         self.connections.get(&id).map(|entry| *entry)
@@ -85,25 +88,25 @@ impl Registry {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Whether nobody is here.
+    /// Whether no connection is registered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The most connections there ever were at once.
+    /// The highest number of simultaneous connections so far.
     #[must_use]
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// The slots of the connections that `shard` owns, in no order.
+    /// The slots of the connections that `shard` owns, in no particular order.
     #[must_use]
     pub fn on_shard(&self, shard: u16) -> Vec<u32> {
         self.connections.iter().filter(|entry| entry.shard == shard).map(|entry| entry.slot).collect()
     }
 
-    /// Gives back the memory that the map holds beyond its present size.
+    /// Frees the memory that the map holds beyond its present size.
     pub fn shrink(&self) {
         self.connections.shrink_to_fit();
     }
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_come_and_go() {
+    fn connections_are_registered_and_removed() {
         let registry = Registry::default();
         assert!(registry.reserve(2) && registry.reserve(2) && !registry.reserve(2));
         let first = registry.register(ConnHandle { shard: 0, slot: 7 });
@@ -126,7 +129,7 @@ mod tests {
         registry.deregister(first);
         assert_eq!((registry.len(), registry.find(first), registry.peak()), (1, None, 2));
         assert!(registry.on_shard(0).is_empty());
-        assert!(registry.reserve(2) && !registry.reserve(2), "a place was given back");
+        assert!(registry.reserve(2) && !registry.reserve(2), "a reservation was released");
         registry.give_back();
         registry.deregister(second);
         registry.shrink();

@@ -1,4 +1,9 @@
-//! A message on its way: from the publisher to the channel's sequencer, and from there to the shards.
+//! The items that carry a message: from the publisher to the channel's sequencer, and from there to
+//! the shards.
+//!
+//! Owns channel names, publications, dispatches and receipts. A receipt is sent exactly once, after
+//! the last shard has finished. A charge counts its bytes as pending until it is dropped, on any
+//! path. Nothing here sends or queues: that is the inbox's and the sequencer's.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,12 +19,13 @@ use crate::fanout::Outcome;
 use crate::registry::ConnId;
 use crate::wire::Frame;
 
-/// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a URL.
+/// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a
+/// URL.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelName(Arc<str>);
 
 impl ChannelName {
-    /// The channel that every plain `/ws` client is in.
+    /// The channel that every plain `/ws` client is subscribed to.
     pub const ALL: &'static str = "all";
 
     /// A valid name.
@@ -35,7 +41,7 @@ impl ChannelName {
         }
     }
 
-    /// A valid name, as it stands in a URL: percent-encoded or not.
+    /// A valid name from a URL: percent-encoded or not.
     ///
     /// # Errors
     /// As [`ChannelName::new`].
@@ -68,7 +74,7 @@ impl fmt::Display for ChannelName {
     }
 }
 
-/// A channel's name has another length or other characters.
+/// A channel name with a wrong length or wrong characters.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a channel's name has 1 to {CHANNEL_NAME_BYTES_MAX} characters from A-Z a-z 0-9 - . _ ~ : @")]
 pub struct InvalidChannel;
@@ -76,51 +82,52 @@ pub struct InvalidChannel;
 /// One message for one channel.
 #[derive(Debug)]
 pub struct Publication {
-    /// Where it goes.
+    /// The channel to publish to.
     pub channel: ChannelName,
-    /// What goes there.
+    /// The message.
     pub frame: Frame,
-    /// Who waits to hear whether it was accepted.
+    /// The source, which learns whether the publication was accepted.
     pub origin: Origin,
-    /// Who waits to hear what became of it.
+    /// Collects the outcome, if the publisher asked for it.
     pub receipt: Option<Arc<Receipt>>,
 }
 
-/// Where a publication came from.
+/// The source of a publication.
 #[derive(Debug)]
 pub enum Origin {
     /// The server itself.
     Server,
-    /// A request that waits for the answer.
+    /// A request, which waits for the answer.
     Request(oneshot::Sender<Result<Accepted, PublishError>>),
-    /// A connection that gets an `ERROR` event if the publication is refused.
+    /// A connection, which gets an `ERROR` event if the publication is rejected.
     Connection {
         /// Its number.
         id: ConnId,
     },
 }
 
-/// A publication has its place in the channel.
+/// The answer to an accepted publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
-    /// Rises by one from message to message of a channel, for as long as the channel is in use.
+    /// The message's number in its channel. It rises by one from message to message, for as long as
+    /// the channel is in use.
     pub offset: u64,
-    /// Subscribers of the whole node at that moment.
+    /// Subscribers of the channel on the whole node at that moment.
     pub matched: u64,
 }
 
-/// A publication was not accepted; nothing of it was sent.
+/// The reason why a publication was rejected; nothing of it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The channel's bound of pending bytes is reached.
     #[error("the channel has too much pending: publish again later")]
     Overloaded,
-    /// The server takes nothing more.
+    /// The server shuts down and accepts no more publications.
     #[error("the server is shutting down")]
     Draining,
 }
 
-/// Collects what became of one publication on every shard; the last shard to finish sends the sum.
+/// Collects the outcome of one publication on every shard; the last shard to finish sends the sum.
 #[derive(Debug)]
 pub struct Receipt {
     matched: AtomicU64,
@@ -134,20 +141,20 @@ pub struct Receipt {
 /// The sum of a [`Receipt`], in subscribers: `matched = delivered + dropped + pending`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Settled {
-    /// Subscribers that were due to get the message.
+    /// Subscribers of the channel when the message was sent to them.
     pub matched: u64,
-    /// Handed to the kernel, whole.
+    /// Subscribers whose whole message the kernel has taken.
     pub delivered: u64,
-    /// Will not be sent.
+    /// Subscribers that will not get the message.
     pub dropped: u64,
-    /// Waits in a backlog.
+    /// Subscribers whose message waits in a backlog.
     pub pending: u64,
-    /// From the publication to the end of the last shard's pass, in microseconds.
+    /// Time from the publication to the end of the last shard's pass, in microseconds.
     pub fanout_us: u64,
 }
 
 impl Receipt {
-    /// A receipt, and where its sum arrives.
+    /// A receipt, and the receiver of its sum.
     #[must_use]
     pub fn new() -> (Arc<Self>, oneshot::Receiver<Settled>) {
         let (done, settled) = oneshot::channel();
@@ -163,9 +170,10 @@ impl Receipt {
         (Arc::new(receipt), settled)
     }
 
-    /// Adds one shard's part.
+    /// Adds the outcome of one shard.
     pub fn add(&self, outcome: Outcome) {
-        // Relaxed: read in `drop` only, which the reference count orders after every use.
+        // Relaxed: the counts are read in `drop` only, which the reference count orders after every
+        // use.
         self.matched.fetch_add(outcome.matched, Ordering::Relaxed);
         self.delivered.fetch_add(outcome.delivered, Ordering::Relaxed);
         self.pending.fetch_add(outcome.pending, Ordering::Relaxed);
@@ -183,26 +191,27 @@ impl Drop for Receipt {
             fanout_us: self.started.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
         };
         if let Some(done) = self.done.take() {
-            // Whoever asked may have gone.
+            // It fails if the publisher has gone: then nothing waits for the sum.
             let _ = done.send(settled);
         }
     }
 }
 
-/// Frames of one channel with consecutive offsets: the one item that the sequencer sends to each shard with subscribers.
+/// Frames of one channel with consecutive offsets: the one item that the sequencer sends to each
+/// shard with subscribers.
 #[derive(Debug)]
 pub struct Dispatch {
-    /// Where they go.
+    /// The channel of the frames.
     pub channel: ChannelName,
     /// The frames, in the order of their offsets.
     pub frames: Vec<Frame>,
     /// The receipts, with the index of their frame.
     pub receipts: Vec<(usize, Arc<Receipt>)>,
-    /// Given back when the last shard has finished.
+    /// Released when the last shard has finished.
     pub charge: Charge,
 }
 
-/// Bytes that count as pending for a channel until dropped.
+/// Bytes that count as pending for a channel until this is dropped.
 #[derive(Debug)]
 pub struct Charge {
     pending: Arc<AtomicUsize>,
@@ -210,7 +219,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Bytes that are counted in `pending` already.
+    /// A charge of `bytes` that are counted in `pending` already.
     #[must_use]
     pub fn new(pending: &Arc<AtomicUsize>, bytes: usize) -> Self {
         Self { pending: pending.clone(), bytes }
