@@ -1,10 +1,12 @@
-//! One client: its socket, what it owes and what it is owed. The only place that touches a WebSocket.
+//! The connection of one client: socket, decoder, backlog and the state of the closing handshake.
 //!
-//! A [`Connection`] is owned by one shard for life and never leaves its thread: plain cells, no lock. With `direct` it
-//! has no task (`writer` has those of the others) and no buffer of its own. Reads go through the shard's scratch buffer
-//! and leave nothing behind but what arrived in part; writes go straight to the socket, and only what the socket
-//! refused waits, in an [`Outbox`] that exists as long as it has to. The shard's readiness loop (`engine::readiness`)
-//! says when to read and when to flush.
+//! Owns everything that belongs to one client; no other module reads or writes a client's
+//! WebSocket. A [`Connection`] belongs to one shard for life and never leaves its thread: plain
+//! cells, no lock. With `direct` it has no task (`writer_kind` has those of the other strategies)
+//! and no buffer of its own. Reads go through the shard's scratch buffer; only a partly received
+//! message is kept. Writes go straight to the socket; only what the socket did not take waits, in
+//! an [`Outbox`] that exists as long as it holds something. It never decides when to read or to
+//! flush: the shard's readiness loop (`engine::readiness`) does.
 
 pub mod mailbox;
 pub mod ring;
@@ -33,60 +35,62 @@ use crate::wire::inbound::{Decoder, Inbound, Input, Limits};
 use crate::wire::{Batch, Frame, Piece};
 use writer_kind::WriterKind;
 
-/// What the messages of a client mean.
+/// The meaning of a client's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Events, as `wire::event` reads them.
     Events,
-    /// Nothing: each goes back as it came.
+    /// None: each message is sent back unchanged.
     Echo,
 }
 
-/// How far the closing handshake is (RFC 6455, section 7).
+/// The state of the closing handshake (RFC 6455, section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Not begun.
     Open,
-    /// Our close frame is sent or waits, the client's has not come.
+    /// The server's close frame is sent or waits; the client's has not arrived.
     Closing,
-    /// Both close frames are on their way; once ours has left, the socket can go.
+    /// The client's close frame has arrived; the socket is closed once the server's is sent.
     Closed,
-    /// The client broke the protocol: our close frame is sent or waits, whatever comes is thrown away unread.
+    /// The client violated the protocol: the server's close frame is sent or waits, and further
+    /// input is discarded.
     Broken,
 }
 
-/// A place in a channel's list of subscribers; kept by `fanout::Subscribers`.
+/// An entry in a channel's list of subscribers; maintained by `fanout::Subscribers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The channel's index on the shard.
     pub channel: u32,
-    /// The place in its list.
+    /// The index in its list.
     pub position: u32,
 }
 
-/// What became of a batch that was sent.
+/// The outcome of a send.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// All of it is in the kernel's hands.
+    /// The kernel has taken all of it.
     All,
-    /// Some of it waits or was dropped; the counters know.
+    /// Part of it waits or was dropped, which is counted already.
     Part(Offered),
-    /// The socket has failed, or the connection is closing; the caller owes the counters the drops.
+    /// The socket has failed, or the connection is closing; the caller has to count the frames as
+    /// dropped.
     Gone,
 }
 
-/// How silent a connection is.
+/// Whether a client that is silent needs a ping, or has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
-    /// Not too.
+    /// It was not silent for long.
     Alive,
-    /// It has to be asked whether it is there.
+    /// It was silent for the ping interval: it needs a ping.
     PingDue,
-    /// It was asked and has not answered.
+    /// It has not answered a ping in time.
     TimedOut,
 }
 
-/// What a flush left behind.
+/// The outcome of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {
     /// Nothing waits.
@@ -97,41 +101,43 @@ pub enum Flushed {
     Gone,
 }
 
-/// The pieces that one flush hands to the kernel at once.
+/// Most slices of one write of a flush.
 const FLUSH_SLICES: usize = 32;
 
 /// One client.
 pub struct Connection<S> {
     /// Its number in the registry.
     pub id: ConnId,
-    /// Its place in the shard's slab.
+    /// Its slot in the shard's slab.
     pub slot: u32,
-    /// What its messages mean.
+    /// The meaning of its messages.
     pub role: Role,
     socket: S,
     phase: Cell<Phase>,
-    /// A writer task is inside a frame: nobody else may write.
+    /// Whether a writer task is inside a frame: nothing else may write then.
     writing: Cell<bool>,
-    /// It was not read to its end and waits for its next turn.
+    /// Whether there may be more to read: it waits for its next turn.
     pub unread: Cell<bool>,
-    /// The sweep in which it was last heard, or ping_pending.
+    /// The keepalive sweep of the last input, or of the last ping.
     last_seen: Cell<u16>,
-    /// It got a ping and has not been heard since.
+    /// Whether a ping was sent and no input has arrived since.
     ping_pending: Cell<bool>,
     outbox: Cell<Option<Box<Outbox>>>,
-    /// What its writer task writes, if it has one: a pointer, so that those without pay for no more.
+    /// The state of its writer task, if it has one: a pointer, so that connections without one pay
+    /// for no more.
     writer: OnceCell<Box<WriterKind>>,
     decoder: Cell<Decoder>,
     /// The channels it is subscribed to.
     pub memberships: RefCell<SmallVec<[Membership; 2]>>,
-    /// The name it speaks under; behind two pointers, so that those without one pay for one.
+    /// The name that SET_NAME gave it; behind two pointers, so that connections without a name pay
+    /// for one.
     pub name: Cell<Option<Box<Box<str>>>>,
-    /// Given back when the connection is freed.
+    /// Released when the connection is freed.
     _permit: Permit,
 }
 
-/// With the two counts of its `Rc`, 128 bytes; the next class of jemalloc's has 160. mio's sockets are larger in debug
-/// builds.
+/// Together with the two counts of its `Rc`, 128 bytes; jemalloc's next size class has 160. mio's
+/// sockets are larger in debug builds.
 const _: () = assert!(cfg!(debug_assertions) || size_of::<Connection<Stream>>() <= 112);
 
 impl<S> fmt::Debug for Connection<S> {
@@ -141,7 +147,7 @@ impl<S> fmt::Debug for Connection<S> {
 }
 
 impl<S: Socket> Connection<S> {
-    /// A connection whose upgrade is complete.
+    /// A new connection, whose upgrade is complete.
     pub fn new(id: ConnId, slot: u32, role: Role, socket: S, permit: Permit) -> Self {
         Self {
             id,
@@ -167,7 +173,7 @@ impl<S: Socket> Connection<S> {
         &self.socket
     }
 
-    /// How far the closing handshake is.
+    /// The state of the closing handshake.
     pub fn phase(&self) -> Phase {
         self.phase.get()
     }
@@ -175,12 +181,13 @@ impl<S: Socket> Connection<S> {
     /// Reads once; 0 is the end of the stream.
     ///
     /// # Errors
-    /// `WouldBlock` when there is nothing; anything else when the socket has failed.
+    /// `WouldBlock` when no bytes are available; anything else when the socket has failed.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         retry(|| self.socket.receive(buffer))
     }
 
-    /// Sends `batch` after everything that was sent before; what the socket does not take waits, within `bound`.
+    /// Sends `batch` after everything that was sent before; the part that the socket does not take
+    /// waits, within `bound`.
     pub fn send(&self, batch: &Rc<Batch>, bound: Bound) -> Sent {
         if self.phase.get() != Phase::Open {
             return Sent::Gone;
@@ -200,8 +207,9 @@ impl<S: Socket> Connection<S> {
         let offered = outbox.offer(batch, written, bound);
         self.keep(outbox);
         if batch.has_pages() {
-            // `sendfile` may stop short of a socket that has room, at a signal for one: only a rejection is a promise to say
-            // when there is room again. What a failed socket means, its owner hears from the socket.
+            // `sendfile` may write less than the socket has room for, for example at a signal. Only
+            // `WouldBlock` promises a readiness event when there is room again, so the rest is
+            // tried now. The readiness loop reports a failed socket.
             self.flush_outbox();
         }
         Sent::Part(offered)
@@ -211,7 +219,8 @@ impl<S: Socket> Connection<S> {
     pub fn send_ping(&self, sweep: u16) -> bool {
         self.last_seen.set(sweep);
         self.ping_pending.set(true);
-        // In the place of a pong that might have to wait: who sends one later has been last_seen.
+        // A waiting ping uses the slot of the pong. A pong that replaces it answers a later input
+        // of the client, so the ping is not needed any more.
         self.control(Frame::ping(), Outbox::put_pong)
     }
 
@@ -221,7 +230,8 @@ impl<S: Socket> Connection<S> {
         self.control(pong, Outbox::put_pong)
     }
 
-    /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when the socket has failed.
+    /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when
+    /// the socket has failed.
     pub fn close(&self, close: Frame, reason: DropReason, phase: Phase) -> bool {
         self.phase.set(phase);
         if let Some(writer) = self.writer.get() {
@@ -230,7 +240,7 @@ impl<S: Socket> Connection<S> {
         self.control(close, |outbox, close| outbox.put_close(close, reason))
     }
 
-    /// Goes on with a closing handshake that has begun.
+    /// Advances a closing handshake that has begun.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.set(phase);
     }
@@ -255,7 +265,8 @@ impl<S: Socket> Connection<S> {
         true
     }
 
-    /// Writes what the socket takes now: 0 when it is full, or when a writer task is inside a frame.
+    /// Writes as much as the socket takes now: 0 bytes when it is full, or when a writer task is
+    /// inside a frame.
     fn write(&self, piece: Piece<'_>) -> io::Result<usize> {
         if self.writing.get() {
             return Ok(0);
@@ -270,7 +281,7 @@ impl<S: Socket> Connection<S> {
         }
     }
 
-    /// Writes what waits until it is gone or the socket is full.
+    /// Writes waiting frames until none is left or the socket is full.
     pub fn flush(&self) -> Flushed {
         match self.socket.flush() {
             Ok(()) => {}
@@ -322,23 +333,24 @@ impl<S: Socket> Connection<S> {
     /// Whether anything waits to be written.
     pub fn has_backlog(&self) -> bool {
         self.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false)
-            || self.feed_backlog().1 > 0
+            || self.writer_backlog().1 > 0
             || self.socket.unsent_bytes() > 0
     }
 
     /// Bytes and data frames that wait.
     pub fn backlog(&self) -> (usize, u64) {
         let (bytes, frames) = self.with_outbox(|outbox| (outbox.bytes(), outbox.frames())).unwrap_or_default();
-        let (more_bytes, more_frames) = self.feed_backlog();
+        let (more_bytes, more_frames) = self.writer_backlog();
         (bytes + more_bytes + self.socket.unsent_bytes(), frames + more_frames)
     }
 
-    /// Ends the sending side: the client reads to the end of what was sent, then sees the end of the stream.
+    /// Ends the sending side: the client reads to the end of what was sent, then sees the end of
+    /// the stream.
     pub fn shutdown_write(&self) {
         self.socket.shutdown_write();
     }
 
-    /// The connection is gone: what waits is dropped, a writer task ends.
+    /// Drops everything that waits and ends a writer task: the connection is gone.
     pub fn abandon(&self, reason: DropReason) {
         self.catch_up();
         if let Some(mut outbox) = self.outbox.take() {
@@ -351,7 +363,7 @@ impl<S: Socket> Connection<S> {
 }
 
 impl<S> Connection<S> {
-    /// The next message or control frame of what was read, and of what came before in part.
+    /// The next message or control frame of the input and of a partly received one before it.
     ///
     /// # Errors
     /// As [`Decoder::next`].
@@ -359,25 +371,26 @@ impl<S> Connection<S> {
         self.with_decoder(|decoder| decoder.next(input, limits))
     }
 
-    /// Payload bytes that are known to be missing of a frame.
+    /// Payload bytes that are still missing of a partly received frame.
     pub fn missing_bytes(&self) -> usize {
         self.with_decoder(|decoder| decoder.missing_bytes())
     }
 
-    fn with_decoder<T>(&self, look: impl FnOnce(&mut Decoder) -> T) -> T {
+    fn with_decoder<T>(&self, with: impl FnOnce(&mut Decoder) -> T) -> T {
         let mut decoder = self.decoder.take();
-        let seen = look(&mut decoder);
+        let result = with(&mut decoder);
         self.decoder.set(decoder);
-        seen
+        result
     }
 
-    /// Something has come, in this sweep.
+    /// Notes that input has arrived in this keepalive sweep.
     pub fn note_input(&self, sweep: u16) {
         self.last_seen.set(sweep);
         self.ping_pending.set(false);
     }
 
-    /// Whether it has been silent for `ping_after` sweeps, or for `end_after` more since it was ping_pending.
+    /// Its liveness: a ping is due after `ping_after` silent sweeps, and the end after `end_after`
+    /// more without an answer.
     pub fn liveness(&self, sweep: u16, ping_after: u16, end_after: u16) -> Liveness {
         let silent = sweep.wrapping_sub(self.last_seen.get());
         match self.ping_pending.get() {
@@ -387,12 +400,16 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Where it stands in the list of `channel`, if it is subscribed.
+    /// Its index in the list of `channel`, if it is subscribed.
     pub fn position(&self, channel: u32) -> Option<u32> {
-        self.memberships.borrow().iter().find(|member| member.channel == channel).map(|member| member.position)
+        self.memberships
+            .borrow()
+            .iter()
+            .find(|membership| membership.channel == channel)
+            .map(|membership| membership.position)
     }
 
-    fn feed_backlog(&self) -> (usize, u64) {
+    fn writer_backlog(&self) -> (usize, u64) {
         match self.writer() {
             None | Some(WriterKind::Outbox(_)) => (0, 0),
             Some(WriterKind::Mailbox(mailbox)) => mailbox.backlog(),
@@ -409,11 +426,11 @@ impl<S> Connection<S> {
         debug_assert!(first, "a connection has one task");
     }
 
-    fn with_outbox<T>(&self, look: impl FnOnce(&Outbox) -> T) -> Option<T> {
+    fn with_outbox<T>(&self, with: impl FnOnce(&Outbox) -> T) -> Option<T> {
         let outbox = self.outbox.take()?;
-        let seen = look(&outbox);
+        let result = with(&outbox);
         self.keep(outbox);
-        Some(seen)
+        Some(result)
     }
 
     /// Keeps an outbox only if it holds something.
@@ -422,7 +439,7 @@ impl<S> Connection<S> {
     }
 }
 
-/// A signal may interrupt a call that then has done nothing.
+/// Repeats a call that a signal interrupted before it did anything.
 fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {
@@ -444,7 +461,7 @@ mod tests {
     use crate::config::SlowPolicy;
     use crate::metrics::DeliveryCounters;
 
-    /// A stream in memory that takes as many bytes as nobody has read, and no more.
+    /// A stream in memory with a bounded buffer: it takes no more bytes until the other end reads.
     struct Pipe(RefCell<DuplexStream>);
 
     fn now<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
@@ -486,7 +503,7 @@ mod tests {
         Rc::new(Batch::new(&frames, counters.clone()))
     }
 
-    /// Everything that is in the pipe.
+    /// Reads everything that is in the pipe.
     fn read(pipe: &Pipe) -> Vec<u8> {
         let mut buffer = [0; 1000];
         let length = pipe.receive(&mut buffer).unwrap_or(0);
@@ -496,7 +513,7 @@ mod tests {
     const BOUND: Bound = Bound { bytes_max: 100, policy: SlowPolicy::Disconnect };
 
     #[test]
-    fn only_what_the_socket_refuses_waits() {
+    fn only_bytes_that_the_socket_did_not_take_wait() {
         let counters = Rc::default();
         let (connection, peer) = pair(8);
         assert_eq!(connection.send(&batch(&counters, &["ab"]), BOUND), Sent::All);
@@ -510,12 +527,12 @@ mod tests {
         assert_eq!(read(&peer), b"\x81\x02ab\x81\x02cd");
         assert_eq!(connection.flush(), Flushed::Idle);
         assert_eq!(read(&peer), b"\x8a\x01!\x81\x01e");
-        assert!(connection.outbox.take().is_none(), "the memory is given back");
+        assert!(connection.outbox.take().is_none(), "an empty outbox is freed");
         assert_eq!(counters.totals().unsettled(), 0);
     }
 
     #[test]
-    fn nothing_follows_a_close_and_nothing_is_cut() {
+    fn a_close_is_last_and_a_partly_written_frame_is_finished() {
         let counters = Rc::default();
         let (connection, peer) = pair(5);
         connection.send(&batch(&counters, &["abcd", "e"]), BOUND);
@@ -528,12 +545,12 @@ mod tests {
         seen.extend(read(&peer));
         assert_eq!(seen, b"\x81\x04abcd\x88\x02\x03\xe8");
         let totals = counters.totals();
-        // Whoever sends to a connection that is gone owes the counters the drop: here, one.
+        // The caller of a send that returned `Gone` counts the drop: here, of one frame.
         assert_eq!((totals.delivered, totals.dropped_closed, totals.unsettled()), (1, 1, 1));
     }
 
     #[test]
-    fn a_peer_that_is_gone_is_noticed() {
+    fn a_disconnected_peer_is_detected() {
         let counters = Rc::default();
         let (connection, peer) = pair(8);
         drop(peer);
@@ -548,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_task_lets_control_frames_in_between_its_frames_only() {
+    fn control_frames_go_between_the_frames_of_a_writer_task() {
         let counters = Rc::default();
         let (connection, peer) = pair(4);
         let mut task = Box::pin(mailbox::open(&connection));
@@ -569,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_task_that_ends_settles_the_books() {
+    fn a_writer_task_that_ends_counts_every_frame() {
         let counters = Rc::default();
         let (connection, _peer) = pair(4);
         let mut task = Box::pin(mailbox::open(&connection));

@@ -1,10 +1,11 @@
-//! One client's TLS session, between its connection and its socket.
+//! The TLS session of one client, between its connection and its socket.
 //!
-//! Owns what has arrived of a record that is not whole, and what the socket has not taken of records that are encrypted: at rest
-//! neither, and no buffer. Both ways go through two buffers that all sessions of a thread share. Never waits.
+//! Owns the partly received record, and the encrypted bytes that the socket has not taken; an idle
+//! session has neither, and no buffer. Input and output go through two buffers that all sessions of
+//! a thread share. It never blocks.
 //!
-//! What was encrypted counts as sent: it cannot be taken back. So much are two records at most, of 16 KiB each; a backlog waits in
-//! the outbox as it does without TLS.
+//! Encrypted bytes count as sent, because they cannot be withdrawn. These are at most two records
+//! of 16 KiB each; a longer backlog waits in the outbox, as it does without TLS.
 
 use std::cell::RefCell;
 use std::{fmt, io};
@@ -17,10 +18,10 @@ use super::socket::Socket;
 use crate::config::{TLS_READ_BYTES, TLS_SEND_BYTES};
 use crate::tls::Tls;
 
-/// Most bytes of a record on the wire, of any version (RFC 5246, section 6.2.3).
+/// Most bytes of a TLS record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
 
-/// The buffers of a thread, made when its first session needs them.
+/// The buffers of a thread, allocated when its first session needs them.
 struct Scratch {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
@@ -38,20 +39,22 @@ type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
 /// See the module.
 pub struct Session {
     connection: UnbufferedServerConnection,
-    /// The beginning of a record.
+    /// The beginning of an incomplete record.
     received: Vec<u8>,
-    /// Decrypted, and not asked for yet, in the order of arrival; the first `plain_taken` bytes are gone.
+    /// Decrypted bytes that the connection has not read yet, in the order of arrival; the first
+    /// `plain_taken` bytes are read already.
     plain: Vec<u8>,
     plain_taken: usize,
-    /// Encrypted, and not taken by the socket.
+    /// Encrypted bytes that the socket has not taken.
     unsent: Vec<u8>,
-    /// Nothing more comes.
+    /// Whether the client has ended its side: no more input follows.
     ended: bool,
-    /// The last read of the socket did not find it empty.
+    /// Whether the last read of the socket returned bytes.
     more: bool,
-    /// The session has failed: the library is not asked for anything any more. It would go on in input that is gone.
+    /// Whether the session has failed. The library is not called any more: it would continue in
+    /// input that is gone.
     failed: bool,
-    /// The client was told that nothing more comes.
+    /// Whether `close_notify` was sent.
     closed: bool,
 }
 
@@ -65,10 +68,10 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// A session whose client has said nothing yet.
+    /// A new session, before the client's first byte.
     ///
     /// # Errors
-    /// When the library refuses its configuration.
+    /// When the library rejects its configuration.
     pub fn new(tls: &Tls) -> io::Result<Self> {
         let connection = UnbufferedServerConnection::new(tls.current()).map_err(io::Error::other)?;
         let (received, plain, unsent) = (Vec::new(), Vec::new(), Vec::new());
@@ -85,12 +88,12 @@ impl Session {
         })
     }
 
-    /// As [`Socket::receive`], of one read of the socket: [`Session::has_more`] says whether another is worth it, also when
-    /// this one has failed with `WouldBlock`. So a turn is bounded by what arrives, whatever comes of it: a record may hold no
-    /// byte, and still take its time.
+    /// As [`Socket::receive`], with one read of the socket. [`Session::has_more`] says whether
+    /// another call makes sense, also when this one failed with `WouldBlock`. So one turn is
+    /// bounded by the bytes that it reads, even if their records hold no payload.
     ///
     /// # Errors
-    /// As [`Socket::receive`]; `InvalidData` when the client breaks the protocol.
+    /// As [`Socket::receive`]; `InvalidData` when the client violates the TLS protocol.
     pub fn receive(&mut self, socket: &impl Socket, buffer: &mut [u8]) -> io::Result<usize> {
         if self.plain.is_empty() && !self.ended {
             if self.failed {
@@ -106,7 +109,7 @@ impl Session {
         }
     }
 
-    /// Whether there may be something to receive of which the socket will not tell.
+    /// Whether there may be input that the socket's readiness does not report.
     #[must_use]
     pub fn has_more(&self) -> bool {
         !self.plain.is_empty() || self.more || self.ended || self.failed
@@ -136,12 +139,13 @@ impl Session {
             let read = retry(|| socket.receive(&mut incoming[kept..room]))?;
             self.ended |= read == 0;
             if self.closed {
-                // It is thrown away.
+                // Input after our close_notify is discarded.
                 return Ok(());
             }
             let arrived = &mut incoming[..kept + read];
             let driven = self.drive(arrived, |_| ());
-            // What a handshake answers, or why it is refused; what does not leave now waits for the socket.
+            // Sends the answer of the handshake, or the alert; the part that the socket does not
+            // take waits.
             let flushed = self.try_flush(socket);
             let (taken, _) = driven.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.received = arrived[taken..].to_vec();
@@ -149,8 +153,8 @@ impl Session {
         })
     }
 
-    /// Takes whole records from the front of `incoming`, and how many bytes they had; then `write`, once the handshake is
-    /// through.
+    /// Processes whole records from the front of `incoming`, then calls `write` if the handshake is
+    /// complete. Returns the bytes of those records, and the result of `write`.
     fn drive<T>(
         &mut self,
         incoming: &mut [u8],
@@ -177,14 +181,14 @@ impl Session {
                             .map_err(|error| rustls::Error::General(error.to_string()))?;
                     }
                 }
-                // It is among what waits for the socket.
+                // The message is in `unsent` already.
                 Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
                 Ok(ConnectionState::PeerClosed) => self.ended = true,
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                     return Ok((taken + discard, Some(write(&mut traffic))));
                 }
                 Ok(ConnectionState::BlockedHandshake) => return Ok((taken + discard, None)),
-                // Early data is not offered, and nothing is sent behind the end.
+                // Early data is not offered, and nothing is sent after the end.
                 Ok(_) => {
                     self.ended = true;
                     return Ok((taken + discard, None));
@@ -199,22 +203,24 @@ impl Session {
         }
     }
 
-    /// Has the client told why its session has failed.
+    /// Queues the alert that tells the client why its session failed.
     fn put_alert(&mut self, incoming: &mut [u8]) {
         let UnbufferedStatus { state, .. } = self.connection.process_tls_records(incoming);
         if let Ok(ConnectionState::EncodeTlsData(mut alert)) = state {
             let mut wire = [0; 64];
-            // A longer one there is not; without it, the end of the stream has to do.
+            // No alert is longer; without one, the client sees the end of the stream only.
             if let Ok(length) = alert.encode(&mut wire) {
                 self.unsent.extend_from_slice(&wire[..length]);
             }
         }
     }
 
-    /// As [`Socket::send`]; what is taken and does not fit waits here: `TLS_SEND_BYTES` and what encryption adds, at most.
+    /// As [`Socket::send`]; the encrypted bytes that the socket does not take wait here: at most
+    /// `TLS_SEND_BYTES` and the overhead of encryption.
     ///
     /// # Errors
-    /// As [`Socket::send`]; `NotConnected` before the handshake is through, `BrokenPipe` behind [`Session::close`].
+    /// As [`Socket::send`]; `NotConnected` before the handshake is complete, `BrokenPipe` after
+    /// [`Session::close`].
     pub fn send(&mut self, socket: &impl Socket, bytes: &[u8]) -> io::Result<usize> {
         if self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -231,7 +237,7 @@ impl Session {
         Ok(taken)
     }
 
-    /// Tells the client that nothing more comes, if there is room.
+    /// Sends `close_notify`, if the socket has room.
     pub fn close(&mut self, socket: &impl Socket) {
         if std::mem::replace(&mut self.closed, true) {
             return;
@@ -239,26 +245,26 @@ impl Session {
         if self.flush(socket).is_ok() {
             let close =
                 |traffic: &mut Traffic<'_>, wire: &mut [u8]| traffic.queue_close_notify(wire).map_err(io::Error::other);
-            // Who is gone needs no goodbye.
+            // It fails only if the client has gone: then nothing needs to be sent.
             let _ = self.put(socket, close);
         }
     }
 
-    /// Hands what `encrypt` gives to the socket; whether it took all of it.
+    /// Sends the output of `encrypt`; returns whether the socket took all of it.
     fn put(
         &mut self,
         socket: &impl Socket,
         encrypt: impl FnOnce(&mut Traffic<'_>, &mut [u8]) -> io::Result<usize>,
     ) -> io::Result<bool> {
         SCRATCH.with_borrow_mut(|Scratch { outgoing, .. }| {
-            // The library wants to see the beginning of a record that it has seen before.
+            // The library needs to see the incomplete record again.
             let mut received = std::mem::take(&mut self.received);
             let driven = self.drive(&mut received, |traffic| encrypt(traffic, outgoing));
             let (taken, length) = driven.map_err(io::Error::other)?;
             received.drain(..taken);
             self.received = received;
             let record = &outgoing[..length.ok_or(io::ErrorKind::NotConnected)??];
-            // What the session had to say by itself goes first.
+            // Messages of the session itself go first.
             let mut sent = 0;
             while self.unsent.is_empty() && sent < record.len() {
                 match retry(|| socket.send(&record[sent..])) {
@@ -269,17 +275,17 @@ impl Session {
             }
             self.unsent.extend_from_slice(&record[sent..]);
             if sent == 0 {
-                // Perhaps it waits for nobody but this.
+                // Perhaps only this call will flush the session's own messages.
                 return self.try_flush(socket);
             }
             Ok(self.unsent.is_empty())
         })
     }
 
-    /// Writes what waits for the socket.
+    /// Writes the bytes that wait for the socket.
     ///
     /// # Errors
-    /// `WouldBlock` when some of it still does.
+    /// `WouldBlock` when some bytes still wait.
     pub fn flush(&mut self, socket: &impl Socket) -> io::Result<()> {
         let mut sent = 0;
         while sent < self.unsent.len() {
@@ -295,7 +301,7 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::flush`]; whether nothing waits any more.
+    /// As [`Session::flush`], but a full socket is no error; returns whether no bytes wait.
     fn try_flush(&mut self, socket: &impl Socket) -> io::Result<bool> {
         match self.flush(socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),

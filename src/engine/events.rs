@@ -1,4 +1,8 @@
-//! What the messages of clients mean, and what the server answers to one client.
+//! The meaning of clients' messages, and the answers to a single client.
+//!
+//! Owns what each event does: names, `SAY`, subscriptions. An event that cannot be carried out is
+//! answered with an `ERROR` event; it never ends the connection. A `SAY` is published through the
+//! sequencer like any other publication, never sent to subscribers directly.
 
 use std::rc::Rc;
 
@@ -13,17 +17,17 @@ use crate::wire::event::{self, ClientEvent, EventError};
 use crate::wire::inbound::Inbound;
 use crate::wire::{Batch, Frame};
 
-/// The name of who has not set one.
+/// The name of a client that has not set one.
 const NAMELESS: &str = "anonymous";
 
 impl Shard {
-    /// A message or a control frame has come.
+    /// Handles a message or a control frame of a client.
     pub(super) fn on_inbound(&self, connection: &Rc<Conn>, inbound: Inbound<'_>) {
         if let Inbound::Close(code) = inbound {
             return self.on_close(connection, code);
         }
         if connection.phase() != Phase::Open {
-            // Between the two close frames nothing counts but the second.
+            // Between the two close frames only the second one matters.
             return;
         }
         match (inbound, connection.role) {
@@ -75,7 +79,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Publishes what a client says to the rooms that it joined by name, and to `all` only if the policy says so.
+    /// Publishes a client's message to the rooms that it joined by name, and to `all` only if the
+    /// policy says so.
     fn say(&self, connection: &Conn, message: &str) -> Result<(), EventError> {
         self.says.set(self.says.get() + 1);
         let policy = self.engine.config.say;
@@ -95,19 +100,21 @@ impl Shard {
         for channel in channels {
             let origin = Origin::Connection { id: connection.id };
             let publication = Publication { channel, frame: frame.clone(), origin, receipt: None };
-            // A drain refuses as well; the client is about to hear of that by its close frame.
+            // A drain rejects as well; the client's close frame is about to say so.
             result = result.and(self.engine.publish(publication).map_err(|_| EventError::Overloaded));
         }
         result
     }
 
-    /// Sends a frame to one client. With `mailbox` it may overtake publications that wait in the mailbox.
+    /// Sends a frame to one client. With `mailbox` the frame may overtake publications that wait in
+    /// the mailbox.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
         connection.catch_up();
         let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
         let bound = match connection.role {
             Role::Events => self.bound(),
-            // An echo is not read on while its answers wait: what one read brought is the bound.
+            // An echo connection is not read while its answers wait, so the size of one read is the
+            // bound.
             Role::Echo => Bound { bytes_max: usize::MAX, ..self.bound() },
         };
         self.answers.matched(1);
