@@ -1,4 +1,4 @@
-//! Every row of the table of why a connection ends, provoked: its close frame, and its place in the metrics.
+//! Every close reason, provoked: its close frame, and its counter in the metrics.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,9 +11,9 @@ use serde_json::json;
 
 use crate::support::{Client, Received, TestServer, config, masked, request};
 
-/// What a client has to send; nothing where the end comes by itself.
+/// The input that provokes the reason; empty if the client has to send nothing.
 fn provocation(reason: CloseReason) -> Vec<u8> {
-    let promise = |length: u64| [&[0x82, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat();
+    let announce = |length: u64| [&[0x82, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat();
     match reason {
         CloseReason::ByClient => masked(0x88, &1000_u16.to_be_bytes()),
         CloseReason::Left => masked(0x81, br#"{"event":"LEAVE"}"#),
@@ -21,13 +21,13 @@ fn provocation(reason: CloseReason) -> Vec<u8> {
         CloseReason::Unmasked => vec![0x81, 0x01, b'x'],
         CloseReason::ReservedBit => masked(0xc1, b"x"),
         CloseReason::ReservedOpcode => masked(0x83, b"x"),
-        CloseReason::BadLength => promise(1),
+        CloseReason::BadLength => announce(1),
         CloseReason::BadControl => masked(0x09, b"x"),
         CloseReason::BadFragment => masked(0x80, b"x"),
         CloseReason::BadClose => masked(0x88, b"x"),
         CloseReason::NotUtf8 => masked(0x81, b"\xff"),
         CloseReason::NotText => masked(0x82, b"x"),
-        CloseReason::TooBig => promise(1 << 40),
+        CloseReason::TooBig => announce(1 << 40),
         CloseReason::TooManyFragments => [masked(0x01, b"a"), masked(0, b"b").repeat(5)].concat(),
         CloseReason::Disconnected
         | CloseReason::Drain
@@ -37,7 +37,7 @@ fn provocation(reason: CloseReason) -> Vec<u8> {
     }
 }
 
-/// A server that ends its clients for this reason as soon as it can, and for no other.
+/// A server that ends its clients for this reason soon, and for no other.
 fn server(reason: CloseReason) -> TestServer {
     let mut config = Config { message_fragments_max: 4, ..config() };
     match reason {
@@ -56,7 +56,7 @@ fn server(reason: CloseReason) -> TestServer {
 }
 
 #[test]
-fn every_row_of_the_table_is_provoked() {
+fn every_close_reason_is_provoked() {
     for reason in CloseReason::ALL {
         let mut server = server(reason);
         let soon = UNIX_EPOCH.elapsed().unwrap().as_secs() + 5;
@@ -64,7 +64,7 @@ fn every_row_of_the_table_is_provoked() {
         let mut client = Client::connect_narrow(server.address, &format!("/ws/room?token={token}"));
         client.send_raw(&provocation(reason));
         if reason == CloseReason::Slow {
-            // A 101 is seen before its connection is registered.
+            // A client sees the 101 before its connection is registered.
             server.wait_for_connections(1);
             while server.engine.registry.len() == 1 {
                 server.publish("room", &[b'x'; 1000]);
@@ -84,7 +84,7 @@ fn every_row_of_the_table_is_provoked() {
                 }
             };
             let row = reason.row();
-            // A close frame of the client's is answered with its own code.
+            // The client's own close frame is answered with its own code.
             let code = if reason == CloseReason::ByClient { Some(1000) } else { row.code };
             assert_eq!(close, (code, row.text.to_owned()), "{reason:?}");
             client.send(0x88, &1000_u16.to_be_bytes());

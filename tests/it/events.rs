@@ -1,4 +1,4 @@
-//! The article's events, rooms, and who hears what.
+//! Events, rooms, and which clients receive which messages.
 
 use hydrant::config::{Config, SayPolicy};
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use crate::support::{Received, TestServer, config};
 
 #[test]
-fn say_reaches_the_rooms_of_the_speaker_and_only_those() {
+fn say_reaches_the_rooms_of_the_sender_and_no_others() {
     let server = TestServer::start(config());
-    let (mut speaker, mut listener) = (server.client("/ws/room"), server.client("/ws?channel=other&channel=room"));
+    let (mut sender, mut receiver) = (server.client("/ws/room"), server.client("/ws?channel=other&channel=room"));
     let (mut elsewhere, mut plain) = (server.client("/ws/elsewhere"), server.client("/ws"));
-    speaker.text(r#"{"event":"SAY","message":"nameless"}"#);
-    speaker.text(r#"{"event":"SET_NAME","new_name":"Croc 1"}"#);
-    speaker.text(r#"{"event":"SAY","message":"quote \" and ünïcode"}"#);
-    for client in [&mut speaker, &mut listener] {
+    sender.text(r#"{"event":"SAY","message":"nameless"}"#);
+    sender.text(r#"{"event":"SET_NAME","new_name":"Croc 1"}"#);
+    sender.text(r#"{"event":"SAY","message":"quote \" and ünïcode"}"#);
+    for client in [&mut sender, &mut receiver] {
         assert_eq!(client.receive_text(), r#"{"event":"CHAT_MSG","user":"anonymous","message":"nameless"}"#);
         let second = r#"{"event":"CHAT_MSG","user":"Croc 1","message":"quote \" and ünïcode"}"#;
         assert_eq!(client.receive_text(), second);
     }
-    // Whoever was not meant gets nothing: the next thing that comes is this.
+    // The other clients receive nothing of it: this is their next message.
     for (client, channel) in [(&mut elsewhere, "elsewhere"), (&mut plain, "all")] {
         assert_eq!(server.publish(channel, b"for you").delivered, 1);
         assert_eq!(client.receive_text(), "for you");
@@ -27,22 +27,22 @@ fn say_reaches_the_rooms_of_the_speaker_and_only_those() {
 }
 
 #[test]
-fn say_in_all_is_counted_and_repeated_only_if_asked_for() {
-    for (say, heard) in [(SayPolicy::Off, 0), (SayPolicy::Rooms, 0), (SayPolicy::All, 2)] {
+fn say_in_all_is_counted_and_published_only_if_configured() {
+    for (say, received) in [(SayPolicy::Off, 0), (SayPolicy::Rooms, 0), (SayPolicy::All, 2)] {
         let server = TestServer::start(Config { say, ..config() });
-        let (mut speaker, mut listener) = (server.client("/ws"), server.client("/ws"));
-        speaker.text(r#"{"event":"SAY","message":"hello"}"#);
-        let report = server.stats_until(|report| report.says == 1 && report.totals.delivered == heard);
-        assert_eq!(report.totals.matched, heard, "{say:?}");
-        if heard > 0 {
-            assert_eq!(listener.receive_text(), r#"{"event":"CHAT_MSG","user":"anonymous","message":"hello"}"#);
+        let (mut sender, mut receiver) = (server.client("/ws"), server.client("/ws"));
+        sender.text(r#"{"event":"SAY","message":"hello"}"#);
+        let report = server.stats_until(|report| report.says == 1 && report.totals.delivered == received);
+        assert_eq!(report.totals.matched, received, "{say:?}");
+        if received > 0 {
+            assert_eq!(receiver.receive_text(), r#"{"event":"CHAT_MSG","user":"anonymous","message":"hello"}"#);
         }
         assert_eq!(server.publish("all", b"next").matched, 2);
     }
 }
 
 #[test]
-fn leave_is_answered_by_close_1000() {
+fn leave_is_answered_with_close_1000() {
     let server = TestServer::start(config());
     let mut client = server.client("/ws");
     client.text(r#"{"event":"LEAVE"}"#);
@@ -53,7 +53,7 @@ fn leave_is_answered_by_close_1000() {
 }
 
 #[test]
-fn a_broken_event_is_answered_and_nothing_else_is_lost() {
+fn an_invalid_event_is_answered_with_an_error_and_the_connection_stays() {
     let server = TestServer::start(config());
     let mut client = server.client("/ws/room");
     let long = format!(r#"{{"event":"SET_NAME","new_name":"{}"}}"#, "x".repeat(65));
@@ -83,7 +83,7 @@ fn channels_are_joined_and_left_by_events() {
     client.text(r#"{"event":"SUBSCRIBE","channel":"second"}"#);
     client.text(r#"{"event":"SUBSCRIBE","channel":"second"}"#);
     client.text(r#"{"event":"UNSUBSCRIBE","channel":"first"}"#);
-    // An echo of its own, to know that the events before it are done.
+    // Its own message comes back after the events before it were carried out.
     client.text(r#"{"event":"SAY","message":"here"}"#);
     assert!(client.receive_text().contains("here"));
     assert_eq!(server.publish("first", b"x").matched, 0);
@@ -97,7 +97,7 @@ fn channels_are_joined_and_left_by_events() {
 }
 
 #[test]
-fn the_tick_comes_to_all_and_to_nobody_else() {
+fn the_tick_is_sent_to_all_and_to_no_other_channel() {
     let server = TestServer::start(Config { tick: Some(Duration::from_millis(20)), ..config() });
     let (mut plain, mut room) = (server.client("/ws"), server.client("/ws/room"));
     for _ in 0..3 {

@@ -1,4 +1,5 @@
-//! Every frame that RFC 6455 forbids, with its close code; frames in pieces; and the closing handshake.
+//! Every frame that RFC 6455 forbids, with its close code; partly received frames; and the closing
+//! handshake.
 
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -8,7 +9,7 @@ use hydrant::config::{Config, TooFastPolicy};
 
 use crate::support::{Received, TestServer, config, masked};
 
-/// A length that promises more than it may, and nothing behind it.
+/// A header that announces a length, without a payload.
 fn header_of(length: u64) -> Vec<u8> {
     let mut header = vec![0x82, 0xff];
     header.extend(length.to_be_bytes());
@@ -17,10 +18,10 @@ fn header_of(length: u64) -> Vec<u8> {
 }
 
 #[test]
-fn every_refused_frame_has_its_close_code() {
+fn every_forbidden_frame_has_its_close_code() {
     let server = TestServer::start(Config { message_fragments_max: 4, ..config() });
     let fragments = [masked(0x01, b"a"), masked(0, b"b"), masked(0, b"c"), masked(0, b"d"), masked(0, b"e")].concat();
-    let refused: [(Vec<u8>, u16, CloseReason); 18] = [
+    let forbidden: [(Vec<u8>, u16, CloseReason); 18] = [
         (vec![0x81, 0x01, b'x'], 1002, CloseReason::Unmasked),
         (masked(0xc1, b"x"), 1002, CloseReason::ReservedBit),
         (masked(0xa1, b"x"), 1002, CloseReason::ReservedBit),
@@ -40,11 +41,11 @@ fn every_refused_frame_has_its_close_code() {
         (header_of(64 * 1024 + 1), 1009, CloseReason::TooBig),
         (fragments, 1008, CloseReason::TooManyFragments),
     ];
-    for (number, (wire, code, reason)) in refused.into_iter().enumerate() {
+    for (number, (wire, code, reason)) in forbidden.into_iter().enumerate() {
         let mut client = server.client("/ws");
         client.send_raw(&wire);
         assert_eq!(client.receive(), Received::Close(Some(code), reason.row().text.to_owned()), "{number}");
-        // What a client still sends is thrown away, and the stream ends without a reset.
+        // Later input of the client is discarded, and the stream ends without a reset.
         client.text(r#"{"event":"SAY","message":"ignored"}"#);
         assert_eq!(client.receive(), Received::End, "{number}");
         drop(client);
@@ -57,9 +58,9 @@ fn every_refused_frame_has_its_close_code() {
 }
 
 #[test]
-fn who_sends_too_fast_is_closed_or_ignored() {
+fn a_client_that_sends_too_fast_is_closed_or_ignored() {
     let limited = |too_fast| Config { client_messages_max: NonZeroU32::new(3), too_fast, ..config() };
-    // Pings are messages here, and these come within far less than a second each.
+    // Pings count as messages, and these arrive well within a second.
     let flood = masked(0x89, b"x").repeat(50);
     let server = TestServer::start(limited(TooFastPolicy::Disconnect));
     let mut client = server.client("/ws");
@@ -83,7 +84,7 @@ fn who_sends_too_fast_is_closed_or_ignored() {
 }
 
 #[test]
-fn frames_may_come_in_pieces() {
+fn frames_may_arrive_byte_by_byte() {
     let server = TestServer::start(config());
     let mut client = server.client("/echo");
     let long = "κόσμε ".repeat(500);
@@ -103,7 +104,7 @@ fn frames_may_come_in_pieces() {
 }
 
 #[test]
-fn half_a_frame_disturbs_nobody_and_may_be_the_last() {
+fn half_a_frame_disturbs_no_other_client_and_may_be_the_last() {
     let server = TestServer::start(config());
     let (mut half, mut whole) = (server.client("/ws/room"), server.client("/ws/room"));
     half.send_raw(&masked(0x81, b"0123456789")[..9]);
@@ -117,7 +118,7 @@ fn half_a_frame_disturbs_nobody_and_may_be_the_last() {
 }
 
 #[test]
-fn what_comes_with_the_handshake_is_read() {
+fn frames_behind_the_handshake_are_read() {
     use std::io::Write;
     use std::net::TcpStream;
 
@@ -133,7 +134,7 @@ fn what_comes_with_the_handshake_is_read() {
 }
 
 #[test]
-fn a_close_is_answered_with_its_code_and_the_end() {
+fn a_close_is_answered_with_its_code_and_the_end_of_the_stream() {
     let server = TestServer::start(config());
     for (payload, code) in [(&b""[..], None), (b"\x03\xe8bye", Some(1000)), (b"\x0f\xa0", Some(4000))] {
         let mut client = server.client("/ws");
@@ -152,7 +153,7 @@ fn large_messages_are_echoed_whole() {
     let mut sender = crate::support::Client { stream: client.stream.try_clone().unwrap() };
     let body: Vec<u8> = (0..64 * 1024).map(|number| (number * 7) as u8).collect();
     let sent = body.clone();
-    // Far more than all buffers hold: the server stops reading while its answers wait.
+    // Far more bytes than all buffers hold: the server stops reading while its answers wait.
     let writer = std::thread::spawn(move || (0..300).for_each(|_| sender.send(0x82, &sent)));
     for _ in 0..300 {
         assert_eq!(client.receive(), Received::Binary(body.clone()));

@@ -1,4 +1,5 @@
-//! Clients that say nothing: asked, and ended when they do not answer; and those that take nothing.
+//! Silent clients get a ping, and are closed without an answer; clients that read nothing are
+//! closed by a timeout.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ fn impatient() -> Config {
 }
 
 #[test]
-fn who_does_not_answer_a_ping_is_closed() {
+fn a_client_that_does_not_answer_a_ping_is_closed() {
     for fanout in STRATEGIES {
         let server = TestServer::start(Config { fanout, ..impatient() });
         let mut silent = server.client("/ws/room");
@@ -27,7 +28,7 @@ fn who_does_not_answer_a_ping_is_closed() {
 }
 
 #[test]
-fn who_answers_stays() {
+fn a_client_that_answers_stays() {
     let server = TestServer::start(Config { idle_timeout: crate::support::PATIENCE, ..impatient() });
     let mut client = server.client("/ws/room");
     for answer in 0..3 {
@@ -47,7 +48,7 @@ fn who_answers_stays() {
 }
 
 #[test]
-fn who_takes_nothing_is_ended_by_the_kernel() {
+fn a_client_that_reads_nothing_is_ended_by_the_kernel() {
     let narrow = Config { outbox_bytes_max: 20 * 1024, message_bytes_max: 2048, kernel_bytes_max: 4096, ..config() };
     let write_timeout = Duration::from_millis(300);
     let server = TestServer::start(Config { slow: SlowPolicy::DropOldest, write_timeout, ..narrow });

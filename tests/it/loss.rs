@@ -1,4 +1,4 @@
-//! Slow and vanishing clients: what each policy does, and that every frame is accounted for.
+//! Slow and disconnecting clients: the effect of each policy, and that every frame is counted.
 
 use std::net::Shutdown;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use socket2::SockRef;
 
 use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config, masked, until};
 
-/// Messages of 1 KiB against a backlog of 20 KiB and a kernel that holds little.
+/// Messages of 1 KiB, against a backlog of 20 KiB and small kernel buffers.
 const MESSAGES: usize = 200;
 
 fn narrow() -> Config {
@@ -25,13 +25,14 @@ fn number(text: &str) -> usize {
     text[..4].parse().unwrap()
 }
 
-/// A server that has published all messages to a client that reads nothing and to one that reads each before the next; or,
-/// if it closes the first, as many as it took for that.
+/// A server that has published all messages to a client that reads nothing, and to one that reads
+/// each message before the next. If the server closes the first client, it has published as many as
+/// that took.
 fn after_all_messages(fanout: Strategy, slow: SlowPolicy) -> (TestServer, Client, Client, usize) {
     let server = TestServer::start(Config { fanout, slow, ..narrow() });
     let stalled = Client::connect_narrow(server.address, "/ws/room");
     let mut quick = server.client("/ws/room");
-    // A 101 is seen before its connection is registered.
+    // A client sees the 101 before its connection is registered.
     server.wait_for_connections(2);
     let mut published = 0;
     while published < MESSAGES && server.engine.registry.len() == 2 {
@@ -43,7 +44,7 @@ fn after_all_messages(fanout: Strategy, slow: SlowPolicy) -> (TestServer, Client
 }
 
 #[test]
-fn disconnect_closes_the_slow_one_and_nobody_else() {
+fn disconnect_closes_the_slow_client_and_no_other() {
     for fanout in STRATEGIES {
         let (server, mut slow, _quick, published) = after_all_messages(fanout, SlowPolicy::Disconnect);
         server.wait_for_connections(1);
@@ -60,7 +61,7 @@ fn disconnect_closes_the_slow_one_and_nobody_else() {
 }
 
 #[test]
-fn drop_newest_keeps_the_first_and_goes_on_later() {
+fn drop_newest_keeps_the_first_and_continues_later() {
     for fanout in STRATEGIES {
         let (server, mut slow, _quick, _) = after_all_messages(fanout, SlowPolicy::DropNewest);
         let stalled = server.stats();
@@ -95,12 +96,12 @@ fn drop_oldest_keeps_the_last() {
 }
 
 #[test]
-fn a_client_that_vanishes_is_accounted_for() {
+fn frames_of_a_disconnected_client_are_counted() {
     for fanout in STRATEGIES {
         for slow in POLICIES {
             let server = TestServer::start(Config { fanout, slow, ..narrow() });
             let mut quick = server.client("/ws/room");
-            // One with a backlog whose connection is reset, one that ends its stream without a close frame.
+            // One client has a backlog and is reset; one ends its stream without a close frame.
             let reset = Client::connect_narrow(server.address, "/ws/room");
             let ended = server.client("/ws/room");
             for text in (0..15).map(message) {
@@ -121,7 +122,7 @@ fn a_client_that_vanishes_is_accounted_for() {
 }
 
 #[test]
-fn the_backlog_is_given_back_when_it_is_drained() {
+fn a_drained_backlog_is_freed() {
     for fanout in STRATEGIES {
         let server = TestServer::start(Config { fanout, slow: SlowPolicy::DropNewest, ..narrow() });
         let mut slow = Client::connect_narrow(server.address, "/ws/room");
@@ -149,7 +150,8 @@ fn the_kernel_does_not_hold_megabytes_for_a_client_that_reads_nothing() {
         server.publish("room", &body);
     }
     let held = server.socket_stats().queues.kernel_socket_bytes;
-    // Four times the bound: unsent and unacknowledged bytes each have it, and the kernel doubles it for bookkeeping.
+    // Four times the bound: it applies to unsent and to unacknowledged bytes, and the kernel
+    // doubles it for its overhead.
     assert!((1..=4 * 256 * 1024).contains(&held), "{held}");
 }
 
@@ -165,27 +167,28 @@ fn control_frames_go_ahead_of_a_backlog() {
         let left = (stalled.totals.delivered) as usize;
         assert!(stalled.pending > 1, "{stalled:?}");
         slow.send(0x89, b"are you there");
-        // The ping is read before the socket can take more, and so before this.
+        // The server reads the ping before this event.
         slow.text(r#"{"event":"SUBSCRIBE","channel":"mark"}"#);
         until(|| (server.publish("mark", b"").matched == 1).then_some(()), || "the ping was not read".to_owned());
         let mut before = 0;
         while slow.receive() != Received::Pong(b"are you there".to_vec()) {
             before += 1;
         }
-        // What the kernel had, the frame that had been started, and with `mailbox` the one that its task had taken.
+        // The frames in the kernel, the partly written one, and with `mailbox` the one that its
+        // task had taken.
         assert!(before <= left + 2, "{fanout:?}: {before} came before the pong, {left} had left before the ping");
     }
 }
 
 #[test]
-fn a_close_that_is_not_answered_is_cut() {
+fn a_close_without_an_answer_is_aborted() {
     let server = TestServer::start(Config { close_timeout: Duration::from_millis(100), ..config() });
     let mut silent = server.client("/ws");
     silent.text(r#"{"event":"LEAVE"}"#);
     assert_eq!(silent.receive(), Received::Close(Some(1000), "left".to_owned()));
-    // It says nothing more; the server does not wait for it for ever.
+    // The client stays silent; the server waits for it no longer than the timeout.
     let loads = || server.engine.loads.iter().map(hydrant::admission::Load::get).sum::<usize>();
-    until(|| (loads() == 0).then_some(()), || "it is still here".to_owned());
+    until(|| (loads() == 0).then_some(()), || "the connection is still there".to_owned());
 }
 
 #[test]
@@ -199,7 +202,7 @@ fn a_close_behind_a_started_frame_ends_the_stream_cleanly() {
             }
             slow.send(close, &1000_u16.to_be_bytes());
             server.wait_for_connections(0);
-            // Whole messages, the close frame, and the end: no reset.
+            // Whole messages, the close frame, and the end of the stream: no reset.
             assert_eq!(slow.receive_to_close().1, Some(code), "{fanout:?}");
             assert_eq!(slow.receive(), Received::End, "{fanout:?}");
         }
@@ -208,12 +211,13 @@ fn a_close_behind_a_started_frame_ends_the_stream_cleanly() {
 }
 
 #[test]
-fn who_is_gone_joins_nothing() {
+fn a_disconnected_client_joins_no_channel() {
     for fanout in STRATEGIES {
         let server = TestServer::start(Config { fanout, ..config() });
         let mut quick = server.client("/ws/room");
         for _ in 0..20 {
-            // The answer to the ping fails, since the reset is there already; the subscription has been read with it.
+            // The pong fails, because the reset has arrived already; the SUBSCRIBE was in the same
+            // read as the ping.
             let mut gone = server.client("/ws/other");
             let subscribe = masked(0x81, br#"{"event":"SUBSCRIBE","channel":"room"}"#);
             gone.send_raw(&[masked(0x89, b"x"), subscribe].concat());

@@ -1,4 +1,4 @@
-//! Every subscriber sees one order, and nothing is lost.
+//! Every subscriber receives the messages of a channel in one order, and none is lost.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -26,15 +26,15 @@ fn all_shards_see_one_order_of_several_publishers() {
                 })
             })
             .collect();
-        // A speaker in the room is a publisher like any other.
-        let mut speaker = server.client("/ws?channel=unheard&channel=room");
+        // A client that sends SAY is a publisher like any other.
+        let mut sender = server.client("/ws?channel=unused&channel=room");
         let by_offset: BTreeMap<_, _> = publishers.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         assert_eq!(by_offset.len(), PUBLISHERS * EACH, "offsets are distinct");
         assert_eq!(
             by_offset.keys().next_back().unwrap() - by_offset.keys().next().unwrap() + 1,
             by_offset.len() as u64
         );
-        speaker.text(r#"{"event":"SAY","message":"the last"}"#);
+        sender.text(r#"{"event":"SAY","message":"the last"}"#);
         for client in &mut clients {
             let seen: Vec<_> = (0..by_offset.len()).map(|_| client.receive_text()).collect();
             assert!(seen.iter().eq(by_offset.values()), "{fanout:?}: the order of the offsets");
@@ -77,7 +77,7 @@ fn nothing_is_lost_at_two_thousand_clients() {
 }
 
 #[test]
-fn who_has_seen_the_101_misses_nothing() {
+fn a_client_that_has_seen_the_101_misses_nothing() {
     let server = TestServer::start(Config { shards: 3.try_into().unwrap(), ..config() });
     for number in 0..200 {
         let room = format!("room-{number}");
@@ -89,7 +89,7 @@ fn who_has_seen_the_101_misses_nothing() {
 }
 
 #[test]
-fn leaving_during_passes_disturbs_nobody() {
+fn disconnects_during_passes_disturb_no_other_client() {
     for fanout in STRATEGIES {
         let server = TestServer::start(Config { fanout, shards: 1.try_into().unwrap(), ..config() });
         let mut staying: Vec<_> = (0..300).map(|_| server.client("/ws/room")).collect();

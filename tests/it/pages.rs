@@ -6,7 +6,7 @@ use hydrant::config::{Config, PAGES_FILES_MAX, SlowPolicy};
 
 use crate::support::{Client, POLICIES, Received, TestServer, config, request};
 
-/// Enough for one shard to share pages with.
+/// Enough subscribers on one shard for pages.
 const READERS: usize = 20;
 const MESSAGES: usize = 12;
 const MESSAGE_BYTES: usize = 150_001;
@@ -23,9 +23,10 @@ fn paged(slow: SlowPolicy) -> Config {
     }
 }
 
-/// Different at every place and for every number, and no multiple of a page long.
+/// The bytes differ from index to index and from message to message; the length is no multiple of a
+/// page.
 fn message(number: usize) -> Vec<u8> {
-    (0..MESSAGE_BYTES - number).map(|place| (place * 31 + place / 4096 + number * 7) as u8).collect()
+    (0..MESSAGE_BYTES - number).map(|index| (index * 31 + index / 4096 + number * 7) as u8).collect()
 }
 
 fn publish(server: &TestServer, number: usize) -> u64 {
@@ -40,13 +41,13 @@ fn every_byte_arrives_from_shared_pages() {
     for slow in POLICIES {
         let server = TestServer::start(paged(slow));
         let mut readers: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
-        let vanishing = Client::connect_narrow(server.address, "/ws/room");
-        // Nobody reads: what is published waits in pages, long after the batch was sent.
+        let disconnecting = Client::connect_narrow(server.address, "/ws/room");
+        // No client reads: the messages wait in pages long after their batch was sent.
         for number in 0..MESSAGES {
             assert_eq!(publish(&server, number), READERS as u64 + 1);
         }
         assert!(server.stats().pages_open > 0, "pages are used");
-        drop(vanishing);
+        drop(disconnecting);
         let messages: Vec<_> = (0..MESSAGES).map(message).collect();
         for client in &mut readers {
             client.send(0x89, b"in between");
@@ -73,12 +74,12 @@ fn every_byte_arrives_from_shared_pages() {
 }
 
 #[test]
-fn one_who_never_reads_keeps_no_pages_from_others() {
+fn a_client_that_never_reads_leaves_pages_for_others() {
     let server = TestServer::start(paged(SlowPolicy::DropNewest));
     let mut quick: Vec<_> = (0..READERS).map(|_| server.client("/ws/room")).collect();
     let _slow = Client::connect_narrow(server.address, "/ws/room");
     server.wait_for_connections(READERS + 1);
-    // More than there are files of pages, and less than may wait for one.
+    // More batches than the pool may have files, and fewer bytes than a backlog holds.
     for number in 0..2 * PAGES_FILES_MAX {
         let text = format!("{number:04}{}", "x".repeat(8000));
         server.publish("room", text.as_bytes());
@@ -92,7 +93,7 @@ fn one_who_never_reads_keeps_no_pages_from_others() {
 }
 
 #[test]
-fn a_close_comes_between_frames_of_pages() {
+fn a_close_goes_between_frames_in_pages() {
     let server = TestServer::start(paged(SlowPolicy::Disconnect));
     let mut clients: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
     publish(&server, 0);
@@ -102,7 +103,7 @@ fn a_close_comes_between_frames_of_pages() {
     }
     server.wait_for_connections(0);
     for client in &mut clients {
-        // The message whose first byte had left is finished; the other is dropped.
+        // The partly written message is finished; the other is dropped.
         assert!(client.receive() == Received::Binary(message(0)));
         assert_eq!(client.receive(), Received::Close(Some(1000), "left".to_owned()));
         client.stream.shutdown(Shutdown::Write).unwrap();
@@ -112,7 +113,7 @@ fn a_close_comes_between_frames_of_pages() {
 }
 
 #[test]
-fn every_policy_cuts_pages_between_messages() {
+fn every_policy_drops_whole_messages_of_pages() {
     for slow in POLICIES {
         let mut server = TestServer::start(Config { outbox_bytes_max: 600 * 1024, ..paged(slow) });
         let clients: Vec<_> = (0..READERS).map(|_| Client::connect_narrow(server.address, "/ws/room")).collect();
@@ -122,9 +123,9 @@ fn every_policy_cuts_pages_between_messages() {
         let stalled = server.stats();
         assert!(stalled.totals.dropped_slow > 0, "{slow:?}: {stalled:?}");
         let messages: Vec<_> = (0..MESSAGES).map(message).collect();
-        // A drain flushes what waits.
+        // A drain flushes the backlogs.
         server.stop();
-        let mut seen_by_all = 0;
+        let mut received_by_all = 0;
         for mut client in clients {
             let mut seen = Vec::new();
             let code = loop {
@@ -145,9 +146,9 @@ fn every_policy_cuts_pages_between_messages() {
                 SlowPolicy::DropNewest => assert!(seen.iter().copied().eq(0..seen.len()), "{seen:?}"),
                 SlowPolicy::DropOldest => assert_eq!(seen.last(), Some(&(MESSAGES - 1))),
             }
-            seen_by_all += seen.len();
+            received_by_all += seen.len();
         }
         let report = server.finish();
-        assert_eq!((report.totals.delivered, report.totals.unsettled()), (seen_by_all as u64, 0), "{slow:?}");
+        assert_eq!((report.totals.delivered, report.totals.unsettled()), (received_by_all as u64, 0), "{slow:?}");
     }
 }

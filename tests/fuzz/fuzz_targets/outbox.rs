@@ -1,6 +1,7 @@
-//! `outbox`: the life of one backlog, with any policy and bound, against a model that copies every byte: what waits and in
-//! which order, what is said of an offer, what the bound allows, and the conservation law after every step. What has left is
-//! read once more at the end, as a client would: whole frames, numbers that rise, nothing after a close.
+//! `outbox`: a sequence of steps on one backlog, with any policy and bound, compared with a model
+//! that copies every byte: the waiting bytes and their order, the outcome of each offer, the bound,
+//! and the conservation law after every step. At the end the sent bytes are decoded as a client
+//! would: whole frames, rising numbers, nothing after a close frame.
 
 #![no_main]
 
@@ -18,12 +19,13 @@ use hydrant::wire::frame::header_bytes;
 use hydrant::wire::{Batch, Frame};
 use libfuzzer_sys::fuzz_target;
 
-/// Bytes of a frame for each of its `sizes`, so that a few make a batch that is larger than the bound.
+/// Bytes of a frame for each of its `sizes`, so that a few make a batch that is larger than the
+/// bound.
 const STEP_BYTES: usize = 5;
 const SLICES_MAX: usize = 5;
 
 #[derive(Arbitrary, Debug)]
-struct Life {
+struct Scenario {
     bytes_max: u16,
     policy: Policy,
     steps: Vec<Step>,
@@ -38,30 +40,31 @@ enum Policy {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// A batch of so many frames, of which the socket took `written` bytes if nothing waited.
+    /// Offers a batch with a frame for each size; the socket took `written` bytes of it if nothing
+    /// waited.
     Offer { sizes: Vec<u8>, written: u16, in_pages: bool },
-    /// The socket takes so many bytes of so many slices.
+    /// The socket takes at most `bytes` bytes of at most `slices` slices.
     Take { slices: u8, bytes: u16 },
     /// A pong, of which the socket took `written` bytes if nothing waited.
     Pong { payload: u8, written: u8 },
-    /// The close frame, likewise.
+    /// The close frame, in the same way.
     Close { written: u8, slow: bool },
-    /// Data is dropped.
+    /// Drops the data.
     Clear,
-    /// The bytes of the batch before so many others leave their pages.
+    /// Moves the bytes of the n-th last batch from their pages to the heap.
     LeavePages(u8),
-    /// The connection is gone, and another comes.
+    /// The connection is gone, and a new one follows.
     Abandon,
 }
 
-/// The model: what waits, as bytes.
+/// The model: the waiting bytes.
 #[derive(Default)]
 struct Model {
-    /// The rest of a control frame that has left in part.
+    /// The rest of a partly written control frame.
     control: Vec<u8>,
     pong: Vec<u8>,
     close: Vec<u8>,
-    /// What each offer left behind, frame by frame.
+    /// The waiting rest of each offer, frame by frame.
     entries: VecDeque<VecDeque<Waiting>>,
     totals: Totals,
 }
@@ -90,7 +93,7 @@ impl Model {
         self.entries.front().is_some_and(|entry| entry[0].started)
     }
 
-    /// What has to leave, in order.
+    /// All waiting bytes, in the order of sending.
     fn stream(&self) -> Vec<u8> {
         let mut frames = self.entries.iter().flatten().map(|frame| &frame.rest);
         let started = if self.has_started() { frames.next() } else { None };
@@ -115,7 +118,7 @@ impl Model {
         let mut queued = delivered + usize::from(started)..frames.len();
         if overflow && bound.policy != SlowPolicy::DropOldest {
             let fits = if bound.policy == SlowPolicy::Disconnect { 0 } else { room };
-            // A frame whose first byte has left is owed.
+            // A partly written frame is always finished.
             while waiting.len() > usize::from(started) && sum(&waiting) > fits {
                 waiting.pop_back();
             }
@@ -137,7 +140,7 @@ impl Model {
                 }
             }
             self.totals.dropped_slow += dropped;
-            // All others waited longer.
+            // All other frames waited longer.
             let kept = self.frames() - u64::from(self.has_started());
             queued.start = frames.len() - queued.len().min(kept as usize);
         }
@@ -145,7 +148,8 @@ impl Model {
         Offered { delivered, started, queued, overflow: overflow && bound.policy == SlowPolicy::Disconnect }
     }
 
-    /// A started frame is an entry of its own before others of it go.
+    /// A partly written frame becomes an entry of its own before other frames of its entry are
+    /// dropped.
     fn split_started(&mut self) {
         if self.has_started() && self.entries[0].len() > 1 {
             let rest = self.entries[0].split_off(1);
@@ -167,15 +171,15 @@ impl Model {
         }
     }
 
-    /// The first `bytes` have left.
+    /// Removes the first `bytes` bytes, which were sent.
     fn advance(&mut self, mut bytes: usize) {
         while bytes > 0 {
             if !self.control.is_empty() {
-                bytes -= leave(&mut self.control, bytes);
+                bytes -= remove(&mut self.control, bytes);
             } else if self.has_started() || self.pong.is_empty() && self.close.is_empty() {
                 let entry = &mut self.entries[0];
                 entry[0].started = true;
-                bytes -= leave(&mut entry[0].rest, bytes);
+                bytes -= remove(&mut entry[0].rest, bytes);
                 if entry[0].rest.is_empty() {
                     self.totals.delivered += 1;
                     entry.pop_front();
@@ -190,8 +194,8 @@ impl Model {
     }
 }
 
-/// Takes at most so many bytes from the front; how many.
-fn leave(rest: &mut Vec<u8>, bytes: usize) -> usize {
+/// Removes at most `bytes` bytes from the front; returns how many.
+fn remove(rest: &mut Vec<u8>, bytes: usize) -> usize {
     rest.drain(..bytes.min(rest.len())).len()
 }
 
@@ -199,7 +203,7 @@ fn sum(frames: &VecDeque<Waiting>) -> usize {
     frames.iter().map(|frame| frame.rest.len()).sum()
 }
 
-/// A connection, as far as an outbox knows one.
+/// The parts of a connection that an outbox needs.
 struct Connection {
     outbox: Outbox,
     model: Model,
@@ -209,7 +213,7 @@ struct Connection {
     batches: Vec<Rc<Batch>>,
     next_number: usize,
     closing: bool,
-    /// What has left.
+    /// The sent bytes.
     wire: Vec<u8>,
 }
 
@@ -284,29 +288,29 @@ impl Connection {
         let offered = self.outbox.offer(&batch, written, self.bound);
         assert_eq!(offered, expected);
         self.batches.push(batch);
-        let only_owed = self.model.has_started() && self.outbox.frames() == 1;
-        assert!(self.outbox.bytes() <= self.bound.bytes_max || only_owed, "{} bytes wait", self.outbox.bytes());
+        let only_started = self.model.has_started() && self.outbox.frames() == 1;
+        assert!(self.outbox.bytes() <= self.bound.bytes_max || only_started, "{} bytes wait", self.outbox.bytes());
         if offered.overflow {
             self.close(0, DropReason::Slow);
         }
     }
 
     fn take(&mut self, slices: usize, bytes: usize) {
-        let mut places = [IoSlice::new(&[]); SLICES_MAX];
-        let offered = match self.outbox.fill(&mut places[..slices]) {
-            Write::Slices(filled) => places[..filled].iter().flat_map(|slice| slice.to_vec()).collect(),
-            Write::Pages(pages, range) => pages.bytes().expect("they are there")[range].to_vec(),
+        let mut slots = [IoSlice::new(&[]); SLICES_MAX];
+        let offered = match self.outbox.fill(&mut slots[..slices]) {
+            Write::Slices(filled) => slots[..filled].iter().flat_map(|slice| slice.to_vec()).collect(),
+            Write::Pages(pages, range) => pages.bytes().expect("pages can be read")[range].to_vec(),
         };
         let expected = self.model.stream();
-        assert!(expected.starts_with(&offered), "what is to leave is not what waits");
-        assert_eq!(offered.is_empty(), expected.is_empty(), "something waits and nothing is to leave");
+        assert!(expected.starts_with(&offered), "fill() returns other bytes than those that wait");
+        assert_eq!(offered.is_empty(), expected.is_empty(), "something waits and fill() returns nothing");
         let sent = bytes.min(offered.len());
         self.wire.extend(&offered[..sent]);
         self.outbox.advance(sent);
         self.model.advance(sent);
     }
 
-    /// How much of a control frame leaves at once: nothing if something waits, and never all.
+    /// The bytes of a control frame that the socket takes: none if something waits, and never all.
     fn part(&self, control: &Frame, written: u8) -> usize {
         if self.outbox.is_empty() { usize::from(written) % control.wire().len() } else { 0 }
     }
@@ -345,11 +349,11 @@ impl Connection {
         let totals = self.counters.totals();
         assert_eq!(totals, self.model.totals);
         assert_eq!((self.outbox.frames(), self.outbox.bytes()), (self.model.frames(), self.model.bytes()));
-        assert_eq!(totals.matched, totals.delivered + totals.dropped() + self.outbox.frames(), "the law");
+        assert_eq!(totals.matched, totals.delivered + totals.dropped() + self.outbox.frames(), "the conservation law");
         assert_eq!(self.outbox.is_empty(), self.model.is_empty());
     }
 
-    /// Reads what has left, as a client does; `whole` if nothing is missing at the end.
+    /// Decodes the sent bytes, as a client does; `whole` if the last frame has to be complete.
     fn read(&mut self, whole: bool) {
         let wire = take(&mut self.wire);
         let mut rest = &wire[..];
@@ -378,18 +382,18 @@ impl Connection {
             }
             rest = &rest[header + length..];
         }
-        assert!(!whole || rest.is_empty(), "a frame is cut");
+        assert!(!whole || rest.is_empty(), "a frame is incomplete");
     }
 }
 
-fuzz_target!(|life: Life| {
-    let policy = match life.policy {
+fuzz_target!(|scenario: Scenario| {
+    let policy = match scenario.policy {
         Policy::Disconnect => SlowPolicy::Disconnect,
         Policy::DropNewest => SlowPolicy::DropNewest,
         Policy::DropOldest => SlowPolicy::DropOldest,
     };
-    let mut connection = Connection::new(Bound { bytes_max: usize::from(life.bytes_max) % 4096, policy });
-    for step in life.steps.iter().take(64) {
+    let mut connection = Connection::new(Bound { bytes_max: usize::from(scenario.bytes_max) % 4096, policy });
+    for step in scenario.steps.iter().take(64) {
         connection.step(step);
         connection.check();
     }

@@ -1,6 +1,6 @@
-//! `conn::Session`: a real client by TLS, whose bytes come in any pieces, with others between them or changed on the way, to a
-//! server whose socket takes what it likes. Whatever comes, it ends; and as long as nobody has meddled, each side gets what the
-//! other has sent, in order.
+//! `conn::Session`: a real TLS client, whose bytes arrive in pieces of any length, with foreign
+//! bytes between them or flipped bits, at a server whose socket takes any number of bytes. Every
+//! input terminates; and if no byte was changed, each side receives what the other sent, in order.
 
 #![no_main]
 
@@ -20,27 +20,27 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// The client writes.
-    Says(Vec<u8>),
+    /// The client sends bytes.
+    ClientSends(Vec<u8>),
     /// The client changes its keys and wants the server to.
     NewKeys,
-    /// The client says that nothing more comes.
+    /// The client sends close_notify.
     Ends,
-    /// So many bytes of the client's reach the server.
+    /// This many of the client's bytes arrive at the server.
     Arrive(u16),
-    /// Bytes that are not the client's arrive first.
-    Meddle(Vec<u8>),
-    /// One bit of the next to arrive is another.
+    /// Bytes arrive that the client did not send.
+    Inject(Vec<u8>),
+    /// One bit of the client's next bytes is flipped.
     Flip(u16),
-    /// The server reads into so many bytes.
+    /// The server reads at most this many bytes.
     Receive(u8),
-    /// The server sends so many bytes.
+    /// The server sends this many bytes.
     Send(u16),
-    /// The server's socket takes so many bytes more.
+    /// The server's socket takes this many more bytes.
     Room(u16),
-    /// The server says that nothing more comes.
+    /// The server sends close_notify.
     Close,
-    /// Everything arrives, as often as there is something, both ways.
+    /// Everything that was sent arrives, in both directions, until both sides are idle.
     Settle,
 }
 
@@ -76,17 +76,17 @@ struct Both {
     client: ClientConnection,
     server: Session,
     wire: Wire,
-    /// What the client has sent and has not arrived.
+    /// The client's bytes that have not arrived yet.
     on_the_way: Vec<u8>,
-    /// What each has said, and what the other has got of it.
-    said: Vec<u8>,
-    heard: Vec<u8>,
-    sent: Vec<u8>,
-    got: Vec<u8>,
-    meddled: bool,
-    /// The client says nothing more.
+    /// The bytes that each side has sent, and those of them that the other has received.
+    client_sent: Vec<u8>,
+    server_received: Vec<u8>,
+    server_sent: Vec<u8>,
+    client_received: Vec<u8>,
+    tampered: bool,
+    /// The client has sent close_notify.
     ended: bool,
-    /// How often the client has changed its keys.
+    /// Number of the client's key updates.
     new_keys: usize,
     client_failed: bool,
     server_failed: bool,
@@ -111,18 +111,18 @@ impl Both {
         let (tls, configs) = &*KEYS;
         let client = ClientConnection::new(configs[usize::from(old)].clone(), "localhost".try_into().unwrap()).unwrap();
         let (server, wire) = (Session::new(tls).unwrap(), Wire::default());
-        let (on_the_way, said, heard, sent, got) = Default::default();
-        let (meddled, ended, new_keys, client_failed, server_failed) = Default::default();
+        let (on_the_way, client_sent, server_received, server_sent, client_received) = Default::default();
+        let (tampered, ended, new_keys, client_failed, server_failed) = Default::default();
         Self {
             client,
             server,
             wire,
             on_the_way,
-            said,
-            heard,
-            sent,
-            got,
-            meddled,
+            client_sent,
+            server_received,
+            server_sent,
+            client_received,
+            tampered,
             ended,
             new_keys,
             client_failed,
@@ -134,7 +134,7 @@ impl Both {
         let mut buffer = vec![0; bytes];
         match self.server.receive(&self.wire, &mut buffer) {
             Ok(read) => {
-                self.heard.extend_from_slice(&buffer[..read]);
+                self.server_received.extend_from_slice(&buffer[..read]);
                 read > 0
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.server.has_more(),
@@ -145,18 +145,19 @@ impl Both {
         }
     }
 
-    /// What has left the server's socket reaches the client, and what the client has to say is on its way.
+    /// Passes the server's output to the client, and collects the client's output.
     fn run_client(&mut self) {
         let left = self.wire.left.take();
         let mut left = &left[..];
-        // A client of this library's may not be told nonsense once it has ended: its debug assertions do not allow for that.
-        while !left.is_empty() && !self.client_failed && !(self.ended && self.meddled) {
-            // Behind the end, nothing is read any more.
+        // The library's client has debug assertions that forbid invalid input after its
+        // close_notify.
+        while !left.is_empty() && !self.client_failed && !(self.ended && self.tampered) {
+            // After the end nothing is read.
             let ended = matches!(self.client.read_tls(&mut left), Ok(0) | Err(_));
             self.client_failed |= ended || self.client.process_new_packets().is_err();
             let mut buffer = [0; 4096];
             while let Ok(read @ 1..) = self.client.reader().read(&mut buffer) {
-                self.got.extend_from_slice(&buffer[..read]);
+                self.client_received.extend_from_slice(&buffer[..read]);
             }
         }
         while self.client.wants_write() {
@@ -172,7 +173,7 @@ impl Both {
     fn settle(&mut self) {
         for _ in 0..1000 {
             self.run_client();
-            // What was decrypted and not asked for.
+            // Read the bytes that were decrypted earlier.
             while self.receive(4096) {}
             let quiet = self.on_the_way.is_empty() && self.wire.arrived.borrow().is_empty();
             if quiet && self.wire.left.borrow().is_empty() && self.server.unsent_bytes() == 0 {
@@ -180,7 +181,7 @@ impl Both {
             }
             self.arrive(usize::MAX);
             self.wire.room.set(1 << 20);
-            // A failure shows in what is received.
+            // A failure shows in the next receive.
             let _ = self.server.flush(&self.wire);
             while self.receive(4096) {}
             if self.server_failed {
@@ -192,22 +193,22 @@ impl Both {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Says(_) if self.ended => {}
-            Step::Says(bytes) => {
+            Step::ClientSends(_) if self.ended => {}
+            Step::ClientSends(bytes) => {
                 let taken = self.client.writer().write(&bytes).unwrap_or(0);
-                self.said.extend_from_slice(&bytes[..taken]);
+                self.client_sent.extend_from_slice(&bytes[..taken]);
                 self.run_client();
             }
-            // More in a row than the library takes from an honest client are none of one.
+            // The library rejects more key updates in a row.
             Step::NewKeys if self.new_keys >= 30 => {}
             Step::NewKeys => {
                 self.new_keys += 1;
-                // Before the handshake is through, there are none to change.
+                // It fails before the handshake is complete: then there are no keys to update.
                 let _ = self.client.refresh_traffic_keys();
             }
             Step::Ends => {
-                // In the middle of a handshake it is no end, but a failure.
-                self.meddled |= self.client.is_handshaking();
+                // During the handshake this is a failure, not an end.
+                self.tampered |= self.client.is_handshaking();
                 self.ended = true;
                 self.client.send_close_notify();
             }
@@ -215,23 +216,24 @@ impl Both {
                 self.run_client();
                 self.arrive(bytes.into());
             }
-            Step::Meddle(bytes) => {
-                self.meddled |= !bytes.is_empty();
+            Step::Inject(bytes) => {
+                self.tampered |= !bytes.is_empty();
                 self.wire.arrived.borrow_mut().extend(bytes);
             }
             Step::Flip(bit) => {
                 self.run_client();
                 if let Some(byte) = self.on_the_way.get_mut(usize::from(bit / 8)) {
                     *byte ^= 1 << (bit % 8);
-                    self.meddled = true;
+                    self.tampered = true;
                 }
             }
             Step::Receive(bytes) => drop(self.receive(bytes.into())),
             Step::Send(bytes) => {
-                let bytes: Vec<u8> = (0..bytes).map(|number| (number as usize + self.sent.len()) as u8).collect();
+                let bytes: Vec<u8> =
+                    (0..bytes).map(|number| (number as usize + self.server_sent.len()) as u8).collect();
                 if let Ok(taken) = self.server.send(&self.wire, &bytes) {
                     assert!(taken <= bytes.len());
-                    self.sent.extend_from_slice(&bytes[..taken]);
+                    self.server_sent.extend_from_slice(&bytes[..taken]);
                 }
             }
             Step::Room(bytes) => self.wire.room.set(self.wire.room.get() + usize::from(bytes)),
@@ -254,11 +256,16 @@ fuzz_target!(|input: (bool, bool, Vec<Step>)| {
         both.step(step);
     }
     both.settle();
-    if !both.meddled {
-        assert!(both.said.starts_with(&both.heard) && both.sent.starts_with(&both.got));
-        assert!(!both.server_failed || closes, "an honest client is understood");
+    if !both.tampered {
+        assert!(
+            both.client_sent.starts_with(&both.server_received) && both.server_sent.starts_with(&both.client_received)
+        );
+        assert!(!both.server_failed || closes, "a valid client must not fail");
         if !closes && !both.server_failed {
-            assert_eq!((both.heard.len(), both.got.len()), (both.said.len(), both.sent.len()));
+            assert_eq!(
+                (both.server_received.len(), both.client_received.len()),
+                (both.client_sent.len(), both.server_sent.len())
+            );
         }
     }
 });
