@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! cargo bench --bench delivery                 10,000 subscribers, 5 rounds, about 5 minutes
-//! cargo bench --bench delivery -- --test       50 subscribers, one round, a few seconds: only checks
-//!                                              that everything works
+//! cargo bench --bench delivery -- --test       50 subscribers, one round, a few seconds: checks that
+//!                                              everything works
 //! cargo bench --bench delivery -- --idle       memory per idle subscriber, and what is left 10 s
 //!                                              after all have left; --rounds 10 repeats that with
 //!                                              the same server

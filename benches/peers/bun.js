@@ -1,8 +1,9 @@
-// The peer `bun`: Bun's own server, with its topics, as Bun's documentation shows them. `bun bun.js PORT`
+// The peer `bun`: Bun's own server with its topics, as in Bun's documentation. `bun bun.js PORT`
 //
-// `server.publish` encodes a message once and, like all of Bun's WebSockets, is built on uWebSockets' topics: what is
-// published to a topic in one turn of the event loop leaves as one write a subscriber. Everything is Bun's default;
-// compression is off by default too and named here because the comparison relies on it.
+// `server.publish` encodes a message once. Bun's WebSockets are built on uWebSockets' topics:
+// messages that are published to a topic in one turn of the event loop leave in one write per
+// subscriber. All settings are Bun's defaults. Compression is off by default; it is named because
+// the comparison relies on it.
 
 const server = Bun.serve({
   hostname: "127.0.0.1",
@@ -11,7 +12,7 @@ const server = Bun.serve({
     "/ws/:room": (request, server) =>
       server.upgrade(request, { data: { room: request.params.room } })
         ? undefined
-        : new Response("this is a WebSocket", { status: 426 }),
+        : new Response("this is a WebSocket route", { status: 426 }),
     "/publish/:room": {
       POST: async (request, server) => {
         server.publish(request.params.room, await request.text());
@@ -19,7 +20,7 @@ const server = Bun.serve({
       },
     },
   },
-  fetch: () => new Response("there is /ws/{room} and /publish/{room}", { status: 404 }),
+  fetch: () => new Response("the routes are /ws/{room} and /publish/{room}", { status: 404 }),
   websocket: {
     perMessageDeflate: false,
     open: (socket) => socket.subscribe(socket.data.room),

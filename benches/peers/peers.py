@@ -1,11 +1,12 @@
-"""Drives every candidate with `hydrant load fanout` and prints what one delivery costs each of them.
+"""Drives every candidate with `hydrant load fanout` and prints the cost of one delivery for each.
 
-A *cell* is a number of messages in flight and a payload. In each round each cell runs every candidate once, one directly
-after the other, in an order that changes from round to round. A candidate is a fresh server process on the first core
-that this process may use; the client is on the second. The figure to quote is the ratio to Hydrant of the same round,
-because absolute times drift. Everything that was measured is left in target/peers/results.json.
+A *cell* is a number of messages in flight and a payload. In each round each cell runs every
+candidate once, one directly after the other, in an order that changes from round to round. A
+candidate is a fresh server process on the first core that this process may use; the client runs on
+the second. Absolute times drift, so quote the ratio to Hydrant in the same round. All figures are
+kept in target/peers/results.json.
 
-Ends only the processes that it started, by their ids, also on Ctrl-C.
+It ends only the processes that it started, by their ids, also on Ctrl-C.
 """
 
 import argparse
@@ -27,7 +28,7 @@ RESULTS = PREFIX / "results.json"
 HERE = Path("benches/peers")
 LISTENING = re.compile(r"listening on (127\.0\.0\.1:[1-9]\d*)")
 START_TIMEOUT = 10.0
-# A client that hangs is ended; it has its connections, --duration and its own patience to finish before.
+# A client that hangs is ended. --duration and the client's own timeouts end well before this.
 CLIENT_SECONDS_MAX = 300.0
 # Above these shares of time, in percent, a figure needs a note.
 WAITED_PERCENT_MAX = 2.0
@@ -41,24 +42,24 @@ def main():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     cores = sorted(os.sched_getaffinity(0))
     core_of_server, core_of_client = cores[0], cores[min(1, len(cores) - 1)]
-    setting = describe_setting(options, cores)
+    environment = describe_environment(options, cores)
     samples = []
     for round_number in range(options.rounds):
         for in_flight, payload in options.cells:
-            turn = round_number % len(options.candidates)
-            for candidate in options.candidates[turn:] + options.candidates[:turn]:
+            first = round_number % len(options.candidates)
+            for candidate in options.candidates[first:] + options.candidates[:first]:
                 cell = {"round": round_number, "in_flight": in_flight, "payload": payload, "candidate": candidate}
                 try:
                     with Server(candidate, options, payload, core_of_server) as server:
                         cell["load"] = load(server, options, in_flight, payload, core_of_client)
                 except CellError as error:
                     cell["error"] = str(error)
-                say_cell(cell)
+                print_cell(cell)
                 samples.append(cell)
-                save(setting, samples)
-    print_report(options, setting, samples)
+                save(environment, samples)
+    print_report(options, environment, samples)
     if any("error" in cell for cell in samples):
-        sys.exit("peers.py: not every cell could be measured, see above")
+        sys.exit("peers.py: not every cell could be measured; the errors are above")
 
 
 class CellError(Exception):
@@ -66,16 +67,17 @@ class CellError(Exception):
 
 
 def read_options():
-    parser = argparse.ArgumentParser(prog="benches/peers.sh", description="Hydrant beside its peers, in one run.")
+    parser = argparse.ArgumentParser(prog="benches/peers.sh", description="Compares Hydrant with its peers in one run.")
     add = parser.add_argument
-    add("--test", action="store_true", help="50 connections, one round, short cells: does it still work")
+    add("--test", action="store_true", help="50 connections, one round, short cells: checks that everything works")
     add("--connections", type=int, help="subscribers in every cell [default: 10000, with --test 50]")
-    add("--rounds", type=int, help="how often every cell is measured [default: 5, with --test 1]")
-    add("--duration", help="how long every cell publishes [default: 4s, with --test 500ms]")
-    add("--cells", default="1:100,16:100,256:100,256:1024", help="messages in flight : payload in bytes [%(default)s]")
-    add("--candidates", default="floor,hydrant,bun,ws", help="some of them [%(default)s]")
-    add("--fanout", default="direct", help="the strategy of hydrant [%(default)s]")
-    add("--hydrant", default="target/release/hydrant", help="the binary, for the server and the client [%(default)s]")
+    add("--rounds", type=int, help="rounds; each measures every cell once [default: 5, with --test 1]")
+    add("--duration", help="publishing time of every cell [default: 4s, with --test 500ms]")
+    cells = "list of messages in flight:payload in bytes [default: %(default)s]"
+    add("--cells", default="1:100,16:100,256:100,256:1024", help=cells)
+    add("--candidates", default="floor,hydrant,bun,ws", help="the servers to compare [default: %(default)s]")
+    add("--fanout", default="direct", help="Hydrant's strategy [default: %(default)s]")
+    add("--hydrant", default="target/release/hydrant", help="server and client binary [default: %(default)s]")
     options = parser.parse_args()
     options.connections = options.connections or (50 if options.test else 10_000)
     options.rounds = options.rounds or (1 if options.test else 5)
@@ -94,7 +96,7 @@ def read_options():
 
 
 def floor_executable():
-    """The bench whose hidden role the floor is; cargo says where it is."""
+    """The executable of the bench `delivery`, which can act as the floor; cargo prints its path."""
     command = ["cargo", "bench", "--quiet", "--bench", "delivery", "--no-run", "--message-format=json"]
     built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     for line in built.stdout.splitlines():
@@ -105,7 +107,7 @@ def floor_executable():
 
 
 def bun_executable():
-    """The binary itself: the package's own entry is a stub until an install script has run."""
+    """The binary itself: the package's own entry is a stub until its install script has run."""
     found = sorted(PREFIX.glob("node_modules/@oven/bun-*/bin/bun"))
     if not found:
         sys.exit("peers.py: npm installed no bun for this machine")
@@ -113,7 +115,7 @@ def bun_executable():
 
 
 def command_of(candidate, options, payload):
-    """One thread each that sends: one shard, one event loop. No tick, because it is not part of the load."""
+    """Each sends from one thread: one shard, one event loop. No tick: it is not in the load."""
     if candidate == "floor":
         task = json.dumps({"subscribers": options.connections, "payload": payload})
         return [options.floor, "role:floor", task]
@@ -126,8 +128,8 @@ def command_of(candidate, options, payload):
 
 
 def start(command, core, **streams):
-    """A child on one core, outside of the terminal's group: Ctrl-C is for this process alone, which ends its children.
-    The kernel ends them should this process be killed."""
+    """A child on one core, outside the terminal's process group. Ctrl-C reaches this process alone,
+    which ends its children. If this process is killed, the kernel ends them."""
     libc = ctypes.CDLL(None)
 
     def enter():
@@ -150,7 +152,7 @@ def end(child):
 
 
 class Server:
-    """A running candidate; its output is in a file, which says where it listens."""
+    """A running candidate. Its output goes to a file; the address is read from there."""
 
     def __init__(self, candidate, options, payload, core):
         self.log = PREFIX / f"{candidate}.log"
@@ -162,7 +164,7 @@ class Server:
             deadline = time.monotonic() + START_TIMEOUT
             while not (found := LISTENING.search(self.log.read_text(errors="replace"))):
                 if self.child.poll() is not None or time.monotonic() > deadline:
-                    raise CellError(f"it did not say where it listens: {self.last_words()}")
+                    raise CellError(f"it did not print its address: {self.last_output()}")
                 time.sleep(0.02)
             self.address = found[1]
             return self
@@ -173,12 +175,12 @@ class Server:
     def __exit__(self, *_):
         end(self.child)
 
-    def last_words(self):
-        return " | ".join(self.log.read_text(errors="replace").splitlines()[-5:]) or "it said nothing"
+    def last_output(self):
+        return " | ".join(self.log.read_text(errors="replace").splitlines()[-5:]) or "it printed nothing"
 
 
 def load(server, options, in_flight, payload, core):
-    """What the client says of one cell."""
+    """The client's figures of one cell."""
     command = [
         options.hydrant, "load", "fanout",
         "--url", f"ws://{server.address}/ws/bench", "--publish-url", f"http://{server.address}/publish/bench",
@@ -187,21 +189,21 @@ def load(server, options, in_flight, payload, core):
     ]  # fmt: skip
     client = start(command, core, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        out, said = client.communicate(timeout=CLIENT_SECONDS_MAX)
+        out, errors = client.communicate(timeout=CLIENT_SECONDS_MAX)
     except subprocess.TimeoutExpired as error:
         raise CellError(f"the client did not finish within {CLIENT_SECONDS_MAX:.0f} s") from error
     finally:
         end(client)
-    # Exit code 1 stands for deliveries that are missing: a figure, not a failure.
+    # Exit code 1: deliveries are missing. That is a figure, not a failure.
     if client.returncode not in (0, 1):
-        raise CellError(f"the client ended with {client.returncode}: {said.strip()[-500:]} ({server.last_words()})")
+        raise CellError(f"the client ended with {client.returncode}: {errors.strip()[-500:]} ({server.last_output()})")
     try:
         figures = json.loads(out)
         if not figures["server"]["cpu_ns_per_delivery"] or not figures["last_subscriber_us"]:
-            raise CellError("no message reached everybody")
+            raise CellError("no message reached all subscribers")
         return figures
     except (ValueError, KeyError, TypeError) as error:
-        raise CellError(f"the client's document cannot be read ({error!r}): {said.strip()[-500:]}") from error
+        raise CellError(f"the client's JSON cannot be read ({error!r}): {errors.strip()[-500:]}") from error
 
 
 # The report.
@@ -225,7 +227,7 @@ def received_share(cells):
     return "1" if received == expected else f"{received / expected:.6f}"
 
 
-def say_cell(cell):
+def print_cell(cell):
     head = f"round {cell['round'] + 1}, {cell['in_flight']} in flight, {cell['payload']} B, {cell['candidate']}"
     if "error" in cell:
         print(f"{head}: {cell['error']}", file=sys.stderr)
@@ -233,8 +235,8 @@ def say_cell(cell):
         print(f"{head}: {cpu_ns(cell):.0f} ns, received {received_share([cell])}", file=sys.stderr)
 
 
-def print_report(options, setting, samples):
-    for name, value in setting.items():
+def print_report(options, environment, samples):
+    for name, value in environment.items():
         print(f"{name}: {value}")
     print(
         "\nServer CPU per delivery in ns, median of the rounds; its ratio to Hydrant's in the same round, median and"
@@ -245,10 +247,10 @@ def print_report(options, setting, samples):
     print(f"| {' | '.join(head)} |")
     print("|" + "---|" * len(head))
     for in_flight, payload in options.cells:
-        here = [cell for cell in samples if (cell["in_flight"], cell["payload"]) == (in_flight, payload)]
+        cells = [cell for cell in samples if (cell["in_flight"], cell["payload"]) == (in_flight, payload)]
         for candidate in options.candidates:
-            print(f"| {in_flight} | {payload} B | {' | '.join(row(candidate, here, options))} |")
-    print(f"\nEverything that was measured: {RESULTS}")
+            print(f"| {in_flight} | {payload} B | {' | '.join(row(candidate, cells, options))} |")
+    print(f"\nAll figures: {RESULTS}")
 
 
 def row(candidate, cells, options):
@@ -282,21 +284,21 @@ def row(candidate, cells, options):
     ]
 
 
-def describe_setting(options, cores):
-    """What the figures have to be read with."""
+def describe_environment(options, cores):
+    """The conditions of the run, printed above the figures."""
 
-    def said(*command):
+    def output(*command):
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
         return result.stdout.strip() or "unknown"
 
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     versions = {
-        "bun": lambda: said(bun_executable(), "--version"),
-        "ws": lambda: f"{ws_version()} on Node {said('node', '--version')}",
+        "bun": lambda: output(bun_executable(), "--version"),
+        "ws": lambda: f"{ws_version()} on Node {output('node', '--version')}",
     }
     return {
         "command": " ".join(["bash benches/peers.sh", *sys.argv[1:]]),
-        "commit": said("git", "describe", "--always", "--dirty", "--exclude", "*"),
+        "commit": output("git", "describe", "--always", "--dirty", "--exclude", "*"),
         "machine": f"{processor[1] if processor else 'unknown'}, {len(cores)} cores, Linux {platform.release()}",
         "peers": ", ".join(f"{name} {versions[name]()}" for name in options.candidates if name in versions),
         "connections": options.connections,
@@ -308,9 +310,9 @@ def ws_version():
     return json.loads((PREFIX / "node_modules/ws/package.json").read_text())["version"]
 
 
-def save(setting, samples):
-    """After every cell, so that an interrupted run leaves what it has."""
-    RESULTS.write_text(json.dumps({"setting": setting, "samples": samples}, indent=1))
+def save(environment, samples):
+    """Called after every cell, so that an interrupted run keeps its figures."""
+    RESULTS.write_text(json.dumps({"environment": environment, "samples": samples}, indent=1))
 
 
 def raise_open_files(connections):

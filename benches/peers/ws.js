@@ -1,8 +1,8 @@
-// The peer `ws`: the most used WebSocket library for Node, with the loop that its README shows for a broadcast.
+// The peer `ws`: the most used WebSocket library for Node, with the broadcast loop of its README.
 // `node ws.js PORT`, with ws installed where Node finds it.
 //
-// Compression is off, as it is by default. ws can do no more for a fan-out through its public interface: each `send`
-// frames the message anew.
+// Compression is off, which is the default. The public interface of ws offers nothing faster for
+// a fan-out: each `send` encodes the frame again.
 
 const http = require("node:http");
 const { WebSocket, WebSocketServer } = require("ws");
@@ -43,8 +43,8 @@ server.on("upgrade", (request, socket, head) => {
     if (!rooms.has(room)) {
       rooms.set(room, new Set());
     }
-    const members = rooms.get(room).add(client);
-    client.on("close", () => members.delete(client));
+    const clients = rooms.get(room).add(client);
+    client.on("close", () => clients.delete(client));
     client.on("error", () => client.terminate());
   });
 });
