@@ -4,13 +4,16 @@
 //! costs none of the ~17 KiB that its HTTP phase did.
 
 mod answer;
+pub mod body_kind;
 mod debug;
 mod fast_path;
 mod no_shutdown;
 pub mod origin;
 mod profile;
 mod publish;
+pub mod query;
 mod route;
+pub mod subprotocol;
 mod transport;
 mod upgrade;
 
