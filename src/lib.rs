@@ -43,11 +43,11 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`jwt`], [`tls`], [`config`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`jwt`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
 //! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
 //! a request, only `mem` knows an allocator.
 //!
-//! [`load`], the load generator, stands beside them: it uses [`config`] only, and nothing but [`cli`] uses it.
+//! [`load`], the load generator, stands beside them: it uses [`settings`] only, and nothing but [`cli`] uses it.
 //!
 //! # The walk of one message
 //!
@@ -103,7 +103,6 @@
 pub mod admission;
 pub mod cli;
 pub mod close;
-pub mod config;
 pub mod conn;
 pub mod engine;
 pub mod fanout;
@@ -117,6 +116,9 @@ pub mod pages;
 pub mod profile;
 pub mod registry;
 pub mod server;
+pub mod settings;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub mod tls;
 pub mod wire;
+
+pub use settings as config;

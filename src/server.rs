@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::admission::{AcceptPace, Rejection};
 use crate::close::CloseReason;
-use crate::config::{Config, LISTEN_BACKLOG, ListenerConfig, READ_BYTES};
+use crate::config::{Config, LISTEN_BACKLOG, ListenAddress, ListenerConfig, READ_BYTES};
 use crate::engine::exposition::exposition;
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
@@ -55,7 +55,7 @@ pub enum ServerError {
     #[error("cannot listen on {address}: {source}{}", if source.kind() == io::ErrorKind::AddrInUse { "; is another server running there?" } else { "" })]
     Listen {
         /// Where it was to listen.
-        address: SocketAddr,
+        address: ListenAddress,
         /// What the kernel said.
         source: io::Error,
     },
@@ -90,12 +90,15 @@ impl Server {
     /// # Errors
     /// [`ServerError::Listen`], for example when another server has a port.
     pub fn bind(config: Config) -> Result<Self, ServerError> {
-        let open = |(address, listener_config)| {
-            let listened = listen(&config, address).and_then(|listener| Ok((listener.local_addr()?, listener)));
-            let (address, listener) = listened.map_err(|source| ServerError::Listen { address, source })?;
-            Ok(BoundListener { listener, address, config: listener_config })
-        };
-        let bound = config.listeners().into_iter().map(open).collect::<Result<_, _>>()?;
+        let mut bound = Vec::new();
+        for (address, listener_config) in config.listeners() {
+            let failed = |source| ServerError::Listen { address: address.clone(), source };
+            for socket_address in resolve(&address).map_err(failed)? {
+                let listener = listen(&config, socket_address).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                bound.push(BoundListener { listener, address, config: listener_config });
+            }
+        }
         let (admin, admin_requests) = mpsc::channel(ADMIN_REQUESTS_MAX);
         Ok(Self { engine: Engine::new(config, admin), bound, admin_requests })
     }
@@ -230,6 +233,18 @@ fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: A
             });
             let _ = request.answer.send(memory_stats);
         })),
+    }
+}
+
+/// Every socket address of an address that a user writes.
+fn resolve(address: &ListenAddress) -> io::Result<Vec<SocketAddr>> {
+    match address {
+        ListenAddress::Ip(address) => Ok(vec![*address]),
+        ListenAddress::Name { host, port } => Ok((host.as_str(), *port).to_socket_addrs()?.collect()),
+        ListenAddress::Any { port } => Ok(vec![(Ipv6Addr::UNSPECIFIED, *port).into()]),
+        ListenAddress::Unix(_) | ListenAddress::Systemd | ListenAddress::Fd(_) => {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 }
 

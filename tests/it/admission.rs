@@ -60,7 +60,7 @@ fn a_race_for_the_last_connections_admits_no_more_than_allowed() {
 #[test]
 fn connections_above_the_accept_rate_wait_and_are_served() {
     // On two ports: neither may make the accept thread forget the sockets that wait at the other.
-    let admin_listen = Some(config().listen);
+    let admin_listen = config().listen.pop();
     let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), admin_listen, ..config() });
     let [public, admin] = server.addresses[..] else { panic!("{:?}", server.addresses) };
     let idle: Vec<_> = (0..20).map(|_| [public, admin].map(|address| TcpStream::connect(address).unwrap())).collect();

@@ -169,7 +169,7 @@ fn publishers_beyond_pending_bytes_get_503_and_nothing_is_lost() {
 
 #[test]
 fn publish_and_admin_need_the_token() {
-    let server = TestServer::start(Config { token: Some("secret".to_owned()), ..config() });
+    let server = TestServer::start(Config { token: Some("secret".into()), ..config() });
     for (method, path) in [("POST", "/publish"), ("POST", "/publish/room"), ("GET", "/debug/mem"), ("GET", "/metrics")]
     {
         for wrong in [&[][..], &["Authorization: Bearer wrong"], &["Authorization: Basic secret"], &["Authorization: "]]
@@ -186,7 +186,7 @@ fn publish_and_admin_need_the_token() {
 
 #[test]
 fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
-    let server = TestServer::start(Config { listen: SocketAddr::from(([0, 0, 0, 0], 0)), ..config() });
+    let server = TestServer::start(Config { listen: vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()], ..config() });
     let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
     for (method, path) in
         [("POST", "/publish"), ("GET", "/debug/mem"), ("POST", "/debug/mem/purge"), ("GET", "/metrics")]
@@ -214,8 +214,8 @@ fn pages_of_other_origins_may_not_publish() {
 
 #[test]
 fn admin_routes_may_have_a_port_of_their_own() {
-    let open = SocketAddr::from(([0, 0, 0, 0], 0));
-    let server = TestServer::start(Config { listen: open, admin_listen: Some(config().listen), ..config() });
+    let open = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
+    let server = TestServer::start(Config { listen: open, admin_listen: config().listen.pop(), ..config() });
     let [public, admin] = [0, 1].map(|n| SocketAddr::from(([127, 0, 0, 1], server.addresses[n].port())));
     for path in ["/metrics", "/debug/mem", "/debug/pprof/"] {
         let status = |address| request(address, "GET", path, &[], b"").status;

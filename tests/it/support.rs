@@ -25,7 +25,7 @@ pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropN
 /// No tick, a free port, two shards, and timeouts that are long enough for a busy machine.
 pub fn config() -> Config {
     Config {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
         shards: 2.try_into().unwrap(),
         tick: None,
         // No timeout but the one under test may end a client, even if the machine pauses for half a

@@ -310,7 +310,7 @@ fn the_certificate_is_read_again_at_sighup() {
 
 #[test]
 fn plain_and_tls_clients_share_a_channel() {
-    let server = TestServer::start(Config { tls_listen: Some(config().listen), ..secure() });
+    let server = TestServer::start(Config { tls_listen: config().listen, ..secure() });
     let [plain_port, tls_port] = server.addresses[..] else { panic!("{:?}", server.addresses) };
     let mut plain = Client::connect(plain_port, "/ws/room");
     let mut secure = connect(tls_port, "/ws/room");

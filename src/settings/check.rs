@@ -1,0 +1,238 @@
+//! Which values work together, and which listeners come of them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::value::{KIB, MIB};
+use super::{Config, FRAME_EXTRA_BYTES, KEEPALIVE_MAX, ListenAddress, ListenerConfig, SHARDS_MAX, Setting, TICK_MIN};
+
+/// The port of administration when there is no port of clients to count from.
+const ADMIN_PORT: u16 = 3001;
+/// The shortest timeout.
+const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// Most bytes of a request's head that can be allowed.
+const HEADER_BYTES_MAX: usize = MIB;
+/// Most headers of a request that can be allowed.
+const HEADERS_MAX: usize = 1024;
+
+/// Why a configuration cannot work: one sentence that says what to set.
+#[derive(Debug, thiserror::Error)]
+#[error("{problem}")]
+pub struct ConfigError {
+    /// The flags that the sentence is about, without their dashes.
+    pub flags: Vec<&'static str>,
+    /// The sentence; it names them.
+    pub problem: String,
+}
+
+impl ConfigError {
+    pub(super) fn new(flags: &[&'static str], problem: impl Into<String>) -> Self {
+        debug_assert!(flags.iter().all(|flag| Setting::of(flag).flag == *flag));
+        Self { flags: flags.to_vec(), problem: problem.into() }
+    }
+}
+
+impl Config {
+    /// Every listener; those of [`Config::listen`] come first.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(ListenAddress, ListenerConfig)> {
+        let with_admin = self.admin_listen.is_none();
+        let tls_listen = self.tls_listeners();
+        let clients = self.listen.iter().map(|address| (address, self.tls.is_some() && tls_listen.is_empty()));
+        let secure = tls_listen.iter().map(|address| (address, true));
+        let clients = clients.chain(secure).map(|(address, secure)| (address, secure, true, with_admin));
+        let admin = self.admin_listen.iter().map(|address| (address, false, false, true));
+        let listener_config = |(port, (address, secure, websockets, admin)): (_, (&ListenAddress, _, _, _))| {
+            (address.clone(), ListenerConfig { port, secure, loopback: address.is_loopback(), websockets, admin })
+        };
+        clients.chain(admin).enumerate().map(listener_config).collect()
+    }
+
+    /// Where publishing and administration answer: [`Config::admin_listen`], or 127.0.0.1 and the port after the first one of
+    /// [`Config::listen`]. Port 0 stays 0, and a socket without a port gives port 3001.
+    #[must_use]
+    pub fn admin_address(&self) -> ListenAddress {
+        self.admin_listen.clone().unwrap_or_else(|| {
+            let port = match self.listen.first().and_then(ListenAddress::port) {
+                Some(0) => 0,
+                Some(port) => port.checked_add(1).unwrap_or(ADMIN_PORT),
+                None => ADMIN_PORT,
+            };
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()
+        })
+    }
+
+    /// Whether clients' and admin routes are on one port: `--admin-listen` is the address of a `--listen`. With port 0,
+    /// too: the same text means the same socket.
+    #[must_use]
+    pub fn admin_is_shared(&self) -> bool {
+        self.admin_listen.as_ref().is_some_and(|address| self.listen.contains(address))
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls_listeners(&self) -> &[ListenAddress] {
+        &self.tls_listen
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unused_self, reason = "as with TLS")]
+    fn tls_listeners(&self) -> &[ListenAddress] {
+        &[]
+    }
+
+    /// Rejects values that are out of their range, or contradict each other.
+    ///
+    /// # Errors
+    /// One sentence that names the flags and the bound.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_ranges()?;
+        self.check_pairs()
+    }
+
+    /// Each value by itself.
+    fn check_ranges(&self) -> Result<(), ConfigError> {
+        let outside = |flag: &'static str, range: &str| {
+            Err(ConfigError::new(&[flag], format!("--{flag} is outside of its range: set it to {range}")))
+        };
+        for (flag, value) in [
+            ("message-bytes", self.message_bytes_max),
+            ("message-fragments", self.message_fragments_max as usize),
+            ("max-connections", self.connections_max),
+            ("max-handshakes", self.handshakes_max),
+        ] {
+            if value == 0 {
+                return outside(flag, "1 or more");
+            }
+        }
+        for (flag, value) in [
+            ("message-bytes", self.message_bytes_max),
+            ("outbox-bytes", self.outbox_bytes_max),
+            ("pending-bytes", self.pending_bytes_max),
+        ] {
+            if u32::try_from(value.saturating_add(FRAME_EXTRA_BYTES)).is_err() {
+                return outside(flag, "less than 4GiB");
+            }
+        }
+        for (flag, value) in [
+            ("handshake-timeout", self.handshake_timeout),
+            ("keep-alive-timeout", self.keep_alive_timeout),
+            ("idle-timeout", self.idle_timeout),
+            ("write-timeout", self.write_timeout),
+        ] {
+            if !(TIMEOUT_MIN..=KEEPALIVE_MAX).contains(&value) {
+                return outside(flag, "10ms to 1h");
+            }
+        }
+        if self.ping_interval.is_some_and(|interval| !(TIMEOUT_MIN..=KEEPALIVE_MAX).contains(&interval)) {
+            return outside("ping-interval", "10ms to 1h, or to 0 for none");
+        }
+        if self.tick.is_some_and(|tick| tick < TICK_MIN) {
+            return outside("tick", "1ms or more, or to 0 for none");
+        }
+        if self.token_leeway > KEEPALIVE_MAX {
+            return outside("token-leeway", "at most 1h");
+        }
+        if self.shards.get() > SHARDS_MAX {
+            return outside("shards", &format!("at most {SHARDS_MAX}"));
+        }
+        if self.http_threads.get() > SHARDS_MAX {
+            return outside("http-threads", &format!("at most {SHARDS_MAX}"));
+        }
+        if !(4 * KIB..=64 * MIB).contains(&self.kernel_bytes_max) {
+            return outside("kernel-bytes", "4KiB to 64MiB");
+        }
+        if !(KIB..=HEADER_BYTES_MAX).contains(&self.header_bytes_max) {
+            return outside("max-header-bytes", "1KiB to 1MiB");
+        }
+        if !(8..=HEADERS_MAX).contains(&self.headers_max) {
+            return outside("max-headers", "8 to 1024");
+        }
+        Ok(())
+    }
+
+    /// Values of several settings.
+    fn check_pairs(&self) -> Result<(), ConfigError> {
+        let message = self.message_bytes_max;
+        let frame = message.saturating_add(FRAME_EXTRA_BYTES);
+        for (flag, value) in [("outbox-bytes", self.outbox_bytes_max), ("pending-bytes", self.pending_bytes_max)] {
+            if value < frame {
+                return Err(ConfigError::new(
+                    &[flag, "message-bytes"],
+                    format!(
+                        "--{flag} {value} cannot hold one message of --message-bytes {message}: set it to at least {frame}"
+                    ),
+                ));
+            }
+        }
+        if self.listen.is_empty() {
+            return Err(ConfigError::new(&["listen"], "--listen names no address: set one"));
+        }
+        if self.token.as_deref().is_some_and(str::is_empty) {
+            return Err(ConfigError::new(&["token"], "--token is empty: leave it out, or set one"));
+        }
+        if self.proxy_protocol && self.trusted_proxy.is_empty() {
+            return Err(ConfigError::new(
+                &["proxy-protocol"],
+                "--proxy-protocol needs the addresses of the proxies: set --trusted-proxy",
+            ));
+        }
+        #[cfg(feature = "tls")]
+        if !self.tls_listen.is_empty() && self.tls.is_none() {
+            return Err(ConfigError::new(
+                &["tls-listen"],
+                "--tls-listen needs a certificate: set --tls-cert and --tls-key",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn the_default_works() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let rejected = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(rejected(|c| c.outbox_bytes_max = 1024).contains("--outbox-bytes"));
+        assert!(rejected(|c| c.pending_bytes_max = 1024).contains("--pending-bytes"));
+        assert!(rejected(|c| c.message_bytes_max = 0).contains("--message-bytes"));
+        assert!(rejected(|c| c.outbox_bytes_max = 1 << 40).contains("4GiB"));
+        assert!(rejected(|c| c.kernel_bytes_max = 1).contains("--kernel-bytes"));
+        assert!(rejected(|c| c.tick = Some(Duration::from_nanos(1))).contains("--tick"));
+        assert!(rejected(|c| c.ping_interval = Some(Duration::from_millis(1))).contains("--ping-interval"));
+        assert!(rejected(|c| c.idle_timeout = Duration::from_hours(2)).contains("--idle-timeout"));
+        assert!(rejected(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
+        assert!(rejected(|c| c.token = Some("".into())).contains("--token"));
+        assert!(rejected(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
+        assert!(rejected(|c| c.headers_max = 1).contains("--max-headers"));
+        assert!(rejected(|c| c.proxy_protocol = true).contains("--trusted-proxy"));
+        assert!(rejected(|c| c.listen.clear()).contains("--listen"));
+    }
+
+    #[test]
+    fn administration_is_next_to_the_clients() {
+        let admin = |listen: &str| {
+            let listen = listen.split(',').map(|address| address.parse().unwrap()).collect();
+            Config { listen, ..Config::default() }.admin_address().to_string()
+        };
+        assert_eq!(admin("127.0.0.1:3000"), "127.0.0.1:3001");
+        assert_eq!(admin(":8080,9000"), "127.0.0.1:8081");
+        assert_eq!(admin("127.0.0.1:0"), "127.0.0.1:0");
+        assert_eq!(admin("unix:/run/hydrant.sock"), "127.0.0.1:3001");
+        assert_eq!(admin("127.0.0.1:65535"), "127.0.0.1:3001");
+        let shared = Config { admin_listen: Some("127.0.0.1:3000".parse().unwrap()), ..Config::default() };
+        assert!(shared.admin_is_shared() && !Config::default().admin_is_shared());
+    }
+}

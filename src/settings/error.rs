@@ -1,0 +1,91 @@
+//! Where a value comes from, and what can be wrong with it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use super::{ConfigError, Form, Setting};
+
+/// Where the value of a setting was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// On the command line.
+    Flag,
+    /// In this environment variable.
+    Variable(String),
+    /// Nowhere: it is the default.
+    Default,
+}
+
+/// A value as the user wrote it, to begin an error with: the flag or the variable, and the text unless it is secret.
+#[derive(Debug)]
+pub struct Written {
+    setting: &'static Setting,
+    text: String,
+    origin: Origin,
+}
+
+impl Written {
+    pub(super) fn new(setting: &'static Setting, text: &str, origin: &Origin) -> Self {
+        let text = if setting.form == Form::Secret && !text.is_empty() { "***" } else { text };
+        Self { setting, text: text.to_owned(), origin: origin.clone() }
+    }
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Flag | Origin::Default => write!(f, "--{} {}", self.setting.flag, self.text),
+            Origin::Variable(name) => write!(f, "{name}={}", self.text),
+        }
+    }
+}
+
+/// Why the settings cannot be used: one line that names what the user wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A text is no value of its setting.
+    #[error("{written}: {reason}")]
+    Value {
+        /// The text and its origin.
+        written: Written,
+        /// What to write instead.
+        reason: String,
+    },
+    /// Values contradict each other; the first one that somebody wrote.
+    #[error("{}{source}", match written { Some(written) => format!("{written}: "), None => String::new() })]
+    Contradiction {
+        /// The text and its origin, unless the sentence says so itself.
+        written: Option<Written>,
+        /// The sentence.
+        source: ConfigError,
+    },
+    /// A file that a setting names cannot be read.
+    #[error("{written}: {source}: name a readable file")]
+    File {
+        /// The setting and its origin.
+        written: Written,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file that a setting names has something else in it.
+    #[error("{written}: {reason}")]
+    Content {
+        /// The setting and its origin.
+        written: Written,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate or its key cannot be used.
+    #[cfg(feature = "tls")]
+    #[error("--tls-cert and --tls-key: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The file of `--config` cannot be read.
+    #[error("--config {}: {source}: name a readable file", path.display())]
+    ConfigFile {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,76 @@
+//! The flags and environment variables of all settings, as clap knows them.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+
+use super::{Form, Origin, SETTINGS, Setting, variable};
+
+/// The settings that the command line and the environment give, as texts.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// Each with its origin; a list's texts are joined with commas.
+    pub(super) written: Vec<(&'static Setting, String, Origin)>,
+}
+
+/// The environment variable to read: an earlier name if only that one is set.
+fn variable_in_use(setting: &Setting) -> String {
+    let is_set = |name: &String| std::env::var_os(name).is_some();
+    let current = setting.variable();
+    if is_set(&current) {
+        return current;
+    }
+    setting.was.iter().map(|flag| variable(flag)).find(is_set).unwrap_or(current)
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let mut help = setting.help_line();
+    if !setting.default.is_empty() && setting.form != Form::Switch {
+        help += &format!(" [default: {}]", setting.default);
+    }
+    let argument = Arg::new(setting.flag)
+        .long(setting.flag)
+        .aliases(setting.was)
+        .env(variable_in_use(setting))
+        .hide_env(true)
+        .help_heading(setting.group.heading())
+        .help(help);
+    match setting.form {
+        Form::Switch => {
+            argument.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
+        }
+        Form::List => argument.action(ArgAction::Append).value_name(setting.unit),
+        Form::Number | Form::Text | Form::Secret => argument.value_name(setting.unit),
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for setting in SETTINGS {
+            let origin = match matches.value_source(setting.flag) {
+                Some(ValueSource::CommandLine) => Origin::Flag,
+                Some(ValueSource::EnvVariable) => Origin::Variable(variable_in_use(setting)),
+                _ => continue,
+            };
+            let texts: Vec<&str> =
+                matches.get_many::<String>(setting.flag).into_iter().flatten().map(String::as_str).collect();
+            self.written.push((setting, texts.join(","), origin));
+        }
+        Ok(())
+    }
+}
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        command.args(SETTINGS.iter().map(argument))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}

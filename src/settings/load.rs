@@ -1,0 +1,143 @@
+//! Merges what the user wrote into a [`Config`]: flags over environment over defaults.
+
+use std::fs;
+use std::path::Path;
+
+use super::error::Written;
+use super::{Config, ConfigError, Flags, Form, Origin, SETTINGS, Setting, SettingsError};
+use crate::jwt::TokenKey;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
+
+/// The value of a setting that is in effect.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// Which setting.
+    pub setting: &'static Setting,
+    /// Its text, as the user wrote it.
+    pub text: String,
+    /// Where.
+    pub origin: Origin,
+}
+
+impl Effective {
+    fn written(&self) -> Written {
+        Written::new(self.setting, &self.text, &self.origin)
+    }
+}
+
+/// Settings that work together.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Their values.
+    pub config: Config,
+    /// What each comes from, in the order of [`SETTINGS`].
+    pub effective: Vec<Effective>,
+}
+
+/// Settings that exclude each other, since each gives the same value.
+const ALTERNATIVES: [&[&str]; 2] = [&["token", "token-file"], &["jwt-secret", "jwt-secret-file", "jwt-key"]];
+
+/// Merges, reads the files that settings name, and checks.
+///
+/// # Errors
+/// One line that names the flag or the variable that the user wrote.
+pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
+    let effective: Vec<Effective> = SETTINGS
+        .iter()
+        .map(|setting| {
+            let written = flags.written.iter().find(|(of, ..)| std::ptr::eq(*of, setting));
+            match written {
+                Some((_, text, origin)) => Effective { setting, text: text.clone(), origin: origin.clone() },
+                None => Effective { setting, text: setting.default.to_owned(), origin: Origin::Default },
+            }
+        })
+        .collect();
+    let mut config = Config::default();
+    for effective in &effective {
+        let Effective { setting, text, origin } = effective;
+        let wrong = |reason: String| SettingsError::Value { written: effective.written(), reason };
+        if *origin != Origin::Default && text.is_empty() && setting.form != Form::List {
+            return Err(wrong("it is empty: leave it out, or set a value".to_owned()));
+        }
+        (setting.set)(&mut config, text).map_err(wrong)?;
+    }
+    let mut loaded = Loaded { config, effective };
+    loaded.check_alternatives()?;
+    loaded.read_files()?;
+    loaded.config.check().map_err(|source| loaded.contradiction(source))?;
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// What is in effect for a flag.
+    fn of(&self, flag: &str) -> &Effective {
+        self.effective.iter().find(|effective| effective.setting.flag == flag).expect("every setting has a value")
+    }
+
+    /// Names what the user wrote, where the sentence names a flag that he did not write.
+    fn contradiction(&self, source: ConfigError) -> SettingsError {
+        let written = source.flags.iter().map(|flag| self.of(flag)).find(|of| of.origin != Origin::Default);
+        let written = written.filter(|of| of.origin != Origin::Flag).map(Effective::written);
+        SettingsError::Contradiction { written, source }
+    }
+
+    fn check_alternatives(&self) -> Result<(), SettingsError> {
+        for flags in ALTERNATIVES {
+            let mut given = flags.iter().filter(|flag| self.of(flag).origin != Origin::Default);
+            if let (Some(first), Some(second)) = (given.next(), given.next()) {
+                let problem = format!("--{second} and --{first} exclude each other: leave one of them out");
+                return Err(self.contradiction(ConfigError::new(&[second, first], problem)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads tokens, keys and certificates.
+    fn read_files(&mut self) -> Result<(), SettingsError> {
+        if let Some(path) = &self.config.token_file {
+            let text = self.read_text("token-file", path)?;
+            self.config.token = Some(text.trim().into());
+        }
+        let secret = match (&self.config.jwt_secret, &self.config.jwt_secret_file) {
+            (Some(secret), _) => Some(secret.clone()),
+            (None, Some(path)) => Some(self.read_text("jwt-secret-file", path)?.trim_end_matches(['\r', '\n']).into()),
+            (None, None) => None,
+        };
+        self.config.subscriber_key = match (secret, &self.config.jwt_key) {
+            (Some(secret), _) => Some(TokenKey::from_secret(&secret)),
+            (None, Some(path)) => Some(self.read_key(path)?),
+            (None, None) => None,
+        };
+        #[cfg(feature = "tls")]
+        match (&self.config.tls_cert, &self.config.tls_key) {
+            (Some(cert), Some(key)) => self.config.tls = Some(Tls::load(cert, key)?.into()),
+            (None, None) => {}
+            (cert, _) => {
+                let (given, missing) = if cert.is_some() { ("tls-cert", "tls-key") } else { ("tls-key", "tls-cert") };
+                let problem = format!("--{given} needs --{missing}: set it, too");
+                return Err(self.contradiction(ConfigError::new(&[given], problem)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of a file that has to have some.
+    fn read_text(&self, flag: &'static str, path: &Path) -> Result<String, SettingsError> {
+        let written = || self.of(flag).written();
+        let text = fs::read_to_string(path).map_err(|source| SettingsError::File { written: written(), source })?;
+        if text.trim().is_empty() {
+            return Err(SettingsError::Content { written: written(), reason: "the file is empty".to_owned() });
+        }
+        Ok(text)
+    }
+
+    fn read_key(&self, path: &Path) -> Result<TokenKey, SettingsError> {
+        let written = || self.of("jwt-key").written();
+        let pem = fs::read(path).map_err(|source| SettingsError::File { written: written(), source })?;
+        TokenKey::from_pem(&pem).map_err(|error| SettingsError::Content {
+            written: written(),
+            reason: format!("{error}: name a public key in PEM"),
+        })
+    }
+}
