@@ -238,7 +238,7 @@ impl Shard {
             self.spend(1);
             match decoded {
                 Ok(inbound) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),
-                Ok(_) if self.engine.config.too_fast == TooFastPolicy::Drop => {
+                Ok(_) if self.engine.live().too_fast == TooFastPolicy::Drop => {
                     self.ignored.set(self.ignored.get() + 1);
                 }
                 Ok(_) => return self.end(connection, CloseReason::TooFast),

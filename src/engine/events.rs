@@ -83,7 +83,7 @@ impl Shard {
     /// policy says so.
     fn say(&self, connection: &Conn, message: &str) -> Result<(), EventError> {
         self.says.set(self.says.get() + 1);
-        let policy = self.engine.config.say;
+        let policy = self.engine.live().say;
         let mut channels = self.channels.borrow().of(connection);
         channels.retain(|channel| match policy {
             SayPolicy::Off => false,

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Guard};
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -156,8 +157,10 @@ pub struct MemoryRequest {
 /// What the shards share.
 #[derive(Debug)]
 pub struct Engine {
-    /// How the server was configured.
+    /// How the server was configured at its start. What a reload can change is read from [`Engine::live`].
     pub config: Config,
+    /// The settings in effect.
+    live: ArcSwap<Config>,
     /// The way into each shard.
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
@@ -187,6 +190,7 @@ impl Engine {
     pub fn new(config: Config, admin: mpsc::Sender<AdminRequest>) -> Arc<Self> {
         let shards = config.shards.get();
         Arc::new(Self {
+            live: ArcSwap::from_pointee(config.clone()),
             config,
             inboxes: (0..shards).map(|_| Inbox::default()).collect(),
             loads: (0..shards).map(|_| Load::default()).collect(),
@@ -199,6 +203,17 @@ impl Engine {
             draining: AtomicBool::new(false),
             hasher: RandomState::new(),
         })
+    }
+
+    /// The settings in effect. A guard is for one decision: it is not kept across an await.
+    #[must_use]
+    pub fn live(&self) -> Guard<Arc<Config>> {
+        self.live.load()
+    }
+
+    /// Puts the settings that a reload can change into effect; the others have no reader there.
+    pub fn reload(&self, config: Config) {
+        self.live.store(Arc::new(config));
     }
 
     fn sequencer_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
@@ -261,7 +276,7 @@ impl Engine {
             return Err((stream, Rejection::Draining));
         }
         let load = &self.loads[shard];
-        let permit = match self.config.per_address_max {
+        let permit = match self.live().per_address_max {
             None => Some(load.permit()),
             Some(most) => load.permit_of(network(peer), most.get(), &self.addresses),
         };
@@ -277,7 +292,7 @@ impl Engine {
     /// # Errors
     /// When there is none.
     pub fn admit(&self) -> Result<(), Rejection> {
-        if let Some(bytes_max) = self.config.memory_bytes_max {
+        if let Some(bytes_max) = self.live().memory_bytes_max {
             // Relaxed, here and below: an estimate.
             let (bytes, places) = (self.heap.0.load(Ordering::Relaxed), self.heap.1.load(Ordering::Relaxed));
             let new = self.registry.places().saturating_sub(places);
@@ -286,7 +301,7 @@ impl Engine {
                 return Err(Rejection::Memory);
             }
         }
-        if self.registry.reserve(self.config.connections_max) { Ok(()) } else { Err(Rejection::Connections) }
+        if self.registry.reserve(self.live().connections_max) { Ok(()) } else { Err(Rejection::Connections) }
     }
 
     /// Notes how large the heap is.
