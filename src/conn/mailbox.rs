@@ -5,9 +5,9 @@
 //! fastwebsockets' `write_frame`, header included. Bound and policies are those of `outbox`, with a
 //! second bound in frames: the capacity of the mpsc.
 //!
-//! The task shares the socket with control frames and answers, which go through the connection's
-//! outbox. Nothing else writes while the task is inside a frame, and the task starts no frame while
-//! something waits in the outbox.
+//! The task shares the socket with control frames and with the answers of an echo connection, which
+//! go through the connection's outbox. Nothing else writes while the task is inside a frame, and
+//! the task starts no frame while something waits in the outbox.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

@@ -56,58 +56,82 @@ impl Shard {
                 }
                 connection.name.set(Some(Box::new(new_name.into())));
             }
-            ClientEvent::Say { message } => return self.say(connection, &message),
+            ClientEvent::Say { message, channel } => return self.say(connection, &message, channel.as_deref()),
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
             ClientEvent::Subscribe { channel } => {
                 let channel = channel_name(&channel)?;
-                let number = connection.memberships.borrow().len();
-                if number >= CHANNELS_PER_CONNECTION_MAX && !self.channels.borrow().has(&channel, connection) {
-                    let most = format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels");
-                    return Err(EventError::InvalidChannel(most));
+                if !self.channels.borrow().has(&channel, connection) {
+                    self.check_subscription(connection, &channel)?;
+                    self.subscribe(connection, channel.clone());
                 }
-                if self.grants.borrow().get(&connection.slot).is_some_and(|grant| !grant.allows(channel.as_str())) {
-                    return Err(EventError::Forbidden);
-                }
-                self.subscribe(connection, channel);
+                // The sequencer's inbox has the subscription already, and no pass runs before this
+                // answer is queued. So every message that is published after the client has seen
+                // the answer arrives, and no message of the channel arrives before the answer.
+                self.answer(connection, event::subscribed(channel.as_str()));
             }
             ClientEvent::Unsubscribe { channel } => {
-                if !self.unsubscribe(connection, channel_name(&channel)?) {
-                    return Err(EventError::InvalidChannel("not subscribed to this channel".to_owned()));
+                let channel = channel_name(&channel)?;
+                if !self.unsubscribe(connection, channel.clone()) {
+                    return Err(EventError::NotSubscribed(channel.to_string()));
                 }
+                self.answer(connection, event::unsubscribed(channel.as_str()));
             }
         }
         Ok(())
     }
 
-    /// Publishes a client's message to the rooms that it joined by name, and to `all` only if the
-    /// policy says so.
-    fn say(&self, connection: &Conn, message: &str) -> Result<(), EventError> {
-        self.says.set(self.says.get() + 1);
+    /// Whether a connection may subscribe to one channel more, and to this one.
+    fn check_subscription(&self, connection: &Conn, channel: &ChannelName) -> Result<(), EventError> {
+        if connection.memberships.borrow().len() >= CHANNELS_PER_CONNECTION_MAX {
+            let channel = channel.to_string();
+            return Err(EventError::TooManyChannels { channel, most: CHANNELS_PER_CONNECTION_MAX });
+        }
+        if self.grants.borrow().get(&connection.slot).is_some_and(|grant| !grant.allows(channel.as_str())) {
+            return Err(EventError::Forbidden(channel.to_string()));
+        }
+        Ok(())
+    }
+
+    /// Publishes a client's message once per room: to the room that it names; else to all rooms
+    /// that it joined by name, and to `all` only if the policy says so.
+    fn say(&self, connection: &Conn, message: &str, channel: Option<&str>) -> Result<(), EventError> {
         let policy = self.engine.live().say;
-        let mut channels = self.channels.borrow().of(connection);
-        channels.retain(|channel| match policy {
+        let is_published = |channel: &ChannelName| match policy {
             SayPolicy::Off => false,
             SayPolicy::Rooms => !channel.is_all(),
             SayPolicy::All => true,
-        });
-        if channels.is_empty() {
-            return Ok(());
-        }
+        };
+        let channels = if let Some(name) = channel {
+            let channel = channel_name(name)?;
+            if !self.channels.borrow().has(&channel, connection) {
+                return Err(EventError::NotSubscribed(channel.to_string()));
+            }
+            if !is_published(&channel) {
+                return Err(EventError::SayDisabled(channel.to_string()));
+            }
+            vec![channel]
+        } else {
+            let mut channels = self.channels.borrow().of(connection);
+            channels.retain(is_published);
+            channels
+        };
+        self.says.set(self.says.get() + 1);
         let name = connection.name.take();
-        let frame = event::chat_msg(name.as_deref().map_or(NAMELESS, Box::as_ref), message);
-        connection.name.set(name);
+        let user = name.as_deref().map_or(NAMELESS, Box::as_ref);
         let mut result = Ok(());
         for channel in channels {
+            let frame = event::chat_msg(user, message, channel.as_str());
             let origin = Origin::Connection { id: connection.id };
-            let publication = Publication { channel, frame: frame.clone(), origin, receipt: None };
+            let overloaded = || EventError::Overloaded(channel.to_string());
             // A drain rejects as well; the client's close frame is about to say so.
-            result = result.and(self.engine.publish(publication).map_err(|_| EventError::Overloaded));
+            let publication = Publication { channel: channel.clone(), frame, origin, receipt: None };
+            result = result.and(self.engine.publish(publication).map_err(|_| overloaded()));
         }
+        connection.name.set(name);
         result
     }
 
-    /// Sends a frame to one client. With `mailbox` the frame may overtake publications that wait in
-    /// the mailbox.
+    /// Sends a frame to one client, after everything that was sent to it before.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
         connection.catch_up();
         let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
@@ -118,7 +142,14 @@ impl Shard {
             Role::Echo => Bound { bytes_max: usize::MAX, ..self.bound() },
         };
         self.answers.matched(1);
-        match connection.send(&batch, bound) {
+        let sent = match connection.mailbox() {
+            // The messages in the mailbox come first. An echo connection has none there.
+            Some(mailbox) if connection.role == Role::Events && connection.phase() == Phase::Open => {
+                Sent::Part(mailbox.offer(&batch, bound))
+            }
+            _ => connection.send(&batch, bound),
+        };
+        match sent {
             Sent::All => self.answers.delivered(1),
             Sent::Part(offered) if offered.overflow => self.end(connection, CloseReason::Slow),
             Sent::Part(_) => {}

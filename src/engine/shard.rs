@@ -256,7 +256,9 @@ impl Shard {
             // Whoever asked may have gone.
             (Origin::Request(answer), result) => drop(answer.send(result)),
             (_, Ok(_)) => {}
-            (Origin::Connection { id }, Err(_)) => self.engine.answer(id, EventError::Overloaded.frame()),
+            (Origin::Connection { id }, Err(_)) => {
+                self.engine.answer(id, EventError::Overloaded(publication.channel.to_string()).frame());
+            }
             (Origin::Server, Err(refused)) => tracing::warn!("the server's own message was not sent: {refused}"),
         }
     }

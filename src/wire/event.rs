@@ -25,6 +25,9 @@ pub enum ClientEvent<'a> {
         /// Any text.
         #[serde(borrow)]
         message: Cow<'a, str>,
+        /// The room that gets it, one of the sender's; without it, all rooms of the sender.
+        #[serde(borrow)]
+        channel: Option<Cow<'a, str>>,
     },
     /// Ends the connection: the server answers with close 1000.
     Leave,
@@ -60,15 +63,29 @@ pub enum EventError {
     /// A name that is empty or too long.
     #[error("new_name must have 1 to {0} bytes")]
     InvalidName(usize),
-    /// An invalid channel name, or one channel too many.
+    /// A channel name that cannot be one.
     #[error("{0}")]
     InvalidChannel(String),
+    /// The connection has as many channels as it may have.
+    #[error("a connection has at most {most} channels: send UNSUBSCRIBE for one of them first")]
+    TooManyChannels {
+        /// The channel that was not subscribed to.
+        channel: String,
+        /// The bound.
+        most: usize,
+    },
+    /// The client sent `SAY` or `UNSUBSCRIBE` for a channel that it is not subscribed to.
+    #[error("you are not subscribed to this channel: send SUBSCRIBE first")]
+    NotSubscribed(String),
     /// The client's token does not allow this channel.
     #[error("your token does not allow this channel")]
-    Forbidden,
+    Forbidden(String),
+    /// The server does not publish `SAY` to this channel; see `config::SayPolicy`.
+    #[error("this server does not publish SAY to this channel (see its option --say)")]
+    SayDisabled(String),
     /// The channel's bound of pending bytes is reached; the message was not sent.
     #[error("the channel has too much pending: the message was not sent, try again later")]
-    Overloaded,
+    Overloaded(String),
 }
 
 impl EventError {
@@ -80,16 +97,34 @@ impl EventError {
             Self::InvalidEvent(_) => "INVALID_EVENT",
             Self::UnknownEvent => "UNKNOWN_EVENT",
             Self::InvalidName(_) => "INVALID_NAME",
-            Self::InvalidChannel(_) => "INVALID_CHANNEL",
-            Self::Forbidden => "FORBIDDEN",
-            Self::Overloaded => "OVERLOADED",
+            Self::InvalidChannel(_) | Self::TooManyChannels { .. } => "INVALID_CHANNEL",
+            Self::NotSubscribed(_) => "NOT_SUBSCRIBED",
+            Self::Forbidden(_) | Self::SayDisabled(_) => "FORBIDDEN",
+            Self::Overloaded(_) => "OVERLOADED",
+        }
+    }
+
+    /// The `channel` of the `ERROR` event, if the event named a valid one.
+    #[must_use]
+    pub fn channel(&self) -> Option<&str> {
+        match self {
+            Self::TooManyChannels { channel, .. }
+            | Self::NotSubscribed(channel)
+            | Self::Forbidden(channel)
+            | Self::SayDisabled(channel)
+            | Self::Overloaded(channel) => Some(channel),
+            Self::InvalidJson
+            | Self::InvalidEvent(_)
+            | Self::UnknownEvent
+            | Self::InvalidName(_)
+            | Self::InvalidChannel(_) => None,
         }
     }
 
     /// The `ERROR` event.
     #[must_use]
     pub fn frame(&self) -> Frame {
-        ServerEvent::Error { code: self.code(), message: &self.to_string() }.frame()
+        ServerEvent::Error { code: self.code(), message: &self.to_string(), channel: self.channel() }.frame()
     }
 }
 
@@ -97,8 +132,23 @@ impl EventError {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "SCREAMING_SNAKE_CASE")]
 enum ServerEvent<'a> {
-    ChatMsg { user: &'a str, message: &'a str },
-    Error { code: &'a str, message: &'a str },
+    ChatMsg {
+        user: &'a str,
+        message: &'a str,
+        channel: &'a str,
+    },
+    Subscribed {
+        channel: &'a str,
+    },
+    Unsubscribed {
+        channel: &'a str,
+    },
+    Error {
+        code: &'a str,
+        message: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        channel: Option<&'a str>,
+    },
 }
 
 impl ServerEvent<'_> {
@@ -108,10 +158,22 @@ impl ServerEvent<'_> {
     }
 }
 
-/// The event `CHAT_MSG`: `user` sent `message`.
+/// The event `CHAT_MSG`: `user` sent `message` to `channel`.
 #[must_use]
-pub fn chat_msg(user: &str, message: &str) -> Frame {
-    ServerEvent::ChatMsg { user, message }.frame()
+pub fn chat_msg(user: &str, message: &str, channel: &str) -> Frame {
+    ServerEvent::ChatMsg { user, message, channel }.frame()
+}
+
+/// The event `SUBSCRIBED`: the client is subscribed to `channel`.
+#[must_use]
+pub fn subscribed(channel: &str) -> Frame {
+    ServerEvent::Subscribed { channel }.frame()
+}
+
+/// The event `UNSUBSCRIBED`: the client is no longer subscribed to `channel`.
+#[must_use]
+pub fn unsubscribed(channel: &str) -> Frame {
+    ServerEvent::Unsubscribed { channel }.frame()
 }
 
 /// Reads one event.
@@ -148,13 +210,19 @@ fn explain(text: &str, error: &serde_json::Error) -> EventError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::frame;
 
     #[test]
     fn every_client_event_parses() {
         let set_name = parse(r#"{"event":"SET_NAME","new_name":"Croc 1"}"#);
         assert_eq!(set_name, Ok(ClientEvent::SetName { new_name: "Croc 1".into() }));
-        assert_eq!(parse(r#"{"event":"SAY","message":"a\"b"}"#), Ok(ClientEvent::Say { message: "a\"b".into() }));
-        assert_eq!(parse(r#"{"message":"x","event":"SAY","extra":[1]}"#), Ok(ClientEvent::Say { message: "x".into() }));
+        let say = |message: &'static str, channel: Option<&'static str>| {
+            Ok(ClientEvent::Say { message: message.into(), channel: channel.map(Into::into) })
+        };
+        assert_eq!(parse(r#"{"event":"SAY","message":"a\"b"}"#), say("a\"b", None));
+        assert_eq!(parse(r#"{"message":"x","event":"SAY","extra":[1]}"#), say("x", None));
+        assert_eq!(parse(r#"{"event":"SAY","message":"x","channel":"room"}"#), say("x", Some("room")));
+        assert_eq!(parse(r#"{"event":"SAY","message":"x","channel":null}"#), say("x", None));
         assert_eq!(parse(r#"{"event":"LEAVE"}"#), Ok(ClientEvent::Leave));
         assert_eq!(parse(r#"{"event":"SUBSCRIBE","channel":"a"}"#), Ok(ClientEvent::Subscribe { channel: "a".into() }));
         assert_eq!(
@@ -175,6 +243,7 @@ mod tests {
         assert_eq!(code("{}"), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY"}"#), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY","message":7}"#), "INVALID_EVENT");
+        assert_eq!(code(r#"{"event":"SAY","message":"x","channel":7}"#), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":7}"#), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"DANCE"}"#), "UNKNOWN_EVENT");
         assert_eq!(code(&format!("{{\"x\":{}", "[".repeat(10_000))), "INVALID_JSON");
@@ -190,13 +259,21 @@ mod tests {
 
     #[test]
     fn server_events_have_their_documented_form() {
+        let text =
+            |frame: Frame| String::from_utf8(frame.wire()[frame::header_bytes(frame.wire())..].to_vec()).unwrap();
         assert_eq!(
-            &chat_msg("server", "hello, this is server").wire()[2..],
-            br#"{"event":"CHAT_MSG","user":"server","message":"hello, this is server"}"#
+            text(chat_msg("server", "hello, this is server", "all")),
+            r#"{"event":"CHAT_MSG","user":"server","message":"hello, this is server","channel":"all"}"#
+        );
+        assert_eq!(text(subscribed("room-1")), r#"{"event":"SUBSCRIBED","channel":"room-1"}"#);
+        assert_eq!(text(unsubscribed("room-1")), r#"{"event":"UNSUBSCRIBED","channel":"room-1"}"#);
+        assert_eq!(
+            text(EventError::InvalidName(64).frame()),
+            r#"{"event":"ERROR","code":"INVALID_NAME","message":"new_name must have 1 to 64 bytes"}"#
         );
         assert_eq!(
-            &EventError::InvalidName(64).frame().wire()[2..],
-            br#"{"event":"ERROR","code":"INVALID_NAME","message":"new_name must have 1 to 64 bytes"}"#
+            text(EventError::Forbidden("a".to_owned()).frame()),
+            r#"{"event":"ERROR","code":"FORBIDDEN","message":"your token does not allow this channel","channel":"a"}"#
         );
         assert!(EventError::InvalidEvent("é".repeat(500)).frame().wire().len() > 100);
     }

@@ -127,6 +127,7 @@ fn rooms_that_are_left_give_their_memory_back_while_somebody_stays() {
             (0..60).map(|number| ("SUBSCRIBE", number)).chain((0..60).map(|number| ("UNSUBSCRIBE", number)))
         {
             client.text(&format!(r#"{{"event":"{event}","channel":"room-{round}-{number}"}}"#));
+            assert!(client.receive_text().contains(&format!("{event}D")), "it is acknowledged");
         }
     }
     let rooms: Vec<_> =

@@ -53,8 +53,7 @@ fn a_token_limits_later_subscriptions_too() {
     client.text(r#"{"event":"SUBSCRIBE","channel":"c"}"#);
     assert!(client.receive_text().contains(r#""code":"FORBIDDEN""#));
     client.text(r#"{"event":"SUBSCRIBE","channel":"b"}"#);
-    client.text(r#"{"event":"SUBSCRIBE","channel":"c"}"#);
-    assert!(client.receive_text().contains("FORBIDDEN"), "the SUBSCRIBE before it was read");
+    assert_eq!(client.receive_text(), r#"{"event":"SUBSCRIBED","channel":"b"}"#);
     assert_eq!([("a", 1), ("b", 1), ("c", 0)].map(|(room, _)| server.publish(room, b"x").matched), [1, 1, 0]);
 }
 

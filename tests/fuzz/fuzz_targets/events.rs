@@ -28,39 +28,52 @@ fn object_in(frame: &Frame) -> Map<String, Value> {
     }
 }
 
-/// The name of an event and its field, as a general JSON parser finds them.
-fn expected(text: &str) -> Option<(String, Option<(&'static str, String)>)> {
+/// The string fields of an event beside its name.
+type Fields = Map<String, Value>;
+
+/// The name of an event and its fields, as a general JSON parser finds them.
+fn expected(text: &str) -> Option<(String, Fields)> {
     let Ok(Value::Object(object)) = serde_json::from_str(text) else { return None };
-    let string = |name: &str| object.get(name)?.as_str().map(str::to_owned);
-    let event = string("event")?;
-    let field = match &*event {
-        "SET_NAME" => "new_name",
-        "SAY" => "message",
-        "SUBSCRIBE" | "UNSUBSCRIBE" => "channel",
-        "LEAVE" => return Some((event, None)),
+    let event = object.get("event")?.as_str()?.to_owned();
+    let (required, optional) = match &*event {
+        "SET_NAME" => (Some("new_name"), None),
+        "SAY" => (Some("message"), Some("channel")),
+        "SUBSCRIBE" | "UNSUBSCRIBE" => (Some("channel"), None),
+        "LEAVE" => (None, None),
         _ => return None,
     };
-    let value = string(field)?;
-    Some((event, Some((field, value))))
+    let mut fields = Fields::new();
+    for name in required {
+        fields.insert(name.to_owned(), object.get(name)?.as_str()?.into());
+    }
+    for name in optional {
+        match object.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) => drop(fields.insert(name.to_owned(), value.as_str()?.into())),
+        }
+    }
+    Some((event, fields))
 }
 
-/// The same of an event that was accepted.
-fn found(event: &ClientEvent<'_>) -> (String, Option<(&'static str, String)>) {
-    let (name, field) = match event {
-        ClientEvent::SetName { new_name } => ("SET_NAME", Some(("new_name", new_name))),
-        ClientEvent::Say { message } => ("SAY", Some(("message", message))),
-        ClientEvent::Leave => ("LEAVE", None),
-        ClientEvent::Subscribe { channel } => ("SUBSCRIBE", Some(("channel", channel))),
-        ClientEvent::Unsubscribe { channel } => ("UNSUBSCRIBE", Some(("channel", channel))),
+/// The same of an accepted event.
+fn found(event: &ClientEvent<'_>) -> (String, Fields) {
+    let (name, fields) = match event {
+        ClientEvent::SetName { new_name } => ("SET_NAME", vec![("new_name", new_name)]),
+        ClientEvent::Say { message, channel } => {
+            ("SAY", [("message", message)].into_iter().chain(channel.as_ref().map(|name| ("channel", name))).collect())
+        }
+        ClientEvent::Leave => ("LEAVE", vec![]),
+        ClientEvent::Subscribe { channel } => ("SUBSCRIBE", vec![("channel", channel)]),
+        ClientEvent::Unsubscribe { channel } => ("UNSUBSCRIBE", vec![("channel", channel)]),
     };
-    (name.to_owned(), field.map(|(field, value)| (field, value.clone().into_owned())))
+    (name.to_owned(), fields.into_iter().map(|(name, value)| (name.to_owned(), (**value).into())).collect())
 }
 
-fn check_chat(text: &str, user: &str, message: &str) {
-    let frame = event::chat_msg(user, message);
+fn check_chat(text: &str, user: &str, message: &str, channel: &str) {
+    let frame = event::chat_msg(user, message, channel);
     let chat = object_in(&frame);
-    let fields = ["event", "user", "message"].map(|name| chat[name].as_str().expect("a string"));
-    assert_eq!((fields, chat.len()), (["CHAT_MSG", user, message], 3));
+    let fields = ["event", "user", "message", "channel"].map(|name| chat[name].as_str().expect("a string"));
+    assert_eq!((fields, chat.len()), (["CHAT_MSG", user, message, channel], 4));
     let most = text.len() + FRAME_EXTRA_BYTES;
     assert!(frame.wire().len() + ENTRY_BYTES <= most, "an accepted message may not fit an empty backlog");
 }
@@ -70,6 +83,10 @@ fn check_channel(name: &str) {
     assert_eq!(channel.as_str(), name);
     assert!((1..=CHANNEL_NAME_BYTES_MAX).contains(&name.len()) && name.is_ascii());
     assert_eq!(ChannelName::from_url(name), Ok(channel.clone()), "a name needs no escape in a URL");
+    for (event, frame) in [("SUBSCRIBED", event::subscribed(name)), ("UNSUBSCRIBED", event::unsubscribed(name))] {
+        let answer = object_in(&frame);
+        assert_eq!((&answer["event"], &answer["channel"], answer.len()), (&event.into(), &name.into(), 2));
+    }
     let escaped: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
     assert_eq!(ChannelName::from_url(&escaped), Ok(channel), "and may be escaped");
 }
@@ -86,9 +103,8 @@ fuzz_target!(|text: &str| {
             assert!(frame.wire().len() <= ERROR_BYTES_MAX, "an answer grows with its event");
             // The only difference from a general JSON parser: a field that appears twice is
             // rejected.
-            if let Some((name, field)) = expected {
-                let mut once = Map::from_iter([("event".to_owned(), name.into())]);
-                once.extend(field.map(|(field, value)| (field.to_owned(), value.into())));
+            if let Some((name, mut once)) = expected {
+                once.insert("event".to_owned(), name.into());
                 assert!(event::parse(&Value::from(once).to_string()).is_ok(), "rejected: {text}");
             }
             return;
@@ -96,12 +112,16 @@ fuzz_target!(|text: &str| {
     };
     assert_eq!(Some(found(&event)), expected, "{text}");
     match &event {
-        ClientEvent::Say { message } => {
-            check_chat(text, "anonymous", message);
-            // The name that takes most bytes: every byte of it is escaped.
-            check_chat(text, &"\u{1}".repeat(USER_NAME_BYTES_MAX), message);
+        ClientEvent::Say { message, channel } => {
+            // The channel and the name that take most bytes: every byte of the name is escaped.
+            let channel_longest = "c".repeat(CHANNEL_NAME_BYTES_MAX);
+            check_chat(text, "anonymous", message, ChannelName::ALL);
+            check_chat(text, &"\u{1}".repeat(USER_NAME_BYTES_MAX), message, &channel_longest);
+            channel.iter().for_each(|name| check_channel(name));
         }
-        ClientEvent::SetName { new_name } if new_name.len() <= USER_NAME_BYTES_MAX => check_chat(text, new_name, ""),
+        ClientEvent::SetName { new_name } if new_name.len() <= USER_NAME_BYTES_MAX => {
+            check_chat(text, new_name, "", ChannelName::ALL);
+        }
         ClientEvent::Subscribe { channel } | ClientEvent::Unsubscribe { channel } => check_channel(channel),
         ClientEvent::SetName { .. } | ClientEvent::Leave => {}
     }
