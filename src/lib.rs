@@ -43,7 +43,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`jwt`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`jwt`], [`origin`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
 //! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
 //! a request, only `mem` knows an allocator.
 //!
@@ -111,6 +111,7 @@ pub mod jwt;
 pub mod load;
 pub mod mem;
 pub mod metrics;
+pub mod origin;
 pub mod outbox;
 pub mod pages;
 pub mod profile;

@@ -1,7 +1,7 @@
 //! Whether a published body is text or binary, by its headers (RFC 9110, sections 8.3 and 8.4).
 //!
-//! Owns the table of types. Promises that a body of a binary type stays binary, whatever its bytes are, and that text is
-//! UTF-8. Never decodes a body: an encoded one is refused.
+//! Owns the table of types. Promises that a body of a binary type stays binary, whatever its bytes
+//! are, and that text is UTF-8. Never decodes a body: an encoded one is refused.
 
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};

@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod body_kind;
+pub mod cors;
 mod debug;
 mod fast_path;
 mod no_shutdown;

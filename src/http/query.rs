@@ -1,15 +1,16 @@
 //! The query parameters of `/ws`, `/echo` and `/publish`.
 //!
-//! Owns their names and values, and the decoding of a query (`application/x-www-form-urlencoded`, as the URL standard has
-//! it: `%41` and `+`). Promises that every parameter either has its meaning or is an error that names the right one. Never
-//! ignores a parameter, and never repeats the value of a token in an error.
+//! Owns their names and values, and the decoding of a query (`application/x-www-form-urlencoded`,
+//! as the URL standard has it: `%41` and `+`). Promises that every parameter either has its meaning
+//! or is an error that names the right one. Never ignores a parameter, and never repeats the value
+//! of a token in an error.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use crate::config::CHANNELS_PER_CONNECTION_MAX;
 use crate::engine::publication::{ChannelName, InvalidChannel};
+use crate::settings::CHANNELS_PER_CONNECTION_MAX;
 
 /// Most characters of an unknown name that an error repeats.
 const SHOWN_CHARS_MAX: usize = 40;

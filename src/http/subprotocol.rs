@@ -1,7 +1,9 @@
-//! Which WebSocket subprotocol is chosen (RFC 6455, sections 4.1 and 4.2.2), and the token that an offer may carry.
+//! Which WebSocket subprotocol is chosen (RFC 6455, sections 4.1 and 4.2.2), and the token that an
+//! offer may carry.
 //!
-//! Owns the rules of `Sec-WebSocket-Protocol`. A page cannot set headers of a WebSocket, so it offers `bearer, TOKEN`: the
-//! answer then chooses `bearer`. Promises that a token is never chosen, and is in no error.
+//! Owns the rules of `Sec-WebSocket-Protocol`. A page cannot set headers of a WebSocket, so it
+//! offers `bearer, TOKEN`: the answer then chooses `bearer`. Promises that a token is never chosen,
+//! and is in no error.
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
@@ -12,7 +14,8 @@ pub const BEARER: &str = "bearer";
 /// What an offer of subprotocols comes to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chosen<'a> {
-    /// The value of `Sec-WebSocket-Protocol` in the answer; without one the answer has no such header.
+    /// The value of `Sec-WebSocket-Protocol` in the answer; without one the answer has no such
+    /// header.
     pub subprotocol: Option<&'a str>,
     /// The token of `bearer, TOKEN`.
     pub token: Option<&'a str>,
@@ -44,9 +47,9 @@ pub enum SubprotocolError {
     NoToken,
 }
 
-/// Chooses from the offers of a handshake. The first offered name of `configured` is chosen; if `configured` is empty, the
-/// first offered name. An offer of `bearer, TOKEN` is chosen as `bearer` if nothing before it is, or if `configured` has
-/// none of the others.
+/// Chooses from the offers of a handshake. The first offered name of `configured` is chosen; if
+/// `configured` is empty, the first offered name. An offer of `bearer, TOKEN` is chosen as `bearer`
+/// if nothing before it is, or if `configured` has none of the others.
 ///
 /// # Errors
 /// See [`SubprotocolError`].
@@ -81,7 +84,8 @@ pub fn choose<'a>(headers: &'a HeaderMap, configured: &[String]) -> Result<Chose
     Ok(Chosen { subprotocol: subprotocol.copied(), token })
 }
 
-/// Whether a client may offer this name, and so whether it may be configured: a token of RFC 9110, section 5.6.2.
+/// Whether a client may offer this name, and so whether it may be configured: a token of RFC 9110,
+/// section 5.6.2.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
