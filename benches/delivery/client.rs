@@ -52,7 +52,7 @@ impl Task {
             connections: options.subscribers() + stalled,
             slow: stalled,
             slow_rate: 0,
-            slow_narrow: false,
+            slow_small_buffer: false,
             payload: options.payload,
             pace: options.rate.map_or(Pace::InFlight(in_flight), Pace::Rate),
             publishers: in_flight,
@@ -86,9 +86,9 @@ pub(crate) fn run(task: &str) -> io::Result<()> {
         let (command, number) = line.split_once(' ').unwrap_or((&line, ""));
         match command {
             WARM => {
-                load.require_everybody().map_err(io::Error::other)?;
+                load.require_all_connected().map_err(io::Error::other)?;
                 pace = load.warm_up().map_err(io::Error::other)?.unwrap_or(pace);
-                load.require_everybody().map_err(io::Error::other)?;
+                load.require_all_connected().map_err(io::Error::other)?;
                 println!("{WARM}");
             }
             MEASURE => {

@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use hydrant::load::{Latencies, setting};
+use hydrant::load::{Latencies, environment};
 use serde_json::{Value, json};
 
 use crate::options::Options;
@@ -82,8 +82,8 @@ impl Report {
         let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
         let setting = vec![
             ("command", format!("cargo bench --bench delivery -- {}", arguments.join(" "))),
-            ("commit", setting::commit()),
-            ("machine", setting::machine()),
+            ("commit", environment::commit()),
+            ("machine", environment::machine()),
             ("cores", format!("server {server_cores:?}, client {client_core}")),
             ("subscribers", options.subscribers().to_string()),
             ("payload bytes", options.payload.to_string()),

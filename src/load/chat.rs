@@ -6,18 +6,17 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::process;
 
 use serde::Serialize;
 
-use super::audience::Audience;
+use super::client_pool::{ClientPool, NORMAL};
 use super::connect::HANDSHAKES_IN_FLIGHT;
-use super::crowd::{Crowd, NORMAL};
 use super::event_loop::{Clock, EventLoop};
+use super::frame_handler::FrameHandler;
 use super::options::Options;
-use super::pace::{Random, Schedule};
 use super::progress::Progress;
-use super::{LoadError, fanout, frames, process as facts};
+use super::schedule::{Random, Schedule};
+use super::{LoadError, fanout, frames, process};
 
 /// How long a client waits for the close after LEAVE before it ends the session itself, in nanoseconds.
 const FORCED_CLOSE_NS: u64 = 3_000_000_000;
@@ -50,12 +49,12 @@ pub(crate) struct ChatCounts {
     /// Checks that did not.
     pub(crate) checks_failed: u64,
     /// What failed first.
-    pub(crate) complaint: Option<String>,
+    pub(crate) first_error: Option<String>,
 }
 
 /// What a message is.
 #[derive(Clone, Copy)]
-enum Heard {
+enum MessageKind {
     Tick,
     Message,
     Error,
@@ -93,14 +92,14 @@ struct Clients {
     joined: Vec<usize>,
 }
 
-impl Audience for Clients {
+impl FrameHandler for Clients {
     fn head_bytes(&self) -> usize {
         HEAD_BYTES
     }
 
-    fn joined(&mut self, member: usize, now_ns: u64) {
-        self.clients[member].joined_ns = Some(now_ns);
-        self.joined.push(member);
+    fn joined(&mut self, client: usize, now_ns: u64) {
+        self.clients[client].joined_ns = Some(now_ns);
+        self.joined.push(client);
     }
 
     fn head(&mut self, _: usize, head: &[u8]) -> u32 {
@@ -108,26 +107,26 @@ impl Audience for Clients {
         let has = |field: &str, value: &str| {
             text.contains(&format!("\"{field}\":\"{value}\"")) || text.contains(&format!("\"{field}\": \"{value}\""))
         };
-        let heard = match (has("event", "CHAT_MSG"), has("event", "ERROR"), has("user", "server")) {
-            (true, _, true) => Heard::Tick,
-            (true, _, false) => Heard::Message,
-            (false, true, _) => Heard::Error,
-            (false, false, _) => Heard::Unknown,
+        let kind = match (has("event", "CHAT_MSG"), has("event", "ERROR"), has("user", "server")) {
+            (true, _, true) => MessageKind::Tick,
+            (true, _, false) => MessageKind::Message,
+            (false, true, _) => MessageKind::Error,
+            (false, false, _) => MessageKind::Unknown,
         };
-        heard as u32
+        kind as u32
     }
 
-    fn message(&mut self, member: usize, mark: u32, now_ns: u64) {
-        let (client, counts) = (&mut self.clients[member], &mut self.counts);
+    fn message(&mut self, client: usize, mark: u32, now_ns: u64) {
+        let (client, counts) = (&mut self.clients[client], &mut self.counts);
         match mark {
-            mark if mark == Heard::Tick as u32 => {
+            mark if mark == MessageKind::Tick as u32 => {
                 counts.messages_received += 1;
                 counts.ticks_received += 1;
                 client.ticks += 1;
                 client.first_tick_ns.get_or_insert(now_ns);
             }
-            mark if mark == Heard::Message as u32 => counts.messages_received += 1,
-            mark if mark == Heard::Error as u32 => {
+            mark if mark == MessageKind::Message as u32 => counts.messages_received += 1,
+            mark if mark == MessageKind::Error as u32 => {
                 counts.errors_received += 1;
                 client.errors += 1;
             }
@@ -135,8 +134,8 @@ impl Audience for Clients {
         }
     }
 
-    fn ended(&mut self, member: usize, code: u16, now_ns: u64) -> bool {
-        let client = self.clients[member];
+    fn ended(&mut self, client: usize, code: u16, now_ns: u64) -> bool {
+        let client = self.clients[client];
         let clean = client.left && code == NORMAL;
         self.counts.closed_after_leave += u64::from(clean);
         self.check(clean, || {
@@ -156,12 +155,12 @@ impl Audience for Clients {
 }
 
 impl Clients {
-    fn check(&mut self, holds: bool, complaint: impl FnOnce() -> String) {
+    fn check(&mut self, holds: bool, first_error: impl FnOnce() -> String) {
         if holds {
             self.counts.checks_passed += 1;
         } else {
             self.counts.checks_failed += 1;
-            self.counts.complaint.get_or_insert_with(complaint);
+            self.counts.first_error.get_or_insert_with(first_error);
         }
     }
 }
@@ -176,9 +175,9 @@ fn promised_ticks(joined_ns: u64, until_ns: u64, first_tick_ns: Option<u64>, tic
 }
 
 /// What was measured.
-pub(crate) struct Chatted {
+pub(crate) struct ChatResult {
     pub(crate) counts: ChatCounts,
-    pub(crate) crowd: Crowd,
+    pub(crate) pool: ClientPool,
     pub(crate) elapsed_ns: u64,
     pub(crate) client_cpu_ns: u64,
     pub(crate) client_waited_ns: u64,
@@ -190,7 +189,7 @@ pub(crate) struct Chatted {
 
 struct Chat<'a> {
     options: &'a Options,
-    crowd: Crowd,
+    pool: ClientPool,
     clients: Clients,
     /// What clients do that are here.
     timers: Timers,
@@ -201,8 +200,8 @@ struct Chat<'a> {
 }
 
 /// Runs the test.
-pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
-    facts::require_open_files(options)?;
+pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
+    process::require_open_files(options)?;
     let clock = Clock::start();
     let server = fanout::resolve(&options.url)?;
     let mut event_loop = EventLoop::new(clock, false)?;
@@ -216,7 +215,7 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
         joined: Vec::new(),
     };
     let mut chat = Chat {
-        crowd: Crowd::new(options, server, options.connections, 0, clock)?,
+        pool: ClientPool::new(options, server, options.connections, 0, clock)?,
         clients,
         timers: Timers::new(),
         begins: Timers::new(),
@@ -227,45 +226,45 @@ pub(crate) fn run(options: &Options) -> Result<Chatted, LoadError> {
     let start_ns = clock.now_ns();
     let ramp = Schedule::new(start_ns, if options.ramp == 0 { f64::INFINITY } else { options.ramp.into() });
     (0..options.connections).for_each(|client| chat.at(ramp.due_ns(client as u64), client, Action::Begin));
-    let (cpu, waited) = (facts::cpu_time(process::id())?, facts::time_waited(process::id())?);
+    let (cpu, waited) = (process::cpu_time(std::process::id())?, process::time_waited(std::process::id())?);
     let idle_ns = event_loop.idle_ns();
     let (mut open_max, mut rss_bytes_open_max, mut look_ns) = (0, None, 0);
     let mut events = EventLoop::events();
-    while chat.has_timers() || chat.crowd.busy() > 0 || chat.crowd.open > 0 {
+    while chat.has_timers() || chat.pool.in_transition() > 0 || chat.pool.open > 0 {
         let now_ns = clock.now_ns();
         let until_ns = chat.due_ns();
         event_loop.wait(&mut events, until_ns.min(now_ns + HOUSEKEEPING_NS))?;
         for event in &events {
-            if let Some(member) = chat.crowd.member(event.token()) {
-                chat.crowd.event(member, event, &mut chat.clients);
+            if let Some(client) = chat.pool.client(event.token()) {
+                chat.pool.event(client, event, &mut chat.clients);
             }
         }
         let now_ns = clock.now_ns();
         chat.greet(now_ns);
         chat.act(now_ns, event_loop.registry())?;
         chat.count_failures();
-        if chat.clients.counts.sessions == chat.crowd.failed && chat.crowd.failed > 0 && chat.crowd.busy() == 0 {
-            let complaint = chat.crowd.complaint.unwrap_or_default();
-            return Err(LoadError::Handshake(complaint));
+        if chat.clients.counts.sessions == chat.pool.failed && chat.pool.failed > 0 && chat.pool.in_transition() == 0 {
+            let first_error = chat.pool.first_error.unwrap_or_default();
+            return Err(LoadError::Handshake(first_error));
         }
         if now_ns >= look_ns {
-            chat.crowd.expire(&mut chat.clients);
+            chat.pool.expire(&mut chat.clients);
             look_ns = now_ns + HOUSEKEEPING_NS;
-            if chat.crowd.open > open_max {
-                open_max = chat.crowd.open;
-                rss_bytes_open_max = options.pid.and_then(|pid| facts::rss_bytes(pid).ok());
+            if chat.pool.open > open_max {
+                open_max = chat.pool.open;
+                rss_bytes_open_max = options.pid.and_then(|pid| process::rss_bytes(pid).ok());
             }
-            let (open, sessions) = (chat.crowd.open, chat.clients.counts.sessions);
+            let (open, sessions) = (chat.pool.open, chat.clients.counts.sessions);
             let length_ns = duration_ns + chat.clients.session_ns;
             let done = (now_ns - start_ns) as f64 / length_ns as f64;
             progress.show(now_ns, done, || format!("{sessions} sessions begun, {open} clients are here"));
         }
     }
-    let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu).as_nanos() as u64;
-    let client_waited = facts::time_waited(process::id())?.saturating_sub(waited);
-    Ok(Chatted {
+    let client_cpu = process::cpu_time(std::process::id())?.saturating_sub(cpu).as_nanos() as u64;
+    let client_waited = process::time_waited(std::process::id())?.saturating_sub(waited);
+    Ok(ChatResult {
         counts: chat.clients.counts,
-        crowd: chat.crowd,
+        pool: chat.pool,
         elapsed_ns: clock.now_ns() - start_ns,
         client_cpu_ns: client_cpu.saturating_sub(event_loop.idle_ns() - idle_ns),
         client_waited_ns: client_waited.as_nanos() as u64,
@@ -301,7 +300,7 @@ impl Chat<'_> {
 
     /// Whether nobody may begin before somebody else has finished its handshake.
     fn is_full(&self) -> bool {
-        self.options.ramp == 0 && self.crowd.busy() >= HANDSHAKES_IN_FLIGHT
+        self.options.ramp == 0 && self.pool.in_transition() >= HANDSHAKES_IN_FLIGHT
     }
 
     /// Half to one and a half of the mean time between two messages from now.
@@ -313,7 +312,7 @@ impl Chat<'_> {
     fn send(&mut self, client: usize, event: &str) {
         let mut frame = Vec::new();
         frames::write_client_frame(&mut frame, frames::TEXT, event.as_bytes());
-        self.crowd.send(client, &frame);
+        self.pool.send(client, &frame);
     }
 
     /// What a client does when it is connected.
@@ -334,12 +333,12 @@ impl Chat<'_> {
                 continue;
             }
             match action {
-                Action::Begin if self.crowd.is_absent(client) => {
+                Action::Begin if self.pool.is_closed(client) => {
                     self.clients.clients[client] = Client { session: session + 1, ..Client::default() };
                     self.clients.counts.sessions += 1;
                     // Everybody begins at once when there is no ramp; waiting for others is no latency of the server.
                     let begun_ns = if self.options.ramp == 0 { now_ns } else { due_ns };
-                    self.crowd.dial(client, begun_ns, registry)?;
+                    self.pool.connect(client, begun_ns, registry)?;
                     let again_ns = begun_ns + self.clients.session_ns * 3 / 2;
                     if again_ns < self.end_ns {
                         self.at(again_ns, client, Action::Begin);
@@ -347,7 +346,7 @@ impl Chat<'_> {
                 }
                 // Its last session has not ended yet: it comes as soon as it has.
                 Action::Begin => self.at(now_ns + HOUSEKEEPING_NS, client, Action::Begin),
-                _ if !self.crowd.is_open(client) => {}
+                _ if !self.pool.is_open(client) => {}
                 Action::Say if self.clients.clients[client].left => {}
                 Action::Say => {
                     let words = self.random.next() & 0xf_ffff;
@@ -363,7 +362,7 @@ impl Chat<'_> {
                 }
                 Action::ForceClose => {
                     self.clients.check(false, || "a session was not closed within 3 s of LEAVE".to_owned());
-                    self.crowd.leave(client);
+                    self.pool.leave(client);
                 }
             }
         }
@@ -372,10 +371,10 @@ impl Chat<'_> {
 
     /// A connection that did not come about is a check that failed.
     fn count_failures(&mut self) {
-        for client in self.crowd.take_gone() {
+        for client in self.pool.take_gone() {
             if self.clients.clients[client].joined_ns.is_none() {
-                let complaint = self.crowd.complaint.clone();
-                self.clients.check(false, || complaint.unwrap_or_default());
+                let first_error = self.pool.first_error.clone();
+                self.clients.check(false, || first_error.unwrap_or_default());
             }
         }
     }
@@ -419,8 +418,8 @@ mod tests {
         for (ticks, failed) in [(&[2, 5, 8, 11][..], 0), (&[2, 5, 8], 0), (&[2, 5], 1), (&[2, 3, 4, 5, 6, 7], 1)] {
             let counts = session(ticks, NORMAL);
             assert_eq!((counts.ticks_promised, counts.checks_passed, counts.checks_failed), (4, 3 - failed, failed));
-            assert_eq!(counts.complaint, (failed > 0).then(|| format!("a session had {} ticks of 4", ticks.len())));
+            assert_eq!(counts.first_error, (failed > 0).then(|| format!("a session had {} ticks of 4", ticks.len())));
         }
-        assert_eq!(session(&[2, 5, 8, 11], 1006).complaint.unwrap(), "a session ended with 1006 after LEAVE");
+        assert_eq!(session(&[2, 5, 8, 11], 1006).first_error.unwrap(), "a session ended with 1006 after LEAVE");
     }
 }

@@ -1,15 +1,15 @@
-//! Connections that leave and join again while messages are published. Owns the times and the choice; the crowd owns the
-//! connections, the tally what is owed to whom.
+//! Connections that leave and join again while messages are published. Owns the times and the choice; the pool owns the
+//! connections, the tracker what is owed to whom.
 
 use std::collections::HashSet;
 
 use mio::Registry;
 
 use super::LoadError;
-use super::crowd::Crowd;
-use super::hearers::Hearers;
+use super::client_pool::ClientPool;
 use super::options::Options;
-use super::pace::{Random, Schedule};
+use super::schedule::{Random, Schedule};
+use super::subscribers::Subscribers;
 
 /// See the head of this file.
 pub(crate) struct Churn {
@@ -21,7 +21,7 @@ pub(crate) struct Churn {
     /// Times at which somebody was to leave.
     steps: u64,
     /// Who has left and not yet begun to join.
-    away: HashSet<usize>,
+    left: HashSet<usize>,
     /// Connections that left.
     pub(crate) leaves: u64,
     /// Connections that began to join again.
@@ -39,7 +39,7 @@ impl Churn {
             per_second: options.churn_rate,
             schedule: None,
             steps: 0,
-            away: HashSet::new(),
+            left: HashSet::new(),
             leaves: 0,
             joins: 0,
             skipped: 0,
@@ -62,22 +62,22 @@ impl Churn {
     }
 
     /// Lets everybody leave who is to, and everybody join who has left.
-    pub(crate) fn turn(
+    pub(crate) fn step(
         &mut self,
         now_ns: u64,
-        crowd: &mut Crowd,
-        hearers: &mut Hearers,
+        pool: &mut ClientPool,
+        subscribers: &mut Subscribers,
         registry: &Registry,
     ) -> Result<(), LoadError> {
         while self.due_ns() <= now_ns {
             self.steps += 1;
             let first = self.random.below(self.churners as u64) as usize;
             let mut candidates = (0..self.churners).map(|step| (first + step) % self.churners);
-            match candidates.find(|churner| crowd.is_open(*churner)) {
+            match candidates.find(|churner| pool.is_open(*churner)) {
                 Some(churner) => {
-                    hearers.tally.leave(churner);
-                    crowd.leave(churner);
-                    self.away.insert(churner);
+                    subscribers.tracker.leave(churner);
+                    pool.leave(churner);
+                    self.left.insert(churner);
                     self.leaves += 1;
                 }
                 None => {
@@ -88,9 +88,9 @@ impl Churn {
                 }
             }
         }
-        for gone in crowd.take_gone() {
-            if self.away.remove(&gone) && crowd.is_absent(gone) {
-                crowd.dial(gone, now_ns, registry)?;
+        for gone in pool.take_gone() {
+            if self.left.remove(&gone) && pool.is_closed(gone) {
+                pool.connect(gone, now_ns, registry)?;
                 self.joins += 1;
             }
         }

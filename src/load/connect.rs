@@ -16,7 +16,7 @@ pub(crate) const HANDSHAKES_IN_FLIGHT: usize = 64;
 /// before that.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
 /// Receive buffer of a connection that is to be like one on a poor network, in bytes.
-const NARROW_BYTES: usize = 16 * 1024;
+const SMALL_BUFFER_BYTES: usize = 16 * 1024;
 
 /// The key of every handshake, and its answer: the example of RFC 6455, section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -24,13 +24,18 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Begins to connect. The socket is set to reset on close: when a load ends, no 10,000 ports are left in TIME_WAIT to the
 /// next one. The kernel says by an event when it is connected.
-pub(crate) fn begin(server: SocketAddr, number: usize, sources: &[IpAddr], narrow: bool) -> io::Result<TcpStream> {
+pub(crate) fn begin(
+    server: SocketAddr,
+    number: usize,
+    sources: &[IpAddr],
+    small_buffer: bool,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
     if let Some(source) = source(server, number, sources) {
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
-    if narrow {
-        socket.set_recv_buffer_size(NARROW_BYTES)?;
+    if small_buffer {
+        socket.set_recv_buffer_size(SMALL_BUFFER_BYTES)?;
     }
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;

@@ -4,7 +4,6 @@
 //! step. Owns the event loop; unless told to, it never sleeps while a load of fanout or slow runs, see [`EventLoop::wait`].
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::process;
 use std::thread;
 use std::time::Duration;
 
@@ -12,22 +11,22 @@ use mio::Events;
 use serde::{Deserialize, Serialize};
 
 use super::churn::Churn;
+use super::client_pool::ClientPool;
 use super::connect::HANDSHAKES_IN_FLIGHT;
-use super::crowd::Crowd;
+use super::delivery_tracker::{Counts, DeliveryTracker};
 use super::event_loop::{Clock, EventLoop};
-use super::hearers::Hearers;
 use super::latency::Latencies;
 use super::message::Tags;
 use super::options::{Options, Pace, PublishBy, Scenario};
-use super::pace::{Random, Schedule};
 use super::progress::Progress;
-use super::publish::Publisher;
+use super::publish_plan::PublishPlan;
+use super::publisher::Publisher;
 use super::report::ClientFigures;
-use super::sending::Sending;
+use super::schedule::{Random, Schedule};
 use super::slow::SlowReaders;
-use super::tally::{Counts, Tally};
+use super::subscribers::Subscribers;
 use super::target::Target;
-use super::{LoadError, SETTLE, process as facts};
+use super::{LoadError, QUIET_TIME, process};
 
 /// Messages, one at a time, that every connection gets before anything is measured. Linux answers the first 16 segments
 /// of a connection with an acknowledgement at once, later ones when the receiver reads or a timer expires. Over
@@ -36,7 +35,7 @@ use super::{LoadError, SETTLE, process as facts};
 /// of 200 ms, so a pass over all subscribers must not take that long in a load that is to be compared.
 const LEAD_IN: usize = 20;
 /// How long to listen for messages that should not be there, after the last that should, in nanoseconds.
-const AFTERMATH_NS: u64 = 100_000_000;
+const LISTEN_AFTER_NS: u64 = 100_000_000;
 /// Between two looks at what has timed out, in nanoseconds.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
 
@@ -87,8 +86,8 @@ pub struct Fanout {
     pub(super) clock: Clock,
     pub(super) event_loop: EventLoop,
     events: Events,
-    pub(super) crowd: Crowd,
-    pub(super) hearers: Hearers,
+    pub(super) pool: ClientPool,
+    pub(super) subscribers: Subscribers,
     publisher: Option<Publisher>,
     pub(super) churn: Option<Churn>,
     pub(super) slow: SlowReaders,
@@ -108,19 +107,19 @@ pub(super) fn resolve(target: &Target) -> Result<SocketAddr, LoadError> {
 }
 
 impl Fanout {
-    /// Connects everybody, and the publishing connections. Some may have failed, see [`Self::require_everybody`].
+    /// Connects everybody, and the publishing connections. Some may have failed, see [`Self::require_all_connected`].
     ///
     /// # Errors
     /// When there is no server, or what answers is none.
     pub fn connect(options: &Options) -> Result<Self, LoadError> {
-        facts::require_open_files(options)?;
+        process::require_open_files(options)?;
         let clock = Clock::start();
         let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow) && !options.sleep;
         let server = resolve(&options.url)?;
         let mut random = Random(options.seed);
         let tags = Tags::new(random.next());
-        let hearers = Hearers {
-            tally: Tally::new(options.connections, options.room_count()),
+        let subscribers = Subscribers {
+            tracker: DeliveryTracker::new(options.connections, options.room_count()),
             tags,
             inside: options.publish_by == PublishBy::Say,
             slow_from: options.connections - options.slow,
@@ -131,8 +130,8 @@ impl Fanout {
             clock,
             event_loop: EventLoop::new(clock, spins)?,
             events: EventLoop::events(),
-            crowd: Crowd::new(options, server, options.connections, 0, clock)?,
-            hearers,
+            pool: ClientPool::new(options, server, options.connections, 0, clock)?,
+            subscribers,
             publisher: None,
             churn: (options.scenario == Scenario::Churn).then(|| Churn::new(options)),
             slow: SlowReaders::new(options),
@@ -142,10 +141,10 @@ impl Fanout {
             progress: Progress::new(options.quiet),
             options: options.clone(),
         };
-        load.connect_everybody()?;
-        thread::sleep(SETTLE);
-        load.server_cpu_connected = options.pid.map(facts::cpu_time).transpose()?;
-        load.slow.silence(&mut load.crowd, load.event_loop.registry())?;
+        load.connect_all()?;
+        thread::sleep(QUIET_TIME);
+        load.server_cpu_connected = options.pid.map(process::cpu_time).transpose()?;
+        load.slow.stop_events(&mut load.pool, load.event_loop.registry())?;
         if options.scenario != Scenario::Idle {
             let servers = (server, resolve(&options.publish_url)?);
             let first_token = options.connections;
@@ -155,29 +154,29 @@ impl Fanout {
         Ok(load)
     }
 
-    fn connect_everybody(&mut self) -> Result<(), LoadError> {
-        let (all, start_ns) = (self.crowd.len(), self.clock.now_ns());
+    fn connect_all(&mut self) -> Result<(), LoadError> {
+        let (all, start_ns) = (self.pool.len(), self.clock.now_ns());
         let ramp = (self.options.ramp > 0).then(|| Schedule::new(start_ns, self.options.ramp.into()));
-        let mut dialled = 0;
-        while dialled < all || self.crowd.busy() > 0 {
+        let mut begun = 0;
+        while begun < all || self.pool.in_transition() > 0 {
             let now_ns = self.clock.now_ns();
             let due_ns = |number: usize| ramp.map_or(now_ns, |ramp| ramp.due_ns(number as u64));
-            while dialled < all
-                && due_ns(dialled) <= now_ns
-                && (ramp.is_some() || self.crowd.busy() < HANDSHAKES_IN_FLIGHT)
+            while begun < all
+                && due_ns(begun) <= now_ns
+                && (ramp.is_some() || self.pool.in_transition() < HANDSHAKES_IN_FLIGHT)
             {
-                self.crowd.dial(dialled, due_ns(dialled), self.event_loop.registry())?;
-                dialled += 1;
+                self.pool.connect(begun, due_ns(begun), self.event_loop.registry())?;
+                begun += 1;
             }
-            let until_ns = if dialled < all && ramp.is_some() { due_ns(dialled) } else { u64::MAX };
-            self.turn(&mut None, until_ns)?;
-            if self.crowd.open == 0
-                && self.crowd.failed > 0
-                && let Some(complaint) = self.crowd.complaint.take()
+            let until_ns = if begun < all && ramp.is_some() { due_ns(begun) } else { u64::MAX };
+            self.poll_once(&mut None, until_ns)?;
+            if self.pool.open == 0
+                && self.pool.failed > 0
+                && let Some(first_error) = self.pool.first_error.take()
             {
-                return Err(LoadError::Handshake(complaint));
+                return Err(LoadError::Handshake(first_error));
             }
-            let open = self.crowd.open;
+            let open = self.pool.open;
             self.progress.show(now_ns, open as f64 / all as f64, || format!("connecting: {open} of {all}"));
         }
         self.connecting = Duration::from_nanos(self.clock.now_ns() - start_ns);
@@ -188,13 +187,13 @@ impl Fanout {
     ///
     /// # Errors
     /// When a connection is missing, other than a slow one that the server closed as its policy says.
-    pub fn require_everybody(&self) -> Result<(), LoadError> {
-        match self.crowd.absent() {
+    pub fn require_all_connected(&self) -> Result<(), LoadError> {
+        match self.pool.missing() {
             0 => Ok(()),
-            absent => Err(LoadError::Absent {
-                absent,
-                requested: self.crowd.len() as u64,
-                complaint: self.crowd.complaint.clone().unwrap_or_default(),
+            missing => Err(LoadError::MissingConnections {
+                missing,
+                requested: self.pool.len() as u64,
+                first_error: self.pool.first_error.clone().unwrap_or_default(),
             }),
         }
     }
@@ -223,10 +222,10 @@ impl Fanout {
     /// Publishes unmeasured; an error if a message is missing.
     fn publish_all(&mut self, pace: Pace, messages: u64) -> Result<Duration, LoadError> {
         let now_ns = self.clock.now_ns();
-        let elapsed_ns = self.publish(&mut Sending::new(pace, messages, now_ns, u64::MAX))?;
-        let counts = self.hearers.tally.counts();
+        let elapsed_ns = self.publish(&mut PublishPlan::new(pace, messages, now_ns, u64::MAX))?;
+        let counts = self.subscribers.tracker.counts();
         if counts.received == 0 && counts.expected > 0 {
-            return Err(LoadError::Unheard(counts.foreign));
+            return Err(LoadError::NothingReceived(counts.unexpected));
         }
         if !counts.is_exact() {
             return Err(LoadError::WarmUp(counts));
@@ -244,7 +243,7 @@ impl Fanout {
     }
 
     /// The measured load of the options.
-    pub(super) fn run_as_told(&mut self) -> Result<Counted, LoadError> {
+    pub(super) fn run_scenario(&mut self) -> Result<Counted, LoadError> {
         let duration_ns = self.options.duration.as_nanos() as u64;
         match (self.options.scenario, self.options.messages) {
             (Scenario::Idle, _) => self.measure(0, self.clock.now_ns() + duration_ns),
@@ -254,34 +253,34 @@ impl Fanout {
     }
 
     fn measure(&mut self, messages: u64, until_ns: u64) -> Result<Counted, LoadError> {
-        self.hearers.tally.measure_from_here();
-        let counts = self.hearers.tally.counts();
-        let (reads, idle_ns, refused) = (self.crowd.reads, self.event_loop.idle_ns(), self.refused());
-        let (cpu, waited) = (facts::cpu_time(process::id())?, facts::time_waited(process::id())?);
-        let mut sending = Sending::new(self.options.pace, messages, self.clock.now_ns(), until_ns);
+        self.subscribers.tracker.measure_from_here();
+        let counts = self.subscribers.tracker.counts();
+        let (reads, idle_ns, refused) = (self.pool.reads, self.event_loop.idle_ns(), self.refused());
+        let (cpu, waited) = (process::cpu_time(std::process::id())?, process::time_waited(std::process::id())?);
+        let mut plan = PublishPlan::new(self.options.pace, messages, self.clock.now_ns(), until_ns);
         if let Some(churn) = &mut self.churn {
             churn.start(self.clock.now_ns());
         }
         let elapsed_ns =
-            if self.options.scenario == Scenario::Idle { self.stay(until_ns)? } else { self.publish(&mut sending)? };
-        let client_cpu = facts::cpu_time(process::id())?.saturating_sub(cpu);
+            if self.options.scenario == Scenario::Idle { self.wait_until(until_ns)? } else { self.publish(&mut plan)? };
+        let client_cpu = process::cpu_time(std::process::id())?.saturating_sub(cpu);
         let client_cpu_ns = (client_cpu.as_nanos() as u64).saturating_sub(self.event_loop.idle_ns() - idle_ns);
-        let client_waited = facts::time_waited(process::id())?.saturating_sub(waited);
-        let reads = self.crowd.reads - reads;
-        self.settle()?;
-        self.hearers.tally.close_slow();
-        let tally = &self.hearers.tally;
+        let client_waited = process::time_waited(std::process::id())?.saturating_sub(waited);
+        let reads = self.pool.reads - reads;
+        self.finish()?;
+        self.subscribers.tracker.close_slow();
+        let tracker = &self.subscribers.tracker;
         Ok(Counted {
-            counts: tally.counts().since(&counts),
+            counts: tracker.counts().since(&counts),
             refused: self.refused() - refused,
-            unsent: sending.unsent(),
+            unsent: plan.unsent(),
             reads,
-            absent: self.crowd.absent(),
+            absent: self.pool.missing(),
             elapsed_ns,
             client_cpu_ns,
             client_waited_ns: client_waited.as_nanos() as u64,
-            deliveries: tally.deliveries.clone(),
-            last_subscriber: tally.last.clone(),
+            deliveries: tracker.deliveries.clone(),
+            last_subscriber: tracker.last.clone(),
         })
     }
 
@@ -290,21 +289,21 @@ impl Fanout {
     }
 
     /// Listens for what should not come; lets everybody finish joining, and slow readers learn what became of them.
-    fn settle(&mut self) -> Result<(), LoadError> {
+    fn finish(&mut self) -> Result<(), LoadError> {
         if let Some(churn) = &mut self.churn {
             churn.stop();
         }
-        while self.churn.is_some() && self.crowd.busy() > 0 {
-            self.turn(&mut None, u64::MAX)?;
+        while self.churn.is_some() && self.pool.in_transition() > 0 {
+            self.poll_once(&mut None, u64::MAX)?;
         }
         if self.options.scenario == Scenario::Slow {
             self.slow.drain();
         }
-        self.stay(self.clock.now_ns() + AFTERMATH_NS)?;
+        self.wait_until(self.clock.now_ns() + LISTEN_AFTER_NS)?;
         let mut quiet_since_ns = self.clock.now_ns();
         while self.slow.is_draining(quiet_since_ns, self.clock.now_ns()) {
             let learnt = self.learnt_of_slow();
-            self.turn(&mut None, self.clock.now_ns() + AFTERMATH_NS)?;
+            self.poll_once(&mut None, self.clock.now_ns() + LISTEN_AFTER_NS)?;
             if self.learnt_of_slow() != learnt {
                 quiet_since_ns = self.clock.now_ns();
             }
@@ -314,17 +313,17 @@ impl Fanout {
 
     /// What changes when a slow reader gets one of our messages, or its end.
     fn learnt_of_slow(&self) -> (u64, usize) {
-        (self.hearers.tally.counts().slow_received, self.crowd.open)
+        (self.subscribers.tracker.counts().slow_received, self.pool.open)
     }
 
     /// Takes in what arrives until then; how long that was, in nanoseconds.
-    fn stay(&mut self, until_ns: u64) -> Result<u64, LoadError> {
+    fn wait_until(&mut self, until_ns: u64) -> Result<u64, LoadError> {
         let start_ns = self.clock.now_ns();
         let mut now_ns = start_ns;
         while now_ns < until_ns {
-            self.turn(&mut None, until_ns)?;
+            self.poll_once(&mut None, until_ns)?;
             now_ns = self.clock.now_ns();
-            let (done, open) = ((now_ns - start_ns) as f64 / (until_ns - start_ns) as f64, self.crowd.open);
+            let (done, open) = ((now_ns - start_ns) as f64 / (until_ns - start_ns) as f64, self.pool.open);
             if self.options.scenario == Scenario::Idle {
                 self.progress.show(now_ns, done, || format!("{open} connections are open"));
             }
@@ -334,27 +333,27 @@ impl Fanout {
 
     /// Publishes everything and returns when everybody has it, or when nothing has moved for too long. The answer is the time
     /// from the first publication to the last delivery, in nanoseconds.
-    fn publish(&mut self, sending: &mut Sending) -> Result<u64, LoadError> {
+    fn publish(&mut self, plan: &mut PublishPlan) -> Result<u64, LoadError> {
         let start_ns = self.clock.now_ns();
-        let (mut end_ns, mut moved_ns, mut moved) = (start_ns, start_ns, self.marks());
+        let (mut end_ns, mut moved_ns, mut moved) = (start_ns, start_ns, self.progress_marks());
         let patience_ns = self.options.patience.as_nanos() as u64;
-        let total = sending.left;
-        let mut sending = Some(sending);
+        let total = plan.left;
+        let mut plan = Some(plan);
         loop {
             let now_ns = self.clock.now_ns();
-            self.refill(&mut sending, now_ns)?;
-            let Some(state) = &sending else { break };
+            self.refill(&mut plan, now_ns)?;
+            let Some(state) = &plan else { break };
             let idle = self.publisher.as_ref().is_none_or(Publisher::is_idle);
-            let waits = self.hearers.tally.in_flight() > 0 || !idle;
+            let waits = self.subscribers.tracker.in_flight() > 0 || !idle;
             if state.is_over(now_ns) && !waits {
                 break;
             }
-            let marks = self.marks();
-            if marks != moved {
-                if marks.1 != moved.1 {
+            let progress_marks = self.progress_marks();
+            if progress_marks != moved {
+                if progress_marks.1 != moved.1 {
                     end_ns = now_ns;
                 }
-                (moved, moved_ns) = (marks, now_ns);
+                (moved, moved_ns) = (progress_marks, now_ns);
             }
             if waits && now_ns - moved_ns > patience_ns {
                 break;
@@ -363,77 +362,77 @@ impl Fanout {
                 u64::MAX => state.sent as f64 / total as f64,
                 until_ns => (now_ns - start_ns) as f64 / (until_ns - start_ns).max(1) as f64,
             };
-            let (sent, in_flight) = (state.sent, self.hearers.tally.in_flight());
+            let (sent, in_flight) = (state.sent, self.subscribers.tracker.in_flight());
             self.progress.show(now_ns, done, || format!("{sent} messages published, {in_flight} on their way"));
             let due_ns = if state.is_over(now_ns) { u64::MAX } else { state.due_ns(now_ns).min(state.until_ns) };
             // What is due and could not be sent waits for an event.
             let until_ns = if due_ns <= now_ns { u64::MAX } else { due_ns };
-            self.turn(&mut sending, until_ns)?;
+            self.poll_once(&mut plan, until_ns)?;
         }
-        if self.marks().1 != moved.1 {
+        if self.progress_marks().1 != moved.1 {
             end_ns = self.clock.now_ns();
         }
         Ok(end_ns - start_ns)
     }
 
     /// What changes when something moves, a refusal not being one; the second tells of deliveries.
-    fn marks(&self) -> (u64, u64) {
-        let counts = self.hearers.tally.counts();
+    fn progress_marks(&self) -> (u64, u64) {
+        let counts = self.subscribers.tracker.counts();
         (counts.published, counts.received)
     }
 
     /// One turn of the event loop, until something happens but not beyond `until_ns`. Publishes as soon as there is room for
     /// the next message, not only at the end of the turn.
-    fn turn(&mut self, sending: &mut Option<&mut Sending>, until_ns: u64) -> Result<(), LoadError> {
+    fn poll_once(&mut self, plan: &mut Option<&mut PublishPlan>, until_ns: u64) -> Result<(), LoadError> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         let retry_ns = self.publisher.as_ref().map_or(u64::MAX, Publisher::retry_ns);
         let churn_ns = self.churn.as_ref().map_or(u64::MAX, Churn::due_ns);
         let until_ns = until_ns.min(self.housekeeping_ns).min(retry_ns).min(churn_ns).min(self.slow.due_ns());
         let now_ns = self.event_loop.wait(&mut events, until_ns)?;
         for event in &events {
-            match (self.crowd.member(event.token()), &mut self.publisher) {
-                (Some(member), _) => self.crowd.event(member, event, &mut self.hearers),
+            match (self.pool.client(event.token()), &mut self.publisher) {
+                (Some(client), _) => self.pool.event(client, event, &mut self.subscribers),
                 (None, Some(publisher)) => publisher.event(event)?,
                 (None, None) => {}
             }
-            if sending.is_some() {
+            if plan.is_some() {
                 let now_ns = self.clock.now_ns();
-                self.refill(sending, now_ns)?;
+                self.refill(plan, now_ns)?;
             }
         }
         self.events = events;
         if let Some(churn) = &mut self.churn {
-            churn.turn(now_ns, &mut self.crowd, &mut self.hearers, self.event_loop.registry())?;
+            churn.step(now_ns, &mut self.pool, &mut self.subscribers, self.event_loop.registry())?;
         }
-        self.slow.turn(now_ns, &mut self.crowd, &mut self.hearers);
+        self.slow.step(now_ns, &mut self.pool, &mut self.subscribers);
         if now_ns >= self.housekeeping_ns {
-            self.crowd.expire(&mut self.hearers);
+            self.pool.expire(&mut self.subscribers);
             self.housekeeping_ns = now_ns + HOUSEKEEPING_NS;
         }
         Ok(())
     }
 
     /// Publishes what is due as far as there is room for it.
-    fn refill(&mut self, sending: &mut Option<&mut Sending>, now_ns: u64) -> Result<(), LoadError> {
-        let (Some(sending), Some(publisher)) = (sending, &mut self.publisher) else {
+    fn refill(&mut self, plan: &mut Option<&mut PublishPlan>, now_ns: u64) -> Result<(), LoadError> {
+        let (Some(plan), Some(publisher)) = (plan, &mut self.publisher) else {
             return Ok(());
         };
         publisher.retry(now_ns, self.event_loop.registry())?;
-        let tally = &mut self.hearers.tally;
+        let tracker = &mut self.subscribers.tracker;
         loop {
-            let room = tally.counts().published as usize % self.hearers.rooms;
-            let due_ns = sending.due_ns(now_ns);
-            if sending.is_over(now_ns)
+            let room = tracker.counts().published as usize % self.subscribers.rooms;
+            let due_ns = plan.due_ns(now_ns);
+            if plan.is_over(now_ns)
                 || due_ns > now_ns
-                || tally.in_flight() >= sending.in_flight
+                || tracker.in_flight() >= plan.in_flight
                 || !publisher.is_ready(room)
             {
                 return Ok(());
             }
-            let number = tally.publish(room, due_ns);
+            let number = tracker.publish(room, due_ns);
             publisher.publish(number, room, self.event_loop.registry())?;
-            sending.sent += 1;
-            sending.left -= 1;
+            plan.sent += 1;
+            plan.left -= 1;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The frames of a server, walked in the pieces in which they are read.
+//! The frames of a server, parsed in the pieces in which they are read.
 //!
 //! Owns the little that has to be remembered between two reads of one connection: 24 bytes, and a box only while a header,
 //! a control frame or the head of a message is cut in two. Knows every form that RFC 6455 allows a server: lengths of 1, 2
@@ -48,10 +48,10 @@ pub(crate) enum Violation {
 }
 
 /// Who hears of what was found.
-pub(crate) trait Sink {
+pub(crate) trait FrameSink {
     /// The first bytes of a message: as many as were asked for, or all it has. The answer comes back when it is complete.
     fn head(&mut self, head: &[u8]) -> u32;
-    /// A message is complete; `mark` is what [`Sink::head`] answered.
+    /// A message is complete; `mark` is what [`FrameSink::head`] answered.
     fn message(&mut self, mark: u32);
     /// A ping, to be answered with the same payload.
     fn ping(&mut self, payload: &[u8]);
@@ -75,7 +75,7 @@ struct Held {
 
 /// Where one connection's stream is.
 #[derive(Debug, Default)]
-pub(crate) struct Walker {
+pub(crate) struct FrameParser {
     /// Payload of the current frame that is still to come, in bytes.
     left: u64,
     held: Option<Box<Held>>,
@@ -83,12 +83,17 @@ pub(crate) struct Walker {
     flags: u8,
 }
 
-impl Walker {
+impl FrameParser {
     /// Takes in the next bytes; heads of messages have `head_bytes` (at least 1).
     ///
     /// # Errors
     /// What no server may send. The stream is of no use afterwards.
-    pub(crate) fn walk(&mut self, mut bytes: &[u8], head_bytes: usize, sink: &mut impl Sink) -> Result<(), Violation> {
+    pub(crate) fn parse(
+        &mut self,
+        mut bytes: &[u8],
+        head_bytes: usize,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), Violation> {
         while !bytes.is_empty() {
             if self.flags == 0 && self.held.is_none() {
                 bytes = whole_messages(bytes, head_bytes, sink);
@@ -183,7 +188,7 @@ impl Walker {
     }
 
     /// Takes in payload of a data frame; what is behind it.
-    fn data<'a>(&mut self, bytes: &'a [u8], head_bytes: usize, sink: &mut impl Sink) -> &'a [u8] {
+    fn data<'a>(&mut self, bytes: &'a [u8], head_bytes: usize, sink: &mut impl FrameSink) -> &'a [u8] {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
         self.left -= payload.len() as u64;
@@ -214,7 +219,7 @@ impl Walker {
     }
 
     /// Takes in payload of a control frame; what is behind it.
-    fn control<'a>(&mut self, bytes: &'a [u8], sink: &mut impl Sink) -> Result<&'a [u8], Violation> {
+    fn control<'a>(&mut self, bytes: &'a [u8], sink: &mut impl FrameSink) -> Result<&'a [u8], Violation> {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
         self.left -= payload.len() as u64;
@@ -248,7 +253,7 @@ fn check_first(first: u8) -> Result<(), Violation> {
 
 /// Takes the unfragmented messages that lie in `bytes` from end to end, which is nearly all there is under load; what
 /// comes behind them.
-fn whole_messages<'a>(mut bytes: &'a [u8], head_bytes: usize, sink: &mut impl Sink) -> &'a [u8] {
+fn whole_messages<'a>(mut bytes: &'a [u8], head_bytes: usize, sink: &mut impl FrameSink) -> &'a [u8] {
     loop {
         let (start, length) = match *bytes {
             [0x81 | 0x82, length @ 0..126, ..] => (2, usize::from(length)),
@@ -310,7 +315,7 @@ mod tests {
     #[derive(Default)]
     struct Notes(Vec<Event>, u32);
 
-    impl Sink for Notes {
+    impl FrameSink for Notes {
         fn head(&mut self, head: &[u8]) -> u32 {
             self.0.push(Event::Head(head.to_vec()));
             self.1 += 1;
@@ -349,9 +354,9 @@ mod tests {
     }
 
     fn events(pieces: &[&[u8]], head_bytes: usize) -> Result<Vec<Event>, Violation> {
-        let (mut walker, mut notes) = (Walker::default(), Notes::default());
+        let (mut parser, mut notes) = (FrameParser::default(), Notes::default());
         for piece in pieces {
-            walker.walk(piece, head_bytes, &mut notes)?;
+            parser.parse(piece, head_bytes, &mut notes)?;
         }
         Ok(notes.0)
     }
@@ -403,14 +408,14 @@ mod tests {
 
     #[test]
     fn nothing_is_held_between_whole_frames() {
-        let mut walker = Walker::default();
+        let mut parser = FrameParser::default();
         let stream = frame(0x81, b"hello world", 0);
         for cut in 1..stream.len() {
-            walker.walk(&stream[..cut], 5, &mut Notes::default()).unwrap();
-            walker.walk(&stream[cut..], 5, &mut Notes::default()).unwrap();
-            assert!(walker.held.is_none() && walker.flags == 0, "{cut}");
+            parser.parse(&stream[..cut], 5, &mut Notes::default()).unwrap();
+            parser.parse(&stream[cut..], 5, &mut Notes::default()).unwrap();
+            assert!(parser.held.is_none() && parser.flags == 0, "{cut}");
         }
-        assert!(size_of::<Walker>() <= 24);
+        assert!(size_of::<FrameParser>() <= 24);
     }
 
     fn any_stream() -> impl Strategy<Value = Vec<u8>> {

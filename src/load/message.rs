@@ -9,7 +9,7 @@ pub const TAG_BYTES: usize = RUN_BYTES + 8;
 const RUN_BYTES: usize = 4;
 
 /// What was found where no tag of this run is. No publication has this number.
-pub(crate) const FOREIGN: u32 = u32::MAX;
+pub(crate) const NO_TAG: u32 = u32::MAX;
 
 /// Writes and finds the tags of one run.
 #[derive(Clone, Copy, Debug)]
@@ -38,20 +38,20 @@ impl Tags {
         out.resize(end, b'x');
     }
 
-    /// The number of the publication that begins with `head`, or [`FOREIGN`].
+    /// The number of the publication that begins with `head`, or [`NO_TAG`].
     #[inline]
     pub(crate) fn read(self, head: &[u8]) -> u32 {
         let Some((tag, _)) = head.split_first_chunk::<TAG_BYTES>() else {
-            return FOREIGN;
+            return NO_TAG;
         };
         let [a, b, c, d, digits @ ..] = *tag;
-        if [a, b, c, d] == self.run { hexadecimal(u64::from_be_bytes(digits)).unwrap_or(FOREIGN) } else { FOREIGN }
+        if [a, b, c, d] == self.run { hexadecimal(u64::from_be_bytes(digits)).unwrap_or(NO_TAG) } else { NO_TAG }
     }
 
     /// The same, with the tag anywhere in `head`.
     pub(crate) fn find(self, head: &[u8]) -> u32 {
         let tags = head.windows(TAG_BYTES).filter(|window| window.starts_with(&self.run));
-        tags.map(|window| self.read(window)).find(|number| *number != FOREIGN).unwrap_or(FOREIGN)
+        tags.map(|window| self.read(window)).find(|number| *number != NO_TAG).unwrap_or(NO_TAG)
     }
 }
 
@@ -84,22 +84,22 @@ mod tests {
             assert_eq!(payload.len(), 100);
             assert_eq!(tags.read(&payload), number, "{:?}", String::from_utf8_lossy(&payload));
             let event = [br#"{"event":"CHAT_MSG","user":"a","message":""#, &payload[..], b"\"}"].concat();
-            assert_eq!((tags.read(&event), tags.find(&event)), (FOREIGN, number));
+            assert_eq!((tags.read(&event), tags.find(&event)), (NO_TAG, number));
         }
     }
 
     #[test]
-    fn what_is_no_tag_is_foreign() {
+    fn text_without_a_tag_of_this_run_has_no_number() {
         let tags = Tags::new(7);
         let mut payload = Vec::new();
         tags.write_payload(&mut payload, 0xabc, TAG_BYTES);
-        assert_eq!(Tags::new(8).find(&payload), FOREIGN);
-        assert_eq!(tags.find(&payload[..11]), FOREIGN);
+        assert_eq!(Tags::new(8).find(&payload), NO_TAG);
+        assert_eq!(tags.find(&payload[..11]), NO_TAG);
         for wrong in (0..=255_u8).filter(|byte| !byte.is_ascii_digit() && !(b'a'..=b'f').contains(byte)) {
             for place in RUN_BYTES..TAG_BYTES {
                 let mut broken = payload.clone();
                 broken[place] = wrong;
-                assert_eq!(tags.read(&broken), FOREIGN, "{wrong:#x} at {place}");
+                assert_eq!(tags.read(&broken), NO_TAG, "{wrong:#x} at {place}");
             }
         }
     }

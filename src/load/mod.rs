@@ -1,53 +1,57 @@
-//! `hydrant load`: puts a load on any WebSocket server that sends a published body to its subscribers, and counts exactly
-//! what arrives.
+//! `hydrant load`: loads any WebSocket server that sends a posted body to its subscribers, and
+//! counts exactly which messages arrive.
 //!
-//! One process, one thread, one mio event loop, as little work per delivery as it can be, so that the server is what a
-//! measurement is about. Uses only `config` of this library; nothing in the server uses it.
+//! One process with one thread and one mio event loop. It does as little work per delivery as
+//! possible, so that a measurement shows the server. It uses only `config` of this library, and
+//! nothing in the server uses it.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `options.rs`, `target.rs` | the command line; URLs |
-//! | `fanout.rs` | the load that publishes, step by step: [`Fanout`]; with `churn.rs` and `slow.rs` |
+//! | `fanout.rs`, `churn.rs`, `slow.rs` | the load that publishes, step by step: [`Fanout`] |
 //! | `chat.rs` | the article's test |
-//! | `crowd.rs`, `audience.rs`, `connect.rs` | the subscribers' connections, who listens to them, their handshakes and ends |
-//! | `frames.rs`, `message.rs` | the frames of a server, in any pieces; the tag in each message |
-//! | `hearers.rs`, `tally.rs` | who has received what, and in which order |
-//! | `publish.rs`, `post.rs`, `say.rs`, `http.rs` | who sends the messages |
-//! | `pace.rs`, `sending.rs`, `latency.rs` | when messages are due; how long they took |
-//! | `stream.rs`, `tls.rs` | a socket, with TLS or without |
+//! | `client_pool.rs`, `connect.rs` | the clients' connections; their handshakes |
+//! | `frames.rs`, `frame_handler.rs` | the frames of a server, in any pieces; the trait that gets them |
+//! | `subscribers.rs`, `delivery_tracker.rs` | which subscriber has received which message, and in which order |
+//! | `message.rs` | the tag in each message |
+//! | `publisher.rs`, `http_publisher.rs`, `say_publisher.rs`, `http.rs` | sending the messages |
+//! | `schedule.rs`, `publish_plan.rs`, `latency.rs` | when messages are due; how long they took |
+//! | `stream.rs`, `tls.rs` | a socket, with or without TLS |
 //! | `event_loop.rs` | the clock and the wait |
-//! | `process.rs`, `setting.rs` | what the kernel knows of processes; machine and commit |
-//! | `report.rs`, `progress.rs` | what is said at the end, and meanwhile |
+//! | `process.rs`, `environment.rs` | the kernel's figures of a process; machine and commit |
+//! | `report.rs`, `progress.rs` | the output at the end, and meanwhile |
 //!
-//! With a rate, latency counts from the time a message was due, not from when it could be sent, so nothing that a slow
-//! server delays is left out; if more than a hundredth of the messages could not be sent in the duration, the run fails
-//! (without one, they are all sent, and latency alone says how late). At every other pace a message is due when it is sent: the next one waits for the server, and latency says nothing of that wait.
+//! With a rate, latency counts from the time at which a message was due, not from when it could be
+//! sent. So no delay that a slow server causes is left out. If more than a hundredth of the messages
+//! could not be sent within the duration, the run fails; without a duration they are all sent, and
+//! only the latency shows how late. At every other pace a message is due when it is sent: the next
+//! one waits for the server, and latency does not include that wait.
 
-mod audience;
 mod chat;
 mod churn;
+mod client_pool;
 mod connect;
-mod crowd;
+mod delivery_tracker;
+pub mod environment;
 mod event_loop;
 mod fanout;
+mod frame_handler;
 mod frames;
-mod hearers;
 pub mod http;
+mod http_publisher;
 mod latency;
 mod message;
 mod options;
-mod pace;
-mod post;
 pub mod process;
 mod progress;
-mod publish;
+mod publish_plan;
+mod publisher;
 mod report;
-mod say;
-mod sending;
-pub mod setting;
+mod say_publisher;
+mod schedule;
 mod slow;
 mod stream;
-mod tally;
+mod subscribers;
 mod target;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
@@ -55,7 +59,8 @@ mod tls;
 use std::io;
 use std::time::{Duration, Instant};
 
-use self::chat::Chatted;
+use self::chat::ChatResult;
+pub use self::delivery_tracker::Counts;
 pub use self::fanout::{Counted, Fanout};
 pub use self::latency::{Latencies, Summary};
 pub use self::message::TAG_BYTES;
@@ -63,7 +68,6 @@ pub use self::options::{Arguments, Options, Pace, PublishBy, Scenario};
 pub use self::report::ClientFigures;
 pub use self::report::Report;
 use self::report::{ChatFigures, ChurnFigures, Connect, Connections, ServerFigures, SlowFigures, ratio};
-pub use self::tally::Counts;
 pub use self::target::Target;
 
 /// Why a load could not be run.
@@ -81,14 +85,14 @@ pub enum LoadError {
     #[error("{0}")]
     Handshake(String),
     /// Fewer are connected than a figure would say.
-    #[error("{absent} of {requested} connections are missing: {complaint}")]
-    Absent {
+    #[error("{missing} of {requested} connections are missing: {first_error}")]
+    MissingConnections {
         /// How many are missing.
-        absent: u64,
+        missing: u64,
         /// How many were asked for.
         requested: u64,
         /// What went wrong first.
-        complaint: String,
+        first_error: String,
     },
     /// A publication was not accepted.
     #[error("{0}")]
@@ -97,7 +101,7 @@ pub enum LoadError {
     #[error(
         "nothing of what was published has come to --url, but {0} messages of somebody else: is --publish-url right?"
     )]
-    Unheard(u64),
+    NothingReceived(u64),
     /// The warm-up was not exact, so nothing was measured.
     #[error(
         "the warm-up got {} of {} messages, with {} gaps, {} repeats, {} reordered",
@@ -124,14 +128,14 @@ pub enum LoadError {
 
 /// Readings of the server's process.
 #[derive(Clone, Copy)]
-struct Reading {
+struct ServerSample {
     at: Instant,
     cpu: Duration,
     waited: Duration,
     rss_bytes: u64,
 }
 
-impl Reading {
+impl ServerSample {
     fn take(options: &Options) -> Result<Option<Self>, LoadError> {
         let read = |pid| {
             let (cpu, waited) = (process::cpu_time(pid)?, process::time_waited(pid)?);
@@ -156,7 +160,7 @@ impl Reading {
 }
 
 /// How long the server may finish what it still has on its hands before each reading. An idle server spends nothing in it.
-const SETTLE: Duration = Duration::from_millis(20);
+const QUIET_TIME: Duration = Duration::from_millis(20);
 
 /// Runs a load; `command` stands in the report.
 ///
@@ -171,13 +175,13 @@ pub fn run(options: &Options, command: &str) -> Result<Report, LoadError> {
 
 /// A report of nothing.
 fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
-    let (commit, machine) = (setting::commit(), setting::machine());
+    let (commit, machine) = (environment::commit(), environment::machine());
     Report {
         scenario: options.scenario,
         url: options.url.to_string(),
         command: command.to_owned(),
         machine,
-        commit: Some(commit).filter(|commit| commit != setting::UNKNOWN),
+        commit: Some(commit).filter(|commit| commit != environment::UNKNOWN),
         seed: options.seed,
         connections: Connections {
             requested: options.connections as u64,
@@ -195,7 +199,7 @@ fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
         gaps: 0,
         repeats: 0,
         reordered: 0,
-        foreign: 0,
+        unexpected: 0,
         lost_unexplained: 0,
         elapsed_ns: 0,
         deliveries_per_second: 0.0,
@@ -207,24 +211,24 @@ fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
         chat: None,
         churn: None,
         slow: None,
-        complaint: None,
+        first_error: None,
         passed: false,
     }
 }
 
 fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
-    let before = Reading::take(options)?;
+    let before = ServerSample::take(options)?;
     let mut load = Fanout::connect(options)?;
-    let connected = Reading::take(options)?;
-    let handshakes = load.crowd.handshakes.clone();
+    let connected = ServerSample::take(options)?;
+    let handshakes = load.pool.handshakes.clone();
     if options.scenario != Scenario::Idle {
         load.warm_up()?;
     }
-    std::thread::sleep(SETTLE);
-    let start = Reading::take(options)?;
-    let counted = load.run_as_told()?;
+    std::thread::sleep(QUIET_TIME);
+    let start = ServerSample::take(options)?;
+    let counted = load.run_scenario()?;
     // A server that has died has no figures; what was counted stands.
-    let end = Reading::take(options).ok().flatten();
+    let end = ServerSample::take(options).ok().flatten();
     let counts = &counted.counts;
     let handshakes_cpu = load.server_cpu_connected.zip(before).map(|(cpu, before)| cpu.saturating_sub(before.cpu));
     let per_handshake = |cpu: Duration| cpu.as_nanos() as f64 / handshakes.count().max(1) as f64;
@@ -232,15 +236,15 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
         let rss_bytes = (before.rss_bytes, connected.rss_bytes);
         end.server_since(&start, counts.received + counts.slow_received, rss_bytes)
     });
-    let crowd = &load.crowd;
+    let pool = &load.pool;
     let slow_from = options.connections - options.slow;
     let slow_lost = if options.drops { 0 } else { counts.slow_gaps };
     let report = Report {
         connections: Connections {
             requested: options.connections as u64,
-            open: crowd.open as u64,
-            failed: crowd.failed,
-            closed: crowd.closed.clone(),
+            open: pool.open as u64,
+            failed: pool.failed,
+            closed: pool.closed.clone(),
         },
         connect: Connect {
             per_second: handshakes.count() as f64 / load.connecting.as_secs_f64(),
@@ -256,7 +260,7 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
         gaps: counts.gaps,
         repeats: counts.repeats,
         reordered: counts.reordered,
-        foreign: counts.foreign,
+        unexpected: counts.unexpected,
         lost_unexplained: counts.lost() + slow_lost,
         elapsed_ns: counted.elapsed_ns,
         deliveries_per_second: 1e9 * ratio(counts.received, counted.elapsed_ns),
@@ -272,49 +276,49 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
         }),
         slow: (options.slow > 0).then(|| SlowFigures {
             connections: options.slow as u64,
-            open: (slow_from..options.connections).filter(|member| crowd.is_open(*member)).count() as u64,
+            open: (slow_from..options.connections).filter(|client| pool.is_open(*client)).count() as u64,
             received: counts.slow_received,
             dropped: counts.slow_gaps,
         }),
-        complaint: crowd.complaint.clone(),
+        first_error: pool.first_error.clone(),
         passed: counts.is_exact()
             && slow_lost == 0
             && counted.unsent * 100 <= counted.counts.published
-            && crowd.failed == 0
-            && crowd.unexpected == 0,
+            && pool.failed == 0
+            && pool.unexpected_closes == 0,
         ..empty(options, command, counted.client())
     };
     Ok(report)
 }
 
 fn run_chat(options: &Options, command: &str) -> Result<Report, LoadError> {
-    let before = Reading::take(options)?;
-    let chatted = chat::run(options)?;
-    let end = Reading::take(options).ok().flatten();
-    let (crowd, counts) = (&chatted.crowd, chatted.counts);
+    let before = ServerSample::take(options)?;
+    let result = chat::run(options)?;
+    let end = ServerSample::take(options).ok().flatten();
+    let (pool, counts) = (&result.pool, result.counts);
     let received = counts.messages_received + counts.errors_received + counts.unknown_received;
     let server = before.zip(end).map(|(before, end)| {
-        let rss_bytes = (before.rss_bytes, chatted.rss_bytes_open_max.unwrap_or(end.rss_bytes));
+        let rss_bytes = (before.rss_bytes, result.rss_bytes_open_max.unwrap_or(end.rss_bytes));
         end.server_since(&before, received, rss_bytes)
     });
-    let Chatted { client_cpu_ns, client_waited_ns, elapsed_ns, .. } = chatted;
+    let ChatResult { client_cpu_ns, client_waited_ns, elapsed_ns, .. } = result;
     let client = ClientFigures::new(client_cpu_ns, client_waited_ns, elapsed_ns, received);
     Ok(Report {
         connections: Connections {
             requested: options.connections as u64,
-            open: chatted.open_max as u64,
-            failed: crowd.failed,
-            closed: crowd.closed.clone(),
+            open: result.open_max as u64,
+            failed: pool.failed,
+            closed: pool.closed.clone(),
         },
         connect: Connect {
-            per_second: 1e9 * ratio(crowd.handshakes.count(), elapsed_ns),
-            latency_us: crowd.handshakes.summary(),
+            per_second: 1e9 * ratio(pool.handshakes.count(), elapsed_ns),
+            latency_us: pool.handshakes.summary(),
             server_cpu_ns_per_handshake: None,
         },
         elapsed_ns,
         server,
-        complaint: counts.complaint.clone().or_else(|| crowd.complaint.clone()),
-        passed: counts.checks_failed == 0 && crowd.failed == 0 && crowd.unexpected == 0,
+        first_error: counts.first_error.clone().or_else(|| pool.first_error.clone()),
+        passed: counts.checks_failed == 0 && pool.failed == 0 && pool.unexpected_closes == 0,
         chat: Some(ChatFigures { counts }),
         ..empty(options, command, client)
     })

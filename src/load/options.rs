@@ -91,7 +91,7 @@ pub struct Arguments {
     #[arg(long, value_parser = parse_bytes, default_value = "100")]
     payload: usize,
     /// Messages per second, on a schedule [default: 10]. Latency counts from the schedule; with --in-flight and --flood it
-    /// counts from the sending, and what waits to be sent is not in it
+    /// counts from the plan, and what waits to be sent is not in it
     #[arg(long, conflicts_with_all = ["in_flight", "flood"])]
     rate: Option<f64>,
     /// Messages on their way at once; a message is, until every subscriber has it
@@ -198,7 +198,7 @@ pub struct Options {
     /// Bytes per second that each of them reads.
     pub slow_rate: usize,
     /// Whether slow ones have a receive buffer as small as on a poor network.
-    pub slow_narrow: bool,
+    pub slow_small_buffer: bool,
     /// Connections that leave and join again per second.
     pub churn_rate: f64,
     /// How many of the connections do so; the first ones.
@@ -275,7 +275,7 @@ impl Arguments {
             patience: self.patience,
             slow: if self.scenario == Scenario::Slow { share(self.slow_share) } else { 0 },
             slow_rate: self.slow_rate,
-            slow_narrow: true,
+            slow_small_buffer: true,
             churn_rate: self.churn_rate,
             churners: if self.scenario == Scenario::Churn { share(self.churn_share) } else { 0 },
             say_interval: self.say_interval,

@@ -52,7 +52,7 @@ pub struct Report {
     /// Messages received after a later one.
     pub reordered: u64,
     /// Messages that are not of this run.
-    pub foreign: u64,
+    pub unexpected: u64,
     /// Lost deliveries. Nothing is expected of a slow subscriber that is closed as its policy says.
     pub lost_unexplained: u64,
     /// First publication until last delivery, in nanoseconds.
@@ -80,7 +80,7 @@ pub struct Report {
     pub slow: Option<SlowFigures>,
     /// What went wrong first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub complaint: Option<String>,
+    pub first_error: Option<String>,
     /// Whether nearly everything that was due was sent, everything arrived that had to, and no connection was lost.
     pub passed: bool,
 }
@@ -264,8 +264,8 @@ impl fmt::Display for Report {
             );
             row("faults", text)?;
         }
-        if self.foreign > 0 {
-            row("not ours", format!("{} messages", grouped(self.foreign)))?;
+        if self.unexpected > 0 {
+            row("not ours", format!("{} messages", grouped(self.unexpected)))?;
         }
         if self.received > 0 {
             let pace = grouped(self.deliveries_per_second as u64);
@@ -345,8 +345,8 @@ impl fmt::Display for Report {
                 row(name, cells.concat())?;
             }
         }
-        if let Some(complaint) = &self.complaint {
-            row("\nfirst complaint", format!(" {complaint}"))?;
+        if let Some(first_error) = &self.first_error {
+            row("\nfirst first_error", format!(" {first_error}"))?;
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::io;
 
 use mio::Registry;
 
-use super::crowd::Crowd;
-use super::hearers::Hearers;
+use super::client_pool::ClientPool;
 use super::options::Options;
+use super::subscribers::Subscribers;
 
 /// Between two reads of everybody, in nanoseconds.
 const INTERVAL_NS: u64 = 50_000_000;
@@ -26,7 +26,7 @@ pub(crate) struct SlowReaders {
 }
 
 impl SlowReaders {
-    /// The last members, if there are any.
+    /// The last clients, if there are any.
     pub(crate) fn new(options: &Options) -> Self {
         let (any, from) = (options.slow > 0, options.connections - options.slow);
         let bytes_per_interval = options.slow_rate as f64 * INTERVAL_NS as f64 / 1e9;
@@ -34,10 +34,10 @@ impl SlowReaders {
     }
 
     /// Takes them out of the event loop.
-    pub(crate) fn silence(&self, crowd: &mut Crowd, registry: &Registry) -> io::Result<()> {
-        (self.from..crowd.len())
+    pub(crate) fn stop_events(&self, pool: &mut ClientPool, registry: &Registry) -> io::Result<()> {
+        (self.from..pool.len())
             .filter(|_| self.next_ns != u64::MAX)
-            .try_for_each(|member| crowd.silence(member, registry))
+            .try_for_each(|client| pool.stop_events(client, registry))
     }
 
     /// When they are to be read next.
@@ -56,7 +56,7 @@ impl SlowReaders {
     }
 
     /// Reads what they may, if it is time to.
-    pub(crate) fn turn(&mut self, now_ns: u64, crowd: &mut Crowd, hearers: &mut Hearers) {
+    pub(crate) fn step(&mut self, now_ns: u64, pool: &mut ClientPool, subscribers: &mut Subscribers) {
         if self.due_ns() > now_ns {
             return;
         }
@@ -64,9 +64,9 @@ impl SlowReaders {
         self.budget += self.bytes_per_interval;
         let budget = if self.draining { usize::MAX } else { self.budget as usize };
         self.budget = self.budget.fract();
-        for member in self.from..crowd.len() {
+        for client in self.from..pool.len() {
             if budget > 0 {
-                crowd.receive(member, budget, self.draining, hearers);
+                pool.receive(client, budget, self.draining, subscribers);
             }
         }
     }

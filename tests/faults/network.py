@@ -96,7 +96,7 @@ class Scene:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.load = subprocess.Popen(command, preexec_fn=links.die_with_parent, **pipes)
         said, complaint = self.load.communicate(timeout=seconds + 90)
-        return json.loads(said or json.dumps({"passed": False, "complaint": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}))
+        return json.loads(said or json.dumps({"passed": False, "first_error": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}))
 
     def behind_link(self, count=VICTIMS, path="/ws/bystanders"):
         """Victims on the link that will be bad."""
@@ -412,7 +412,7 @@ def judge(server, scene, name, fault, gaps):
         heap = scene.expect_nothing_left(baseline, files)
     during = scene.report
     for report, when in ((quiet, "before"), (during, "during")):
-        scene.expect(report["passed"], f"bystanders {when}: {report.get('complaint') or report['lost_unexplained']}")
+        scene.expect(report["passed"], f"bystanders {when}: {report.get('first_error') or report['lost_unexplained']}")
     code = server.end()
     scene.expect(code == 0, f"exit code {code}")
     scene.expect(not scene.stay or f" cut={VICTIMS} " in server.said(), "the victims were not cut by the drain")

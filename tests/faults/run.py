@@ -112,7 +112,7 @@ class Bystanders:
             self.process.kill()
             out, complaint = "", "they do not end" + self.process.communicate()[1]
         if not out:
-            return {"passed": False, "complaint": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}
+            return {"passed": False, "first_error": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}
         return json.loads(out)
 
 
@@ -158,7 +158,7 @@ def judge(server, seconds, fault, measured):
         wrong.append(f"channels are left: {channels[:3]}")
     for report, when in ((quiet, "before"), (during, "during")):
         if report and not report["passed"]:
-            wrong.append(f"bystanders {when}: {report.get('complaint') or report['lost_unexplained']}")
+            wrong.append(f"bystanders {when}: {report.get('first_error') or report['lost_unexplained']}")
     wrong += [f"{name} is 0" for name in fault.counted if not metrics.get(name)]
     code = server.end()
     if code != 0:

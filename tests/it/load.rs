@@ -76,7 +76,7 @@ fn by_tls_a_load_is_as_exact() {
 }
 
 #[test]
-fn rooms_and_speakers_are_exact() {
+fn rooms_and_senders_are_exact() {
     let report = passes(config(), "--connections 31 --rooms 4 --messages 90 --in-flight 8");
     // Rooms 0 to 2 have 8 members, room 3 has 7; which room is first depends on the warm-up.
     let expected = report["expected"].as_u64().unwrap();
@@ -89,7 +89,7 @@ fn rooms_and_speakers_are_exact() {
 fn a_tick_is_not_ours_and_no_fault() {
     let ticking = Config { tick: Some(Duration::from_millis(20)), ..config() };
     let report = passes(ticking, "--connections 10 --messages 30 --rate 100");
-    assert!(report["foreign"].as_u64() > Some(0));
+    assert!(report["unexpected"].as_u64() > Some(0));
     assert_eq!(report["received"], report["expected"]);
 }
 
@@ -154,7 +154,7 @@ fn the_chat_holds_its_checks() {
 fn the_document_has_its_names() {
     let report = passes(config(), &format!("--connections 5 --messages 20 --pid {}", std::process::id()));
     let names = "scenario url command machine connections connect published refused expected received received_share gaps \
-                 repeats reordered foreign lost_unexplained elapsed_ns deliveries_per_second frames_per_read latency_us \
+                 repeats reordered unexpected lost_unexplained elapsed_ns deliveries_per_second frames_per_read latency_us \
                  last_subscriber_us server client";
     for name in names.split_whitespace() {
         assert!(report.get(name).is_some(), "{name}");
@@ -384,5 +384,5 @@ fn a_connection_that_is_lost_is_a_fault() {
     assert!(report["lost_unexplained"].as_u64() > Some(0));
     let (code, report) = load_tiny(Fault::Mask);
     assert_eq!((code, &report["connections"]["closed"]["1002"]), (1, &1.into()), "{report:#}");
-    assert!(report["complaint"].as_str().unwrap().contains("masked"));
+    assert!(report["first_error"].as_str().unwrap().contains("masked"));
 }

@@ -1,9 +1,9 @@
-//! The subscribers of a load that publishes: finds the tag in each message, and tells the tally.
+//! The subscribers of a load that publishes: finds the tag in each message, and tells the tracker.
 
-use super::audience::Audience;
-use super::crowd::ABNORMAL;
-use super::message::{FOREIGN, TAG_BYTES, Tags};
-use super::tally::Tally;
+use super::client_pool::ABNORMAL;
+use super::delivery_tracker::DeliveryTracker;
+use super::frame_handler::FrameHandler;
+use super::message::{NO_TAG, TAG_BYTES, Tags};
 
 /// Bytes of a message in which the tag is looked for when it comes inside an event.
 const EVENT_HEAD_BYTES: usize = 256;
@@ -11,8 +11,8 @@ const EVENT_HEAD_BYTES: usize = 256;
 const TRY_AGAIN_LATER: u16 = 1013;
 
 /// Listens for publications.
-pub(super) struct Hearers {
-    pub(super) tally: Tally,
+pub(super) struct Subscribers {
+    pub(super) tracker: DeliveryTracker,
     pub(super) tags: Tags,
     /// Whether the tag stands inside an event.
     pub(super) inside: bool,
@@ -21,14 +21,14 @@ pub(super) struct Hearers {
     pub(super) drops: bool,
 }
 
-impl Audience for Hearers {
+impl FrameHandler for Subscribers {
     #[inline]
     fn head_bytes(&self) -> usize {
         if self.inside { EVENT_HEAD_BYTES } else { TAG_BYTES }
     }
 
-    fn joined(&mut self, member: usize, _: u64) {
-        self.tally.join(member, member % self.rooms, member >= self.slow_from);
+    fn joined(&mut self, client: usize, _: u64) {
+        self.tracker.join(client, client % self.rooms, client >= self.slow_from);
     }
 
     #[inline]
@@ -37,18 +37,18 @@ impl Audience for Hearers {
     }
 
     #[inline]
-    fn message(&mut self, member: usize, number: u32, now_ns: u64) {
-        if number == FOREIGN {
-            self.tally.foreign();
+    fn message(&mut self, client: usize, number: u32, now_ns: u64) {
+        if number == NO_TAG {
+            self.tracker.unexpected();
         } else {
-            self.tally.receive(member, number, now_ns);
+            self.tracker.receive(client, number, now_ns);
         }
     }
 
-    fn ended(&mut self, member: usize, code: u16, _: u64) -> bool {
-        self.tally.cut(member);
+    fn ended(&mut self, client: usize, code: u16, _: u64) -> bool {
+        self.tracker.abort(client);
         // A client that does not read may not get the close frame before the server cuts the connection. Who reads as fast
         // as it can is never to be closed: what it lacks is lost, whatever the code says.
-        member >= self.slow_from && !self.drops && (code == TRY_AGAIN_LATER || code == ABNORMAL)
+        client >= self.slow_from && !self.drops && (code == TRY_AGAIN_LATER || code == ABNORMAL)
     }
 }

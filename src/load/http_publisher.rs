@@ -38,7 +38,7 @@ struct Exchange {
 }
 
 /// `POST` on keep-alive connections.
-pub(crate) struct Http {
+pub(crate) struct HttpPublisher {
     server: SocketAddr,
     tls: Option<Tls>,
     first_token: usize,
@@ -56,7 +56,7 @@ pub(crate) struct Http {
     clock: Clock,
 }
 
-impl Http {
+impl HttpPublisher {
     /// Whether a connection is free, and nothing that was refused waits for it.
     pub(super) fn is_ready(&self) -> bool {
         !self.free.is_empty() && self.refused.is_empty()
@@ -159,7 +159,7 @@ impl Http {
             self.open(index, registry)?;
         }
         self.scratch.clear();
-        // As the tally has it: message n belongs to room n mod rooms.
+        // As the tracker has it: message n belongs to room n mod rooms.
         self.scratch.extend_from_slice(&self.heads[number as usize % self.heads.len()]);
         self.tags.write_payload(&mut self.scratch, number, self.payload);
         let exchange = &mut self.exchanges[index];

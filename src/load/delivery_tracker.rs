@@ -32,12 +32,12 @@ struct Room {
     /// Numbers of its publications that nobody has received yet, or that somebody still lacks; from the oldest.
     outstanding: Vec<u32>,
     /// Subscribers to whom new publications are owed.
-    members: u32,
+    subscribers: u32,
 }
 
 /// What a subscriber is to the books.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Standing {
+enum SubscriberState {
     /// Nothing is owed.
     #[default]
     Absent,
@@ -50,13 +50,13 @@ enum Standing {
 
 /// One subscriber; 16 bytes.
 #[derive(Clone, Copy, Default)]
-struct Follower {
+struct Subscriber {
     /// The next position in the order of its room.
     next: u32,
     /// The first publication that is owed.
     owed_from: u32,
     room: u32,
-    standing: Standing,
+    state: SubscriberState,
 }
 
 /// What was counted, so far or between two moments.
@@ -75,7 +75,7 @@ pub struct Counts {
     /// Messages that a subscriber received after a later one.
     pub reordered: u64,
     /// Messages that are not of this run.
-    pub foreign: u64,
+    pub unexpected: u64,
     /// Messages that slow subscribers received.
     pub slow_received: u64,
     /// Messages that slow subscribers lack although they have later ones.
@@ -93,7 +93,7 @@ impl Counts {
             gaps: self.gaps.saturating_sub(earlier.gaps),
             repeats: self.repeats - earlier.repeats,
             reordered: self.reordered - earlier.reordered,
-            foreign: self.foreign - earlier.foreign,
+            unexpected: self.unexpected - earlier.unexpected,
             slow_received: self.slow_received - earlier.slow_received,
             slow_gaps: self.slow_gaps.saturating_sub(earlier.slow_gaps),
         }
@@ -114,16 +114,16 @@ impl Counts {
     /// Whether every delivery that was expected came, once and in the one order, and nothing else.
     #[must_use]
     pub fn is_all(&self) -> bool {
-        self.is_exact() && self.foreign == 0
+        self.is_exact() && self.unexpected == 0
     }
 }
 
 /// See the head of this file.
-pub(crate) struct Tally {
+pub(crate) struct DeliveryTracker {
     publications: Vec<Publication>,
     rooms: Vec<Room>,
-    followers: Vec<Follower>,
-    /// Positions that a follower has skipped, where there are any.
+    subscribers: Vec<Subscriber>,
+    /// Positions that a state has skipped, where there are any.
     skipped: HashMap<u32, Vec<u32>>,
     counts: Counts,
     /// Messages that everybody has to whom they are owed.
@@ -136,13 +136,13 @@ pub(crate) struct Tally {
     pub(crate) last: Latencies,
 }
 
-impl Tally {
+impl DeliveryTracker {
     /// Nobody has joined, nothing is published.
     pub(crate) fn new(subscribers: usize, rooms: usize) -> Self {
         Self {
             publications: Vec::new(),
             rooms: (0..rooms.max(1)).map(|_| Room::default()).collect(),
-            followers: vec![Follower::default(); subscribers],
+            subscribers: vec![Subscriber::default(); subscribers],
             skipped: HashMap::new(),
             counts: Counts::default(),
             complete: 0,
@@ -161,11 +161,11 @@ impl Tally {
 
     /// Nothing more will come: what slow subscribers lack at the end of their order is a gap too.
     pub(crate) fn close_slow(&mut self) {
-        for follower in self.followers.iter_mut().filter(|follower| follower.standing == Standing::Slow) {
-            let order = &self.rooms[follower.room as usize].order;
-            let measured = |number: &&u32| **number >= self.slow_from && **number >= follower.owed_from;
-            self.counts.slow_gaps += order[follower.next as usize..].iter().filter(measured).count() as u64;
-            follower.next = order.len() as u32;
+        for entry in self.subscribers.iter_mut().filter(|entry| entry.state == SubscriberState::Slow) {
+            let order = &self.rooms[entry.room as usize].order;
+            let measured = |number: &&u32| **number >= self.slow_from && **number >= entry.owed_from;
+            self.counts.slow_gaps += order[entry.next as usize..].iter().filter(measured).count() as u64;
+            entry.next = order.len() as u32;
         }
     }
 
@@ -182,10 +182,10 @@ impl Tally {
     /// A subscriber is in its room from now on. Nothing waits for a slow one.
     pub(crate) fn join(&mut self, subscriber: usize, room: usize, slow: bool) {
         let next = self.rooms[room].order.len() as u32;
-        let standing = if slow { Standing::Slow } else { Standing::Joined };
+        let state = if slow { SubscriberState::Slow } else { SubscriberState::Joined };
         let owed_from = self.publications.len() as u32;
-        self.followers[subscriber] = Follower { next, owed_from, room: room as u32, standing };
-        self.rooms[room].members += u32::from(!slow);
+        self.subscribers[subscriber] = Subscriber { next, owed_from, room: room as u32, state };
+        self.rooms[room].subscribers += u32::from(!slow);
     }
 
     /// A subscriber leaves by its own will: what it does not have yet is owed no more. Until the next [`Self::join`] its
@@ -195,25 +195,25 @@ impl Tally {
     }
 
     /// The server has closed a subscriber's connection: what was owed to it and has not come is lost.
-    pub(crate) fn cut(&mut self, subscriber: usize) {
+    pub(crate) fn abort(&mut self, subscriber: usize) {
         self.release(subscriber);
     }
 
     /// Nothing waits for this subscriber any more, nor for what it has skipped; how many deliveries it lacks, gaps aside. A
     /// message that is complete by that has no last delivery, and no latency of one.
     fn release(&mut self, subscriber: usize) -> u64 {
-        let follower = std::mem::take(&mut self.followers[subscriber]);
+        let entry = std::mem::take(&mut self.subscribers[subscriber]);
         let skipped = self.skipped.remove(&(subscriber as u32)).unwrap_or_default();
-        if !matches!(follower.standing, Standing::Joined | Standing::Following) {
+        if !matches!(entry.state, SubscriberState::Joined | SubscriberState::Following) {
             return 0;
         }
-        let room = &mut self.rooms[follower.room as usize];
-        room.members -= 1;
+        let room = &mut self.rooms[entry.room as usize];
+        room.subscribers -= 1;
         let mut lacking = 0;
         room.outstanding.retain(|number| {
             let publication = &mut self.publications[*number as usize];
-            let is_owed = *number >= follower.owed_from && publication.missing > 0;
-            let is_ahead = publication.position >= follower.next;
+            let is_owed = *number >= entry.owed_from && publication.missing > 0;
+            let is_ahead = publication.position >= entry.next;
             if is_owed && (is_ahead || skipped.contains(&publication.position)) {
                 lacking += u64::from(is_ahead);
                 publication.missing -= 1;
@@ -228,7 +228,7 @@ impl Tally {
     pub(crate) fn publish(&mut self, room: usize, due_ns: u64) -> u32 {
         // A run of four billion messages would take memory that no machine has.
         let number = self.publications.len() as u32;
-        let missing = self.rooms[room].members;
+        let missing = self.rooms[room].subscribers;
         self.publications.push(Publication { due_ns, position: UNPLACED, missing, room: room as u32 });
         self.counts.published += 1;
         self.counts.expected += u64::from(missing);
@@ -247,18 +247,18 @@ impl Tally {
     }
 
     /// A subscriber has received a message that is not of this run.
-    pub(crate) fn foreign(&mut self) {
-        self.counts.foreign += 1;
+    pub(crate) fn unexpected(&mut self) {
+        self.counts.unexpected += 1;
     }
 
     /// A subscriber has received publication `number`.
     #[inline]
     pub(crate) fn receive(&mut self, subscriber: usize, number: u32, now_ns: u64) {
-        let follower = &mut self.followers[subscriber];
-        let order = &self.rooms[follower.room as usize].order;
-        if follower.standing == Standing::Following && order.get(follower.next as usize) == Some(&number) {
-            follower.next += 1;
-            let owed = number >= follower.owed_from;
+        let entry = &mut self.subscribers[subscriber];
+        let order = &self.rooms[entry.room as usize].order;
+        if entry.state == SubscriberState::Following && order.get(entry.next as usize) == Some(&number) {
+            entry.next += 1;
+            let owed = number >= entry.owed_from;
             self.deliver(number, owed, now_ns);
         } else {
             self.receive_unusual(subscriber, number, now_ns);
@@ -268,35 +268,35 @@ impl Tally {
     /// The first arrival at a position, the first message of a subscriber, a slow one's message, or something wrong.
     #[inline(never)]
     fn receive_unusual(&mut self, subscriber: usize, number: u32, now_ns: u64) {
-        let follower = self.followers[subscriber];
+        let entry = self.subscribers[subscriber];
         let Some(publication) = self.publications.get_mut(number as usize) else {
-            self.counts.foreign += 1;
+            self.counts.unexpected += 1;
             return;
         };
-        if follower.standing == Standing::Absent {
+        if entry.state == SubscriberState::Absent {
             return;
         }
-        if publication.room != follower.room {
+        if publication.room != entry.room {
             // A message of another room is nobody's here.
-            self.counts.foreign += 1;
+            self.counts.unexpected += 1;
             return;
         }
-        let order = &mut self.rooms[follower.room as usize].order;
+        let order = &mut self.rooms[entry.room as usize].order;
         if publication.position == UNPLACED {
             publication.position = order.len() as u32;
             order.push(number);
         }
         let position = publication.position;
-        let slow = follower.standing == Standing::Slow;
-        let joined = follower.standing == Standing::Joined;
-        if position < follower.next && !joined {
+        let slow = entry.state == SubscriberState::Slow;
+        let joined = entry.state == SubscriberState::Joined;
+        if position < entry.next && !joined {
             let skipped = self.skipped.get_mut(&(subscriber as u32));
             let place = skipped.as_ref().and_then(|skipped| skipped.iter().position(|skip| *skip == position));
             match (skipped, place) {
                 (Some(skipped), Some(place)) => {
                     skipped.swap_remove(place);
                     self.counts.reordered += 1;
-                    if !slow && number < follower.owed_from {
+                    if !slow && number < entry.owed_from {
                         // Expected since the gap was seen, and once more when it is delivered.
                         self.counts.expected -= 1;
                     }
@@ -312,24 +312,24 @@ impl Tally {
             }
         } else {
             // What a subscriber skips before its first message is missing only if it was published after it had joined.
-            let skipped = (follower.next..position)
-                .filter(|skip| !joined || order[*skip as usize] >= follower.owed_from)
+            let skipped = (entry.next..position)
+                .filter(|skip| !joined || order[*skip as usize] >= entry.owed_from)
                 .collect::<Vec<_>>();
-            let follower = &mut self.followers[subscriber];
-            follower.next = position + 1;
+            let entry = &mut self.subscribers[subscriber];
+            entry.next = position + 1;
             if joined {
-                follower.standing = Standing::Following;
+                entry.state = SubscriberState::Following;
             }
             if !skipped.is_empty() {
                 let count = skipped.len() as u64;
                 if slow {
-                    let order = &self.rooms[follower.room as usize].order;
+                    let order = &self.rooms[entry.room as usize].order;
                     let measured = skipped.iter().filter(|skip| order[**skip as usize] >= self.slow_from);
                     self.counts.slow_gaps += measured.count() as u64;
                 } else {
                     self.counts.gaps += count;
-                    let order = &self.rooms[follower.room as usize].order;
-                    let unowed = skipped.iter().filter(|skip| order[**skip as usize] < follower.owed_from).count();
+                    let order = &self.rooms[entry.room as usize].order;
+                    let unowed = skipped.iter().filter(|skip| order[**skip as usize] < entry.owed_from).count();
                     self.counts.expected += unowed as u64;
                 }
                 self.skipped.entry(subscriber as u32).or_default().extend(skipped);
@@ -338,7 +338,7 @@ impl Tally {
         if slow {
             self.counts.slow_received += u64::from(number >= self.slow_from);
         } else {
-            self.deliver(number, number >= follower.owed_from, now_ns);
+            self.deliver(number, number >= entry.owed_from, now_ns);
         }
     }
 
@@ -366,109 +366,109 @@ mod tests {
     use super::*;
 
     /// `subscribers` in one room, `messages` published.
-    fn tally(subscribers: usize, messages: usize) -> Tally {
-        let mut tally = Tally::new(subscribers + 1, 1);
-        (0..subscribers).for_each(|subscriber| tally.join(subscriber, 0, false));
-        (0..messages).for_each(|number| assert_eq!(tally.publish(0, 10), number as u32));
-        tally
+    fn tracker(subscribers: usize, messages: usize) -> DeliveryTracker {
+        let mut tracker = DeliveryTracker::new(subscribers + 1, 1);
+        (0..subscribers).for_each(|subscriber| tracker.join(subscriber, 0, false));
+        (0..messages).for_each(|number| assert_eq!(tracker.publish(0, 10), number as u32));
+        tracker
     }
 
-    fn receive(tally: &mut Tally, subscriber: usize, numbers: &[u32]) {
-        numbers.iter().for_each(|number| tally.receive(subscriber, *number, 1000));
+    fn receive(tracker: &mut DeliveryTracker, subscriber: usize, numbers: &[u32]) {
+        numbers.iter().for_each(|number| tracker.receive(subscriber, *number, 1000));
     }
 
     #[test]
     fn everything_received_in_one_order_is_exact() {
-        let mut tally = tally(2, 3);
-        receive(&mut tally, 0, &[1, 0, 2]);
-        assert_eq!((tally.complete, tally.in_flight()), (0, 3));
-        receive(&mut tally, 1, &[1, 0]);
-        assert!(!tally.counts().is_exact());
-        receive(&mut tally, 1, &[2]);
-        let counts = tally.counts();
+        let mut tracker = tracker(2, 3);
+        receive(&mut tracker, 0, &[1, 0, 2]);
+        assert_eq!((tracker.complete, tracker.in_flight()), (0, 3));
+        receive(&mut tracker, 1, &[1, 0]);
+        assert!(!tracker.counts().is_exact());
+        receive(&mut tracker, 1, &[2]);
+        let counts = tracker.counts();
         assert!(counts.is_exact(), "{counts:?}");
-        assert_eq!((counts.expected, counts.received, tally.complete), (6, 6, 3));
-        assert_eq!((tally.deliveries.count(), tally.last.count()), (6, 3));
+        assert_eq!((counts.expected, counts.received, tracker.complete), (6, 6, 3));
+        assert_eq!((tracker.deliveries.count(), tracker.last.count()), (6, 3));
     }
 
     #[test]
     fn a_loss_is_a_gap_and_is_missing() {
-        let mut tally = tally(2, 3);
-        receive(&mut tally, 0, &[0, 1, 2]);
-        receive(&mut tally, 1, &[0, 2]);
-        let counts = tally.counts();
-        assert_eq!((counts.gaps, counts.lost(), tally.in_flight()), (1, 1, 1));
+        let mut tracker = tracker(2, 3);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0, 2]);
+        let counts = tracker.counts();
+        assert_eq!((counts.gaps, counts.lost(), tracker.in_flight()), (1, 1, 1));
         // The last one has no later one that would show a gap.
-        let mut tally = self::tally(1, 2);
-        receive(&mut tally, 0, &[0]);
-        assert_eq!((tally.counts().gaps, tally.counts().lost()), (0, 1));
+        let mut tracker = self::tracker(1, 2);
+        receive(&mut tracker, 0, &[0]);
+        assert_eq!((tracker.counts().gaps, tracker.counts().lost()), (0, 1));
     }
 
     #[test]
     fn a_gap_is_a_loss_and_nothing_waits_for_it_when_its_subscriber_has_gone() {
-        for leave in [Tally::leave, Tally::cut] {
-            let mut tally = tally(2, 4);
-            receive(&mut tally, 0, &[0, 1, 2, 3]);
-            receive(&mut tally, 1, &[0, 2]);
-            assert_eq!(tally.in_flight(), 2);
-            leave(&mut tally, 1);
-            assert_eq!((tally.in_flight(), tally.last.count(), tally.counts().gaps), (0, 2, 1));
-            assert!(tally.counts().lost() >= 1);
-            tally.join(1, 0, false);
-            tally.publish(0, 10);
-            receive(&mut tally, 0, &[4]);
-            receive(&mut tally, 1, &[4]);
-            assert_eq!((tally.in_flight(), tally.counts().reordered), (0, 0));
+        for leave in [DeliveryTracker::leave, DeliveryTracker::abort] {
+            let mut tracker = tracker(2, 4);
+            receive(&mut tracker, 0, &[0, 1, 2, 3]);
+            receive(&mut tracker, 1, &[0, 2]);
+            assert_eq!(tracker.in_flight(), 2);
+            leave(&mut tracker, 1);
+            assert_eq!((tracker.in_flight(), tracker.last.count(), tracker.counts().gaps), (0, 2, 1));
+            assert!(tracker.counts().lost() >= 1);
+            tracker.join(1, 0, false);
+            tracker.publish(0, 10);
+            receive(&mut tracker, 0, &[4]);
+            receive(&mut tracker, 1, &[4]);
+            assert_eq!((tracker.in_flight(), tracker.counts().reordered), (0, 0));
         }
     }
 
     #[test]
     fn a_repeat_does_not_make_up_for_a_loss() {
-        let mut tally = tally(2, 3);
-        receive(&mut tally, 0, &[0, 1, 2]);
-        receive(&mut tally, 1, &[0, 0, 2, 2]);
-        let counts = tally.counts();
+        let mut tracker = tracker(2, 3);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0, 0, 2, 2]);
+        let counts = tracker.counts();
         assert_eq!((counts.received, counts.repeats, counts.gaps, counts.lost()), (5, 2, 1, 1));
     }
 
     #[test]
     fn another_order_than_the_first_subscribers_is_a_reordering() {
-        let mut tally = tally(2, 3);
-        receive(&mut tally, 0, &[0, 1, 2]);
-        receive(&mut tally, 1, &[0, 2, 1]);
-        let counts = tally.counts();
+        let mut tracker = tracker(2, 3);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0, 2, 1]);
+        let counts = tracker.counts();
         assert_eq!((counts.reordered, counts.gaps, counts.lost()), (1, 0, 0));
-        assert_eq!(tally.in_flight(), 0);
+        assert_eq!(tracker.in_flight(), 0);
         assert!(!counts.is_exact());
     }
 
     #[test]
     fn a_late_subscriber_is_owed_what_comes_after_it_and_no_gap() {
-        let mut tally = tally(1, 2);
-        receive(&mut tally, 0, &[0]);
-        tally.join(1, 0, false);
-        tally.publish(0, 10);
-        tally.publish(0, 10);
+        let mut tracker = tracker(1, 2);
+        receive(&mut tracker, 0, &[0]);
+        tracker.join(1, 0, false);
+        tracker.publish(0, 10);
+        tracker.publish(0, 10);
         // Publication 1 was on its way when it joined: a gift, and from there on no gap.
-        receive(&mut tally, 0, &[1, 2, 3]);
-        receive(&mut tally, 1, &[1, 3]);
-        let counts = tally.counts();
+        receive(&mut tracker, 0, &[1, 2, 3]);
+        receive(&mut tracker, 1, &[1, 3]);
+        let counts = tracker.counts();
         assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost()), (7, 6, 1, 1));
-        receive(&mut tally, 1, &[2]);
-        assert_eq!(tally.counts().lost(), 0);
-        assert_eq!(tally.in_flight(), 0);
+        receive(&mut tracker, 1, &[2]);
+        assert_eq!(tracker.counts().lost(), 0);
+        assert_eq!(tracker.in_flight(), 0);
     }
 
     #[test]
     fn a_late_subscriber_may_begin_before_or_behind_what_it_has_seen_placed() {
         // 0 was placed before it joined; it still arrives.
-        let mut early = tally(1, 1);
+        let mut early = tracker(1, 1);
         receive(&mut early, 0, &[0]);
         early.join(1, 0, false);
         receive(&mut early, 1, &[0]);
         assert!(early.counts().is_exact(), "{:?}", early.counts());
         // 0 is not owed and never comes, 1 is owed and is skipped.
-        let mut late = tally(1, 1);
+        let mut late = tracker(1, 1);
         late.join(1, 0, false);
         late.publish(0, 10);
         late.publish(0, 10);
@@ -479,84 +479,84 @@ mod tests {
 
     #[test]
     fn a_gap_in_what_was_a_gift_is_a_loss() {
-        let mut tally = tally(1, 3);
-        tally.join(1, 0, false);
-        receive(&mut tally, 0, &[0, 1, 2]);
-        receive(&mut tally, 1, &[0, 2]);
-        let counts = tally.counts();
+        let mut tracker = tracker(1, 3);
+        tracker.join(1, 0, false);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0, 2]);
+        let counts = tracker.counts();
         assert_eq!((counts.expected, counts.received, counts.gaps, counts.lost()), (6, 5, 1, 1));
     }
 
     #[test]
     fn who_leaves_is_owed_nothing_and_who_is_cut_is() {
-        let mut tally = tally(3, 3);
-        receive(&mut tally, 0, &[0, 1, 2]);
-        receive(&mut tally, 1, &[0]);
-        tally.leave(1);
-        receive(&mut tally, 1, &[1]);
-        assert_eq!((tally.counts().expected, tally.counts().received), (7, 4));
-        receive(&mut tally, 2, &[0]);
-        tally.cut(2);
-        assert_eq!((tally.counts().lost(), tally.in_flight()), (2, 0));
-        assert!(!tally.counts().is_exact());
-        tally.publish(0, 10);
-        tally.cut(0);
-        assert_eq!((tally.counts().lost(), tally.in_flight()), (3, 0));
+        let mut tracker = tracker(3, 3);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0]);
+        tracker.leave(1);
+        receive(&mut tracker, 1, &[1]);
+        assert_eq!((tracker.counts().expected, tracker.counts().received), (7, 4));
+        receive(&mut tracker, 2, &[0]);
+        tracker.abort(2);
+        assert_eq!((tracker.counts().lost(), tracker.in_flight()), (2, 0));
+        assert!(!tracker.counts().is_exact());
+        tracker.publish(0, 10);
+        tracker.abort(0);
+        assert_eq!((tracker.counts().lost(), tracker.in_flight()), (3, 0));
     }
 
     #[test]
     fn a_message_of_somebody_else_is_foreign() {
-        let mut tally = tally(1, 1);
-        tally.foreign();
-        receive(&mut tally, 0, &[7, 0]);
-        assert_eq!((tally.counts().foreign, tally.counts().received), (2, 1));
-        assert!(tally.counts().is_exact());
+        let mut tracker = tracker(1, 1);
+        tracker.unexpected();
+        receive(&mut tracker, 0, &[7, 0]);
+        assert_eq!((tracker.counts().unexpected, tracker.counts().received), (2, 1));
+        assert!(tracker.counts().is_exact());
     }
 
     #[test]
     fn nobody_waits_for_a_slow_subscriber() {
-        let mut tally = tally(1, 0);
-        tally.join(1, 0, true);
-        assert_eq!([0; 4].map(|_| tally.publish(0, 10)), [0, 1, 2, 3]);
-        receive(&mut tally, 0, &[0, 1, 2, 3]);
-        assert_eq!(tally.in_flight(), 0);
-        receive(&mut tally, 1, &[0, 3]);
-        let counts = tally.counts();
+        let mut tracker = tracker(1, 0);
+        tracker.join(1, 0, true);
+        assert_eq!([0; 4].map(|_| tracker.publish(0, 10)), [0, 1, 2, 3]);
+        receive(&mut tracker, 0, &[0, 1, 2, 3]);
+        assert_eq!(tracker.in_flight(), 0);
+        receive(&mut tracker, 1, &[0, 3]);
+        let counts = tracker.counts();
         assert_eq!((counts.expected, counts.received, counts.slow_received, counts.slow_gaps), (4, 4, 2, 2));
-        receive(&mut tally, 1, &[3, 2]);
-        assert_eq!((tally.counts().repeats, tally.counts().reordered, tally.counts().slow_gaps), (1, 1, 1));
+        receive(&mut tracker, 1, &[3, 2]);
+        assert_eq!((tracker.counts().repeats, tracker.counts().reordered, tracker.counts().slow_gaps), (1, 1, 1));
     }
 
     #[test]
     fn what_a_slow_subscriber_reads_of_the_warm_up_does_not_count_and_a_missing_end_does() {
-        let mut tally = tally(1, 0);
-        tally.join(1, 0, true);
-        let publish = |tally: &mut Tally| {
+        let mut tracker = tracker(1, 0);
+        tracker.join(1, 0, true);
+        let publish = |tracker: &mut DeliveryTracker| {
             for _ in 0..3 {
-                let number = tally.publish(0, 10);
-                receive(tally, 0, &[number]);
+                let number = tracker.publish(0, 10);
+                receive(tracker, 0, &[number]);
             }
         };
-        publish(&mut tally);
-        tally.measure_from_here();
-        publish(&mut tally);
-        receive(&mut tally, 1, &[0, 2, 3]);
-        assert_eq!((tally.counts().slow_received, tally.counts().slow_gaps), (1, 0));
-        tally.close_slow();
-        tally.close_slow();
-        assert_eq!((tally.counts().slow_received, tally.counts().slow_gaps), (1, 2));
+        publish(&mut tracker);
+        tracker.measure_from_here();
+        publish(&mut tracker);
+        receive(&mut tracker, 1, &[0, 2, 3]);
+        assert_eq!((tracker.counts().slow_received, tracker.counts().slow_gaps), (1, 0));
+        tracker.close_slow();
+        tracker.close_slow();
+        assert_eq!((tracker.counts().slow_received, tracker.counts().slow_gaps), (1, 2));
     }
 
     #[test]
     fn rooms_have_orders_of_their_own() {
-        let mut tally = Tally::new(2, 2);
-        tally.join(0, 0, false);
-        tally.join(1, 1, false);
-        assert_eq!((tally.publish(1, 10), tally.publish(0, 10)), (0, 1));
-        receive(&mut tally, 0, &[1]);
-        receive(&mut tally, 1, &[0]);
-        assert!(tally.counts().is_exact());
-        receive(&mut tally, 1, &[1]);
-        assert_eq!(tally.counts().foreign, 1);
+        let mut tracker = DeliveryTracker::new(2, 2);
+        tracker.join(0, 0, false);
+        tracker.join(1, 1, false);
+        assert_eq!((tracker.publish(1, 10), tracker.publish(0, 10)), (0, 1));
+        receive(&mut tracker, 0, &[1]);
+        receive(&mut tracker, 1, &[0]);
+        assert!(tracker.counts().is_exact());
+        receive(&mut tracker, 1, &[1]);
+        assert_eq!(tracker.counts().unexpected, 1);
     }
 }

@@ -10,15 +10,15 @@ use mio::event::Event;
 
 use super::LoadError;
 use super::event_loop::{Clock, EventLoop};
+use super::http_publisher::HttpPublisher;
 use super::message::Tags;
 use super::options::{Options, PublishBy};
-use super::post::Http;
-use super::say::Say;
+use super::say_publisher::SayPublisher;
 
 /// See the head of this file.
 pub(crate) enum Publisher {
-    Http(Box<Http>),
-    Say(Box<Say>),
+    Http(Box<HttpPublisher>),
+    Say(Box<SayPublisher>),
 }
 
 impl Publisher {
@@ -32,9 +32,11 @@ impl Publisher {
         clock: Clock,
     ) -> Result<Self, LoadError> {
         match options.publish_by {
-            PublishBy::Http => Http::connect(options, servers.1, tags, event_loop.registry(), first_token, clock)
-                .map(|http| Self::Http(Box::new(http))),
-            PublishBy::Say => Say::connect(options, servers.0, tags, event_loop, first_token, clock)
+            PublishBy::Http => {
+                HttpPublisher::connect(options, servers.1, tags, event_loop.registry(), first_token, clock)
+                    .map(|http| Self::Http(Box::new(http)))
+            }
+            PublishBy::Say => SayPublisher::connect(options, servers.0, tags, event_loop, first_token, clock)
                 .map(|say| Self::Say(Box::new(say))),
         }
     }

@@ -1,10 +1,10 @@
 //! What is to be published, and when. Pure: time comes in as an argument.
 
 use super::options::Pace;
-use super::pace::Schedule;
+use super::schedule::Schedule;
 
 /// What is to be published, and when.
-pub(super) struct Sending {
+pub(super) struct PublishPlan {
     /// Messages still to publish.
     pub(super) left: u64,
     /// When the time is over.
@@ -16,7 +16,7 @@ pub(super) struct Sending {
     pub(super) in_flight: u64,
 }
 
-impl Sending {
+impl PublishPlan {
     /// `messages` at this pace from now on, but none from `until_ns` on.
     pub(super) fn new(pace: Pace, messages: u64, now_ns: u64, until_ns: u64) -> Self {
         let (schedule, in_flight) = match pace {
@@ -52,21 +52,21 @@ mod tests {
 
     #[test]
     fn a_schedule_goes_on_whether_or_not_messages_could_be_sent() {
-        let mut sending = Sending::new(Pace::Rate(1000.0), u64::MAX, 0, 10_000_000);
-        assert_eq!((sending.due_ns(5), sending.unsent()), (0, 10));
-        sending.sent += 1;
-        sending.left -= 1;
-        assert_eq!((sending.due_ns(7_000_000), sending.unsent()), (1_000_000, 9));
-        assert!(!sending.is_over(9_999_999) && sending.is_over(10_000_000));
+        let mut plan = PublishPlan::new(Pace::Rate(1000.0), u64::MAX, 0, 10_000_000);
+        assert_eq!((plan.due_ns(5), plan.unsent()), (0, 10));
+        plan.sent += 1;
+        plan.left -= 1;
+        assert_eq!((plan.due_ns(7_000_000), plan.unsent()), (1_000_000, 9));
+        assert!(!plan.is_over(9_999_999) && plan.is_over(10_000_000));
     }
 
     #[test]
     fn other_paces_are_always_due_and_leave_nothing_unsent() {
         for pace in [Pace::InFlight(3), Pace::Flood] {
-            let mut sending = Sending::new(pace, 1, 0, 10);
-            assert_eq!((sending.due_ns(5), sending.unsent()), (5, 0));
-            sending.left = 0;
-            assert!(sending.is_over(1));
+            let mut plan = PublishPlan::new(pace, 1, 0, 10);
+            assert_eq!((plan.due_ns(5), plan.unsent()), (5, 0));
+            plan.left = 0;
+            assert!(plan.is_over(1));
         }
     }
 }

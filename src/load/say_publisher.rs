@@ -5,31 +5,31 @@ use std::net::SocketAddr;
 
 use mio::event::Event;
 
-use super::audience::Audience;
-use super::crowd::Crowd;
+use super::client_pool::ClientPool;
 use super::event_loop::{Clock, EventLoop};
+use super::frame_handler::FrameHandler;
 use super::message::Tags;
 use super::options::Options;
 use super::{LoadError, frames};
 
 /// The event SAY of clients that are nothing else.
-pub(crate) struct Say {
-    crowd: Crowd,
-    watch: Watch,
+pub(crate) struct SayPublisher {
+    pool: ClientPool,
+    replies: SenderReplies,
     rooms: usize,
     tags: Tags,
     payload: usize,
     scratch: Vec<u8>,
-    spoken: Vec<usize>,
+    sent: Vec<usize>,
 }
 
-/// Looks for what the server says to a speaker; the messages themselves are the subscribers' matter.
+/// Looks for what the server says to a sender; the messages themselves are the subscribers' matter.
 #[derive(Default)]
-struct Watch {
+struct SenderReplies {
     error: Option<String>,
 }
 
-impl Audience for Watch {
+impl FrameHandler for SenderReplies {
     fn head_bytes(&self) -> usize {
         200
     }
@@ -51,7 +51,7 @@ impl Audience for Watch {
     }
 }
 
-impl Say {
+impl SayPublisher {
     pub(super) fn connect(
         options: &Options,
         server: SocketAddr,
@@ -61,61 +61,61 @@ impl Say {
         clock: Clock,
     ) -> Result<Self, LoadError> {
         let options = Options { slow: 0, ..options.clone() };
-        let mut crowd = Crowd::new(&options, server, options.publishers, first_token, clock)?;
-        let mut watch = Watch::default();
-        for speaker in 0..crowd.len() {
-            crowd.dial(speaker, clock.now_ns(), event_loop.registry())?;
+        let mut pool = ClientPool::new(&options, server, options.publishers, first_token, clock)?;
+        let mut replies = SenderReplies::default();
+        for sender in 0..pool.len() {
+            pool.connect(sender, clock.now_ns(), event_loop.registry())?;
         }
         let mut events = EventLoop::events();
-        while crowd.busy() > 0 {
+        while pool.in_transition() > 0 {
             event_loop.wait(&mut events, clock.now_ns() + 100_000_000)?;
             for event in &events {
-                if let Some(speaker) = crowd.member(event.token()) {
-                    crowd.event(speaker, event, &mut watch);
+                if let Some(sender) = pool.client(event.token()) {
+                    pool.event(sender, event, &mut replies);
                 }
             }
-            crowd.expire(&mut watch);
+            pool.expire(&mut replies);
         }
-        if let Some(complaint) = crowd.complaint.take() {
-            return Err(LoadError::Handshake(complaint));
+        if let Some(first_error) = pool.first_error.take() {
+            return Err(LoadError::Handshake(first_error));
         }
         let (rooms, payload) = (options.room_count(), options.payload);
-        Ok(Self { spoken: vec![0; rooms], crowd, watch, rooms, tags, payload, scratch: Vec::new() })
+        Ok(Self { sent: vec![0; rooms], pool, replies, rooms, tags, payload, scratch: Vec::new() })
     }
 
-    /// Whether the next speaker of this room can speak.
+    /// Whether the next sender of this room can speak.
     pub(super) fn is_ready(&self, room: usize) -> bool {
-        self.crowd.has_sent(self.speaker(room))
+        self.pool.has_sent(self.sender(room))
     }
 
     /// Whether everything has been sent.
     pub(super) fn is_idle(&self) -> bool {
-        (0..self.crowd.len()).all(|speaker| self.crowd.has_sent(speaker))
+        (0..self.pool.len()).all(|sender| self.pool.has_sent(sender))
     }
 
-    /// Who speaks next in this room: speaker i is in room i mod rooms, as subscribers are.
-    fn speaker(&self, room: usize) -> usize {
-        let speakers = (self.crowd.len() - room).div_ceil(self.rooms);
-        room + self.rooms * (self.spoken[room] % speakers)
+    /// Who speaks next in this room: sender i is in room i mod rooms, as subscribers are.
+    fn sender(&self, room: usize) -> usize {
+        let senders = (self.pool.len() - room).div_ceil(self.rooms);
+        room + self.rooms * (self.sent[room] % senders)
     }
 
     pub(super) fn publish(&mut self, number: u32, room: usize) {
-        let speaker = self.speaker(room);
-        self.spoken[room] += 1;
+        let sender = self.sender(room);
+        self.sent[room] += 1;
         self.scratch.clear();
         self.scratch.extend_from_slice(br#"{"event":"SAY","message":""#);
         self.tags.write_payload(&mut self.scratch, number, self.payload);
         self.scratch.extend_from_slice(b"\"}");
         let mut frame = Vec::with_capacity(self.scratch.len() + 14);
         frames::write_client_frame(&mut frame, frames::TEXT, &self.scratch);
-        self.crowd.send(speaker, &frame);
+        self.pool.send(sender, &frame);
     }
 
     pub(super) fn event(&mut self, event: &Event) -> Result<(), LoadError> {
-        if let Some(speaker) = self.crowd.member(event.token()) {
-            self.crowd.event(speaker, event, &mut self.watch);
+        if let Some(sender) = self.pool.client(event.token()) {
+            self.pool.event(sender, event, &mut self.replies);
         }
-        self.watch
+        self.replies
             .error
             .take()
             .map_or(Ok(()), |error| Err(LoadError::Publish(format!("a SAY was answered with {error}"))))
