@@ -183,10 +183,15 @@ pub fn unsubscribed(channel: &str) -> Frame {
 pub fn parse(text: &str) -> Result<ClientEvent<'_>, EventError> {
     let event = serde_json::from_str(text).map_err(|error| explain(text, &error))?;
     // serde accepts a list of the fields as well.
-    if text.trim_start().starts_with('[') {
-        return Err(EventError::InvalidEvent("an object is expected".to_owned()));
-    }
-    Ok(event)
+    if is_list(text) { Err(not_an_object()) } else { Ok(event) }
+}
+
+fn is_list(text: &str) -> bool {
+    text.trim_start().starts_with('[')
+}
+
+fn not_an_object() -> EventError {
+    EventError::InvalidEvent("an object is expected".to_owned())
 }
 
 /// Finds out why an event is invalid. A valid event does not pay for this.
@@ -198,6 +203,9 @@ fn explain(text: &str, error: &serde_json::Error) -> EventError {
     }
     if !error.is_data() {
         return EventError::InvalidJson;
+    }
+    if is_list(text) {
+        return not_an_object();
     }
     match serde_json::from_str::<Head<'_>>(text) {
         Ok(head) if !CLIENT_EVENTS.contains(&&*head.event) => EventError::UnknownEvent,
@@ -240,6 +248,7 @@ mod tests {
         assert_eq!(code(r#"{"event":"SAY"} x"#), "INVALID_JSON");
         assert_eq!(code("[]"), "INVALID_EVENT");
         assert_eq!(code(r#" ["SAY","hi"]"#), "INVALID_EVENT");
+        assert_eq!(code(r#"["SAY","hi",null]"#), "INVALID_EVENT");
         assert_eq!(code("{}"), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY"}"#), "INVALID_EVENT");
         assert_eq!(code(r#"{"event":"SAY","message":7}"#), "INVALID_EVENT");
