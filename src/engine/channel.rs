@@ -1,6 +1,8 @@
 //! The channels that have subscribers on one shard, and the passes over them.
 //!
-//! Owns the subscriber lists and what waits for its pass. A step is at most a chunk of sockets, of the channels whose turn it is: `scheduler`.
+//! Owns the subscriber lists and the dispatches that wait for a pass. One step sends to at most one
+//! chunk of sockets; `scheduler` decides which channels it serves. Never blocks, and never reorders
+//! the dispatches of a channel.
 
 use std::collections::{HashMap, VecDeque};
 use std::iter;
@@ -22,11 +24,11 @@ use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
 
-/// See the module.
+/// The channels with subscribers on one shard; the module describes it.
 #[derive(Debug)]
 pub struct Channels<S> {
     by_name: HashMap<ChannelName, u32>,
-    /// Boxed: the slab keeps the places of its largest size for as long as one channel is left.
+    /// Boxed, because the slab keeps its largest size for as long as one channel is left.
     channels: Slab<Box<Channel<S>>>,
     /// Channels with something to send.
     scheduler: Scheduler,
@@ -39,33 +41,35 @@ struct Channel<S> {
     subscribers: Subscribers<S>,
     waiting: VecDeque<Arc<Dispatch>>,
     pass: Option<Running<S>>,
-    /// Where the next pass starts.
+    /// Where the next pass starts on the circle of subscribers; a full turn is 2^64.
     start: usize,
     last: LastPass,
     /// When the next pass may begin, once something waits for it.
     begins_at: Option<Instant>,
     /// The next pass waits for subscribers whose sockets are full.
     paced: bool,
-    /// It has waited in vain for most subscribers to catch up: they do not read, and the bound of their backlog decides.
+    /// The channel waited in vain for most subscribers to catch up. They do not read, so the
+    /// bound of their backlog decides.
     gave_up: bool,
     counters: Rc<DeliveryCounters>,
 }
 
-/// What the last pass tells about the next.
+/// The facts about the last pass that decide how the next one begins.
 #[derive(Clone, Copy, Debug, Default)]
 struct LastPass {
     frames: usize,
-    /// Time in its steps.
+    /// Time spent in its steps.
     took: Duration,
-    /// It left more than half of the subscribers with a backlog.
+    /// The pass left more than half of the subscribers with a backlog.
     left_behind: bool,
 }
 
 impl LastPass {
-    /// How long the next pass waits for more to join it: a hundredth of what the last one took, and only if that one
-    /// carried more than one frame. Without it, a burst that comes over many sockets is split: its first frame has a
-    /// pass to itself, the others share the next. Who has one message in flight does not wait, but for the first
-    /// message after a burst. `benches/delivery`, 16 in flight: 8 → 16 frames a write.
+    /// How long the next pass waits for more frames to join it: a hundredth of the time of the last
+    /// pass, at most [`LINGER_MAX`], and only if that pass carried more than one frame. Without
+    /// this a burst that arrives over many sockets is split: its first frame has a pass to itself,
+    /// the others share the next. A publisher with one message in flight never waits, except for
+    /// the first message after a burst. `benches/delivery`, 16 in flight: 8 → 16 frames a write.
     fn linger(self) -> Duration {
         if self.frames > 1 { (self.took / 100).min(LINGER_MAX) } else { Duration::ZERO }
     }
@@ -75,13 +79,14 @@ impl LastPass {
 enum Behind {
     /// At most half of them have a backlog.
     Few,
-    /// Most have, mostly because their writer tasks have not had their turn: they get it, which takes no time but theirs.
+    /// Most have a backlog, mostly because their writer tasks have not run yet. The shard lets
+    /// these tasks run, which costs no waiting time.
     Tasks,
-    /// Most have, because their sockets are full: they get time to read.
+    /// Most have a backlog because their sockets are full. They get time to read.
     Sockets,
 }
 
-/// A pass, and the dispatches whose frames it carries.
+/// A pass in progress, and the dispatches whose frames it carries.
 #[derive(Debug)]
 struct Running<S> {
     pass: Pass<S>,
@@ -89,10 +94,10 @@ struct Running<S> {
     took: Duration,
 }
 
-/// Connections that a step found to be at their end.
+/// Connections that have to be closed after a step, each with its reason.
 pub type Ended<S> = Vec<(Rc<Connection<S>>, CloseReason)>;
 
-/// What a step needs besides the channels.
+/// The parts of the shard that a step uses.
 pub struct ChannelContext<'a, S> {
     /// The strategy.
     pub fanout: &'a dyn Fanout<S>,
@@ -106,12 +111,12 @@ pub struct ChannelContext<'a, S> {
     pub bound: Bound,
     /// Pages for large batches.
     pub pages: &'a PagePool,
-    /// The longest that a channel waits for subscribers that are behind.
+    /// The longest time that a channel waits for subscribers that are behind.
     pub pace_max: Duration,
 }
 
 impl<S: Socket> Channels<S> {
-    /// No channels; theirs will write through to `counters`.
+    /// An empty set of channels. Each channel's counters will write through to `counters`.
     #[must_use]
     pub fn new(counters: &Rc<DeliveryCounters>) -> Self {
         Self {
@@ -122,7 +127,7 @@ impl<S: Socket> Channels<S> {
         }
     }
 
-    /// Subscribes a connection; false if it was already.
+    /// Subscribes a connection; false if it was subscribed already.
     pub fn join(&mut self, name: &ChannelName, connection: &Rc<Connection<S>>) -> bool {
         let index = *self.by_name.entry(name.clone()).or_insert_with(|| {
             let entry = self.channels.vacant_entry();
@@ -165,12 +170,13 @@ impl<S: Socket> Channels<S> {
         memberships.iter().map(|member| self.channels[member.channel as usize].name.clone()).collect()
     }
 
-    /// Queues frames for their channel's next pass. Without subscribers they are done at once: nobody was due to get them.
+    /// Queues frames for the next pass of their channel. Without subscribers the frames are done
+    /// at once.
     pub fn enqueue(&mut self, dispatch: Arc<Dispatch>) {
         let Some(&index) = self.by_name.get(&dispatch.channel) else { return };
         let channel = &mut self.channels[index as usize];
         if channel.waiting.is_empty() && channel.pass.is_none() {
-            self.scheduler.push(index, channel.subscribers.places());
+            self.scheduler.push(index, channel.subscribers.positions());
         }
         channel.waiting.push_back(dispatch);
     }
@@ -192,12 +198,13 @@ impl<S: Socket> Channels<S> {
         !self.scheduler.is_empty() && self.scheduler.iter().all(|index| self.channels[index as usize].paced)
     }
 
-    /// Spends about `budget`, in visits to subscribers of small channels, on as many channels as that is enough for. It may visit
-    /// nobody: a channel lingers for a moment before its pass, and the caller looks at everything else meanwhile.
+    /// Serves as many channels as `budget` pays for; it is counted in sends to subscribers of small
+    /// channels. A step may send nothing, because a channel lingers before its pass; the caller
+    /// serves everything else meanwhile.
     pub fn step(&mut self, context: &ChannelContext<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
         let now = Instant::now();
-        // Each at most once.
+        // Each channel is served at most once.
         for kind in self.scheduler.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
             let share = budget / kind.cost();
             if share == 0 {
@@ -205,15 +212,15 @@ impl<S: Socket> Channels<S> {
             }
             let Some(index) = self.scheduler.pop(kind) else { continue };
             let channel = &mut self.channels[index as usize];
-            let subscribers = channel.subscribers.places();
+            let subscribers = channel.subscribers.positions();
             if channel.lingers(now, context.pace_max) {
                 self.scheduler.push(index, subscribers);
                 continue;
             }
-            // A pass over nobody costs something too.
+            // A pass without subscribers costs something too.
             let cost = channel.step(index, context, share, &mut ended).max(1);
             budget = budget.saturating_sub(cost * kind.cost());
-            self.scheduler.visited(kind, cost);
+            self.scheduler.sent(kind, cost);
             if channel.pass.is_some() || !channel.waiting.is_empty() {
                 self.scheduler.push(index, subscribers);
             } else {
@@ -228,7 +235,8 @@ impl<S: Socket> Channels<S> {
         if channel.subscribers.is_empty() && channel.pass.is_none() && channel.waiting.is_empty() {
             self.by_name.remove(&channel.name);
             self.channels.remove(index as usize);
-            // Trailing empty places only, and the map when most of it is empty.
+            // Frees the slab's empty entries at its end, and the map's memory when most of it is
+            // empty.
             if self.by_name.len() < self.by_name.capacity() / 8 {
                 self.by_name.shrink_to_fit();
                 self.channels.shrink_to_fit();
@@ -266,12 +274,12 @@ impl<S: Socket> Channel<S> {
         now < *self.begins_at.get_or_insert(now + self.last.linger())
     }
 
-    /// What more than half of the subscribers wait for, as far as a sample tells.
+    /// Why the next pass may have to wait, judged by a sample of the subscribers.
     fn behind(&self) -> Behind {
-        let stride = self.subscribers.places() / PACE_SAMPLE + 1;
-        let sample = (0..self.subscribers.places()).step_by(stride);
+        let stride = self.subscribers.positions() / PACE_SAMPLE + 1;
+        let sample = (0..self.subscribers.positions()).step_by(stride);
         let (mut all, mut behind, mut due) = (0, 0, 0);
-        for subscriber in sample.filter_map(|place| self.subscribers.at(place)) {
+        for subscriber in sample.filter_map(|position| self.subscribers.get(position)) {
             all += 1;
             if subscriber.has_backlog() {
                 behind += 1;
@@ -285,7 +293,7 @@ impl<S: Socket> Channel<S> {
         }
     }
 
-    /// Goes on with the pass, or begins the next one; what it cost, in visits.
+    /// Continues the pass, or begins the next one. Returns the cost in sends.
     fn step(&mut self, index: u32, context: &ChannelContext<'_, S>, budget: usize, ended: &mut Ended<S>) -> usize {
         let begun = self.pass.take();
         if begun.is_none() {
@@ -329,7 +337,7 @@ impl<S: Socket> Channel<S> {
 }
 
 impl<S: Socket> Running<S> {
-    /// Answers the receipts; dropping the dispatches gives back their charge.
+    /// Answers the receipts. Dropping the dispatches gives back their charge.
     fn finish(self) {
         let mut first = 0;
         for dispatch in self.dispatches {
@@ -341,14 +349,16 @@ impl<S: Socket> Running<S> {
     }
 }
 
-/// Added to the start of each pass, a full turn being 2^64: each begins a little before the last one, by the fifth power of
-/// the golden ratio's inverse, 9 % of a turn. So everybody comes first, and last, equally often, and from one pass to the
-/// next nobody waits much longer than a pass takes: Linux takes a connection that was silent for 200 ms for a new
-/// one, whose first segments it acknowledges one by one, which makes a delivery two fifths dearer.
-/// `cargo bench --bench delivery -- --subscribers 19000` would show a better value.
+/// Added to the start of each pass; a full turn of the circle is 2^64. Each pass begins 9 % of a
+/// turn before the last one: the fifth power of the inverse of the golden ratio. So every
+/// subscriber comes first, and last, equally often. From one pass to the next no subscriber waits
+/// much longer than a pass takes. That matters because Linux treats a connection that was silent
+/// for 200 ms as a new one and acknowledges its first segments one by one, which makes a delivery
+/// 40 % dearer. `cargo bench --bench delivery -- --subscribers 19000` would show a better value.
 const STRIDE: usize = usize::MAX - 0x1715_609f_7c74_6c6d;
 
-/// What is joined into one batch: at least one dispatch, up to `bytes_max` and `MAILBOX_FRAMES_MAX` frames.
+/// Takes the dispatches of one batch: at least one, up to `bytes_max` and `MAILBOX_FRAMES_MAX`
+/// frames.
 fn take_batch(waiting: &mut VecDeque<Arc<Dispatch>>, bytes_max: usize) -> Vec<Arc<Dispatch>> {
     let mut taken = Vec::new();
     let (mut bytes, mut frames) = (0, 0);

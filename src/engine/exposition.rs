@@ -1,4 +1,8 @@
-//! The figures in Prometheus' text format: the conservation law, live, in total and for each channel that has subscribers.
+//! The metrics in Prometheus' text format: the conservation law and the counters beside it, in
+//! total and for each channel that has subscribers.
+//!
+//! Owns the names, types and help texts. Never counts anything itself: the figures come from
+//! [`ShardStats`] and the counters of the [`Engine`].
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
@@ -9,7 +13,7 @@ use crate::admission::Rejection;
 use crate::close::CloseReason;
 use crate::metrics::{DropReason, Totals};
 
-/// The lines of one report.
+/// The text of `GET /metrics`.
 #[must_use]
 pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     let mut lines = Lines::default();

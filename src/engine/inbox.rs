@@ -1,17 +1,18 @@
-//! The only way into a shard, but for sockets: a lock-free queue with many producers, one consumer, and one wake per batch.
+//! The shard's inbox: a lock-free queue with many producers, one consumer, and one wake per batch.
+//! Except for sockets it is the only way into a shard.
 //!
-//! Items come out in the order in which they went in, whatever thread they came from: who is told that an item was
-//! pushed may rely on it coming before everything pushed later. The queue itself has no bound; every kind of item is
-//! bounded at its source: publications by [`Inbox::reserve`], subscriptions and
-//! answers by what a shard takes from its connections in one round, which is less than what its peer takes from the
-//! inbox in one.
+//! Items come out in the order in which they went in, whatever thread pushed them. A thread that
+//! knows of a push may rely on that item coming before everything pushed later. The queue itself
+//! has no bound, because every kind of item is bounded at its source. [`Inbox::reserve`] bounds
+//! publications. Subscriptions and answers are bounded by the number of messages that a shard reads
+//! from its connections in one round: its peer takes more than that from the inbox in one round.
 
 use std::future::poll_fn;
 use std::task::Poll;
 
 use self::sync::{AtomicBool, AtomicUsize, AtomicWaker, Ordering, SegQueue};
 
-/// What the queue is made of.
+/// The parts of the queue.
 #[cfg(not(hydrant_loom))]
 mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +21,8 @@ mod sync {
     pub(super) use crossbeam_queue::SegQueue;
 }
 
-/// The same for the model checker, which tries every interleaving and every value that a load may see.
+/// The same parts for the model checker, which tries every interleaving and every value that a load
+/// may see.
 #[cfg(hydrant_loom)]
 mod sync {
     use std::collections::VecDeque;
@@ -43,7 +45,7 @@ mod sync {
         }
     }
 
-    /// What is modelled is the signal: the queue's own correctness is its crate's matter.
+    /// The model checks the signal only; `crossbeam-queue` is responsible for its queue.
     #[derive(Debug)]
     pub(super) struct SegQueue<T>(loom::sync::Mutex<VecDeque<T>>);
 
@@ -60,11 +62,11 @@ mod sync {
     }
 }
 
-/// See the module.
+/// A queue with one consumer; the module describes it.
 #[derive(Debug)]
 pub struct Inbox<T> {
     queue: SegQueue<T>,
-    /// Something was pushed since the consumer last said that it looks.
+    /// Something was pushed since the consumer last called [`Inbox::clear_signal`].
     signalled: AtomicBool,
     consumer: AtomicWaker,
     reserved_bytes: AtomicUsize,
@@ -85,10 +87,11 @@ impl<T> Default for Inbox<T> {
 }
 
 impl<T> Inbox<T> {
-    /// Adds an item; wakes the consumer if it has not been woken since it last looked. Without a consumer, the item is
-    /// dropped.
+    /// Adds an item, and wakes the consumer unless it was woken already and has not cleared the
+    /// signal since. Without a consumer the item is dropped.
     pub fn push(&self, item: T) {
-        // Acquire: pairs with the release in `close`. Who misses it by a hair leaves an item that nobody takes.
+        // Acquire: pairs with the release in `close`. A push that just misses it leaves an item
+        // that nobody takes.
         if self.closed.load(Ordering::Acquire) {
             return;
         }
@@ -98,30 +101,33 @@ impl<T> Inbox<T> {
 
     /// Wakes the consumer as a push does.
     pub fn notify(&self) {
-        // Release: pairs with the acquire in `clear_signal`, so that the consumer sees the item above.
+        // Release: pairs with the acquire in `clear_signal`, so that the consumer sees the item
+        // above.
         // Acquire: keeps the chain of swaps whole when several producers find the flag set.
         if !self.signalled.swap(true, Ordering::AcqRel) {
             self.consumer.wake();
         }
     }
 
-    /// Waits until something was pushed. One consumer only.
+    /// Waits until something was pushed. There may be one consumer only.
     pub async fn pushed(&self) {
         poll_fn(|context| {
             self.consumer.register(context.waker());
-            // Acquire: pairs with the release in `push`. Registered first, so a push after this load wakes us.
+            // Acquire: pairs with the release in `notify`. The waker is registered first, so a push
+            // after this load wakes the consumer.
             if self.signalled.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    /// The consumer looks now: what is pushed from here on wakes it again.
+    /// The consumer is about to take items: a later push wakes it again.
     pub fn clear_signal(&self) {
-        // Acquire: pairs with the release in `push`; every item whose push found the flag set is visible to `pop`.
+        // Acquire: pairs with the release in `notify`; every item whose push found the flag set is
+        // visible to `pop`.
         self.signalled.swap(false, Ordering::AcqRel);
     }
 
-    /// The consumer ends: what is left is dropped, and everything that comes.
+    /// The consumer ends: the items that are left are dropped, and so are later ones.
     pub fn close(&self) {
         // Release: pairs with the acquire in `push`.
         self.closed.store(true, Ordering::Release);
@@ -133,10 +139,12 @@ impl<T> Inbox<T> {
         self.queue.pop()
     }
 
-    /// Sets `bytes` aside for a publication that is about to be pushed; false when `bytes_max` are already set aside.
+    /// Reserves `bytes` for a publication that is about to be pushed; false when more than
+    /// `bytes_max` would be reserved.
     #[must_use]
     pub fn reserve(&self, bytes: usize, bytes_max: usize) -> bool {
-        // Relaxed: a bound, not a signal. Two that overshoot together are both refused, which is what a bound may do.
+        // Relaxed: a bound, not a signal. Two calls that overshoot together are both rejected,
+        // which a bound may do.
         if self.reserved_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= bytes_max {
             return true;
         }
@@ -144,7 +152,7 @@ impl<T> Inbox<T> {
         false
     }
 
-    /// Gives back what was set aside, once the publication has been popped.
+    /// Releases bytes that were reserved, once the publication has been popped.
     pub fn release(&self, bytes: usize) {
         self.reserved_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -186,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_or_reordered_between_threads() {
+    fn no_item_is_lost_or_reordered_between_threads() {
         const EACH: u32 = 20_000;
         let inbox = Arc::new(Inbox::default());
         let producers: Vec<_> = (0..4_u32)
@@ -211,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_in_a_closed_inbox() {
+    fn a_closed_inbox_keeps_no_item() {
         let inbox = Inbox::default();
         let item = Arc::new(());
         inbox.push(item.clone());
@@ -221,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_bounded() {
+    fn reserved_bytes_are_bounded() {
         let inbox = Inbox::<()>::default();
         assert!(inbox.reserve(60, 100));
         assert!(!inbox.reserve(60, 100));
@@ -240,14 +248,15 @@ mod loom_tests {
 
     use super::*;
 
-    /// Every interleaving with at most three switches that no thread asked for: more take hours, and add nothing in practice.
+    /// Tries every interleaving with at most three preemptions. More take hours and find nothing
+    /// more in practice.
     fn explore(model: impl Fn() + Sync + Send + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(model);
     }
 
-    /// Takes items as a shard does until it has `number`; hangs, which loom finds, if a push is slept through.
+    /// Takes `number` items as a shard does; hangs, which loom detects, if a push wakes nobody.
     fn take(inbox: &Inbox<u32>, number: usize) -> Vec<u32> {
         let mut items = Vec::new();
         while items.len() < number {
@@ -261,7 +270,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn no_push_is_slept_through() {
+    fn every_push_wakes_the_consumer() {
         explore(|| {
             let inbox = Arc::new(Inbox::default());
             let producers = [1, 2].map(|item| {
@@ -278,7 +287,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn what_one_thread_pushes_keeps_its_order() {
+    fn items_of_one_thread_keep_their_order() {
         explore(|| {
             let inbox = Arc::new(Inbox::default());
             let producer = {
@@ -291,7 +300,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn a_consumer_that_looks_sees_what_was_signalled() {
+    fn after_clear_signal_every_signalled_item_is_visible() {
         explore(|| {
             let inbox = Arc::new(Inbox::default());
             let pushed = Arc::new(AtomicBool::new(false));
@@ -303,7 +312,7 @@ mod loom_tests {
                 })
             };
             inbox.clear_signal();
-            // Whatever was there before the look, or signals after it.
+            // The item is visible to this pop, or the push sets the signal after it.
             let seen = inbox.pop().is_some();
             if pushed.load(Ordering::Acquire) && !seen {
                 assert!(inbox.signalled.load(Ordering::Acquire) || inbox.pop().is_some());
@@ -313,7 +322,7 @@ mod loom_tests {
     }
 
     #[test]
-    fn the_reserve_is_never_overdrawn() {
+    fn reserved_bytes_never_exceed_the_bound() {
         explore(|| {
             let inbox = Arc::new(Inbox::<u32>::default());
             let others = {

@@ -1,9 +1,11 @@
-//! Who is still there: a sweep over the shard's connections, in place of a timer for each.
+//! Keepalive: one sweep over the shard's connections, in place of a timer for each.
 //!
-//! A connection that has said nothing for [`Config::ping_interval`] gets a ping, and is closed when it has said nothing for
-//! [`Config::idle_timeout`] more. Whatever comes counts as an answer. One for whom something waits gets no ping and is not
-//! closed: its socket is full, and the kernel ends it when it takes nothing more ([`Config::write_timeout`]). On a slow link a
-//! ping may be a long time on its way behind what the kernel holds: as long as the client confirms that, it is not closed.
+//! A client that is silent for [`Config::ping_interval`] gets a ping; without an answer within
+//! [`Config::idle_timeout`] it is closed. Any bytes from the client count as an answer. A
+//! connection with a backlog gets no ping and is not closed here: its socket is full, and the
+//! kernel ends it when the client stops taking bytes ([`Config::write_timeout`]). On a slow link a
+//! ping may take long, because it is queued behind bytes in the kernel. As long as the client
+//! acknowledges those bytes, it is not closed.
 //!
 //! Time is counted in sweeps, so that a connection needs three bytes for it; see `conn`.
 
@@ -22,10 +24,10 @@ use crate::conn::{Liveness, Phase};
 
 /// The longest time between two sweeps: how late a ping or a close may be.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
-/// The shortest, for the sake of the processor.
+/// The shortest time between two sweeps, which bounds their CPU time.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-/// Most sweeps of a timeout.
+/// Most sweeps of a timeout: a connection counts them in 16 bits.
 const SWEEPS_MAX: u32 = 60_000;
 
 /// How long a connection may be silent, in sweeps.
@@ -35,12 +37,13 @@ struct Limits {
 }
 
 impl Shard {
-    /// Asks who is silent and ends who does not answer, for ever.
+    /// Sends pings to silent clients and closes those that do not answer, for as long as it is
+    /// polled.
     pub(super) async fn keep_alive(self: &Rc<Self>) -> Infallible {
         let Config { ping_interval, idle_timeout, .. } = self.engine.config;
         let Some(ping_interval) = ping_interval else { pending().await };
         let sweep_interval = (ping_interval.min(idle_timeout) / 4).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX);
-        // So that both fit what a connection counts with.
+        // Keeps both timeouts within SWEEPS_MAX.
         let sweep_interval = sweep_interval.max(ping_interval.max(idle_timeout) / SWEEPS_MAX);
         let sweeps = |time: Duration| time.div_duration_f64(sweep_interval).ceil() as u16;
         let limits = Limits { ping_after: sweeps(ping_interval), end_after: sweeps(idle_timeout) };
@@ -51,7 +54,7 @@ impl Shard {
             for slot in 0..slots {
                 let connection = self.connections.borrow().get(slot).cloned();
                 if let Some(connection) = connection {
-                    self.look_after(&connection, &limits);
+                    self.check_liveness(&connection, &limits);
                     self.pause_if_due().await;
                 }
                 if slot % PASS_CHUNK == PASS_CHUNK - 1 {
@@ -61,7 +64,8 @@ impl Shard {
         }
     }
 
-    fn look_after(&self, connection: &Rc<Conn>, limits: &Limits) {
+    /// Sends a ping to `connection` or closes it, if that is due.
+    fn check_liveness(&self, connection: &Rc<Conn>, limits: &Limits) {
         if connection.phase() != Phase::Open {
             return;
         }

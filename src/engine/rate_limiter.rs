@@ -1,7 +1,8 @@
-//! How fast a client may send: a token bucket of messages and one of bytes for each connection.
+//! Rate limits of clients: a token bucket of messages and one of bytes for each connection.
 //!
-//! Kept beside the connections, by slot, and only if there is a limit: without one it costs nothing. Pure: time and bytes
-//! come in as arguments. Control frames count as messages, so that a flood of pings is one of messages.
+//! The limiters are kept beside the connections, by slot, and only if a limit is set: without one
+//! they cost nothing. Control frames count as messages, so a flood of pings is limited like a flood
+//! of messages. Pure: time and bytes are arguments.
 
 use std::time::Duration;
 
@@ -9,17 +10,18 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 
-/// What a connection may send in a second; infinite without a limit.
+/// The messages and bytes that a connection may send per second; infinite without a limit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     messages: f64,
     bytes: f64,
-    /// Beside a second's bytes, the longest message: whoever sends one now and then is not too fast.
+    /// The longest message, which a burst may hold beyond the bytes of a second: a client that
+    /// sends a long message now and then is within its rate.
     bytes_burst: f64,
 }
 
 impl Rates {
-    /// The limits of this configuration, if it has any.
+    /// The limits of this configuration; `None` without any.
     pub(super) fn of(config: &Config) -> Option<Self> {
         let (messages, bytes) = (config.client_messages_max, config.client_bytes_max);
         (messages.is_some() || bytes.is_some()).then(|| Self {
@@ -30,7 +32,7 @@ impl Rates {
     }
 }
 
-/// What one connection may still send.
+/// The messages and bytes that one connection may still send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RateLimiter {
     at: Instant,
@@ -39,22 +41,23 @@ pub(super) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// A second's worth.
+    /// A limiter with the messages and bytes of a second.
     pub(super) fn new(now: Instant, rates: &Rates) -> Self {
         Self { at: now, messages: rates.messages, bytes: rates.bytes + rates.bytes_burst }
     }
 
-    /// So many bytes have come.
+    /// Notes that `bytes` bytes were received.
     pub(super) fn read(&mut self, bytes: usize, now: Instant, rates: &Rates) {
         let seconds = now.saturating_duration_since(self.at).min(Duration::from_hours(1)).as_secs_f64();
         self.at = now;
         self.messages = (self.messages + seconds * rates.messages).min(rates.messages);
         let full = rates.bytes + rates.bytes_burst;
-        // What comes while it may not is not held against it for longer than it takes to be full again.
+        // The debt is bounded: a client that sent too much is within its rate again after at most
+        // the time that fills the bucket twice.
         self.bytes = ((self.bytes + seconds * rates.bytes).min(full) - bytes as f64).max(-full);
     }
 
-    /// One message has come; whether it may.
+    /// Notes one message; whether it is within the rate.
     pub(super) fn take(&mut self) -> bool {
         let may = self.messages >= 1.0 && self.bytes >= 0.0;
         self.messages -= if may { 1.0 } else { 0.0 };

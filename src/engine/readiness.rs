@@ -1,8 +1,9 @@
-//! Which connections can be read or written: one epoll set per shard, watched through tokio's.
+//! The readiness loop of a shard: one epoll set for its connections, watched through tokio's.
 //!
-//! A socket that is registered with tokio costs 256 bytes of its readiness record and a task; in a set of the shard's own
-//! it costs nothing on the heap. The set is itself a file that tokio can wait for: when it is ready, one call fetches
-//! up to [`EVENTS`] sockets. It is edge-triggered, so whoever stops before a socket is empty has to remember it.
+//! A socket that is registered with tokio costs 256 bytes for its readiness record and a task. In
+//! an epoll set of the shard's own it costs nothing on the heap. The set is itself a file that
+//! tokio can wait for: when it is ready, one call fetches up to [`EVENTS`] sockets. The set is
+//! edge-triggered, so a reader that stops before a socket is empty has to remember the socket.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,23 +17,24 @@ use tokio::select;
 use super::shard::Shard;
 use crate::config::READ_BYTES;
 
-/// Sockets fetched in one call; between two calls everything else on the shard has its turn.
+/// Most sockets fetched in one call; between two calls the shard's other tasks run.
 const EVENTS: usize = 256;
 
 /// Adds a socket to the set under its slot.
 ///
 /// # Errors
-/// When the kernel refuses: out of memory, or at the limit of watched files.
+/// When the kernel refuses: it is out of memory, or at the limit of watched files.
 pub(super) fn watch(set: &mio::Registry, stream: &mut mio::net::TcpStream, slot: u32) -> io::Result<()> {
     set.register(stream, Token(slot as usize), Interest::READABLE | Interest::WRITABLE)
 }
 
-/// Tells `shard` what can be read and written, for as long as it is polled.
+/// Tells `shard` which connections can be read and written, for as long as it is polled.
 ///
 /// # Errors
 /// When the set itself fails, which ends the shard.
 pub(super) async fn run(shard: Rc<Shard>, set: Poll) -> io::Result<Infallible> {
-    // SAFETY: `Poll` owns a valid file descriptor and never replaces it; nothing closes it while `AsyncFd` owns it.
+    // SAFETY: `Poll` owns a valid file descriptor and never replaces it; nothing closes it while
+    // `AsyncFd` owns it.
     let mut set = unsafe { AsyncFd::register_with_interest(set, tokio::io::Interest::READABLE)? };
     let mut events = Events::with_capacity(EVENTS);
     let mut scratch = vec![0; READ_BYTES];
@@ -54,7 +56,8 @@ pub(super) async fn run(shard: Rc<Shard>, set: Poll) -> io::Result<Infallible> {
                     ready.clear_ready();
                 }
             }
-            // Ready at once, and asked only when there is something: the set is looked at all the same.
+            // Ready at once, and polled only when something is left to read; the set is still
+            // polled.
             () = std::future::ready(()), if shard.has_unread() => shard.read_on(&mut scratch).await,
         }
         tokio::task::yield_now().await;

@@ -1,8 +1,10 @@
-//! The sequencing of the channels whose sequencer a shard is.
+//! The sequencing of the channels that hash to one shard.
 //!
-//! Every publication of a channel passes its sequencer, which gives it the next offset and forwards it, joined with what came
-//! with it, to each shard that has subscribers. One writer, so every subscriber sees one order, and no lock is needed.
-//! Pure: what is to be sent where is returned.
+//! Every publication of a channel passes the channel's sequencer. The sequencer gives it the next
+//! offset and forwards it, joined with the publications that arrived together with it, to each
+//! shard that has subscribers. A channel has one sequencer, so every subscriber sees the same order
+//! and no lock is needed. Pure: it sends nothing itself, [`Sequencer::dispatch`] hands the
+//! dispatches out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,25 +13,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::publication::{Accepted, ChannelName, Charge, Dispatch, Publication, PublishError, Receipt};
 use crate::wire::Frame;
 
-/// The channels at sequencer on one shard.
+/// The channels that one shard sequences.
 #[derive(Debug)]
 pub struct Sequencer {
     shards: usize,
     bounds: Bounds,
     channels: HashMap<ChannelName, Channel>,
-    /// Channels with frames to forward, in the order of their first one.
+    /// Channels with frames to forward, in the order of their first frame.
     touched: Vec<ChannelName>,
-    /// Where the offsets of a new channel start: behind those of every channel forgotten so far, so that the offsets of
-    /// one name rise even when it was forgotten in between.
+    /// The first offset of a new channel. It is higher than every offset of the channels forgotten
+    /// so far, so the offsets of one name rise even when the channel was forgotten in between.
     first_offset: u64,
 }
 
-/// The bounds that a sequencer keeps.
+/// The bounds that a sequencer enforces.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes of one channel accepted and not yet fanned out.
+    /// Bytes of one channel that are accepted and not yet sent by every shard.
     pub pending_bytes_max: usize,
-    /// Bytes of one dispatch, unless a single frame is longer: what one write may bring to a subscriber that reads.
+    /// Bytes of one dispatch, unless a single frame is longer. A subscriber that reads gets at most
+    /// this much in one write.
     pub dispatch_bytes_max: usize,
     /// Frames of one dispatch.
     pub dispatch_frames_max: usize,
@@ -40,14 +43,14 @@ struct Channel {
     next_offset: u64,
     /// Subscribers by shard.
     subscribers: Box<[u32]>,
-    /// Bytes accepted and not yet fanned out by every shard.
+    /// Bytes that are accepted and not yet sent by every shard.
     pending_bytes: Arc<AtomicUsize>,
-    /// What was sequenced since the last dispatch.
+    /// Frames that were sequenced since the last dispatch.
     sequenced: Vec<(Frame, Option<Arc<Receipt>>)>,
 }
 
 impl Channel {
-    /// Takes as many frames, in order, as one dispatch may have.
+    /// Takes as many frames, in order, as one dispatch may hold.
     fn next_dispatch(&mut self, name: &ChannelName, bounds: Bounds) -> Arc<Dispatch> {
         let mut bytes = 0;
         let mut fits = |(frame, _): &(Frame, _)| {
@@ -72,7 +75,7 @@ impl Channel {
     }
 }
 
-/// Places for sequenced frames that a channel keeps between bursts.
+/// Capacity for sequenced frames that a channel keeps between bursts, in frames.
 const KEPT_FRAMES: usize = 16;
 
 impl Sequencer {
@@ -92,10 +95,10 @@ impl Sequencer {
             };
             self.channels.insert(name.clone(), channel);
         }
-        self.channels.get_mut(name).expect("it was just inserted")
+        self.channels.get_mut(name).expect("inserted above")
     }
 
-    /// Gives a publication its place; its frame leaves with the next [`Sequencer::dispatch`].
+    /// Gives a publication its offset; its frame leaves with the next [`Sequencer::dispatch`].
     ///
     /// # Errors
     /// [`PublishError::Overloaded`] when the channel's pending bytes are at their bound.
@@ -103,7 +106,8 @@ impl Sequencer {
         let bytes_max = self.bounds.pending_bytes_max;
         let channel = self.channel(&publication.channel);
         let bytes = publication.frame.wire().len();
-        // Relaxed: only this sequencer adds; what others give back may be seen late, which refuses a little early.
+        // Relaxed: only this sequencer adds. A release by another shard may be seen late, which
+        // rejects a publication a little early.
         if channel.pending_bytes.load(Ordering::Relaxed) + bytes > bytes_max {
             return Err(PublishError::Overloaded);
         }
@@ -118,15 +122,15 @@ impl Sequencer {
         Ok(Accepted { offset, matched })
     }
 
-    /// Counts the subscribers of `shard` up or down.
+    /// Adds or removes one subscriber of `shard`.
     pub fn count(&mut self, name: &ChannelName, shard: u16, joined: bool) {
         let number = &mut self.channel(name).subscribers[usize::from(shard)];
         *number = if joined { *number + 1 } else { number.saturating_sub(1) };
         self.forget_if_idle(name);
     }
 
-    /// Hands every channel's frames to `send`, in as few pieces as the bounds allow, once for each shard that has
-    /// subscribers.
+    /// Hands the frames of every channel to `send`, in as few dispatches as the bounds allow, once
+    /// for each shard that has subscribers.
     pub fn dispatch(&mut self, mut send: impl FnMut(u16, Arc<Dispatch>)) {
         for name in std::mem::take(&mut self.touched) {
             let bounds = self.bounds;
@@ -144,10 +148,10 @@ impl Sequencer {
         }
     }
 
-    /// `all` is never forgotten: its offsets have no gaps.
+    /// Drops a channel without subscribers and frames. `all` is kept: its offsets have no gaps.
     fn forget_if_idle(&mut self, name: &ChannelName) {
         if !name.is_all() && self.channels.get(name).is_some_and(Channel::is_idle) {
-            let forgotten = self.channels.remove(name).expect("it was just seen");
+            let forgotten = self.channels.remove(name).expect("looked up above");
             self.first_offset = self.first_offset.max(forgotten.next_offset);
         }
         if self.channels.len() < self.channels.capacity() / 8 {
@@ -179,16 +183,16 @@ mod tests {
         all
     }
 
-    fn room(name: &str) -> ChannelName {
-        ChannelName::new(name).unwrap()
+    fn name(text: &str) -> ChannelName {
+        ChannelName::new(text).unwrap()
     }
 
     #[test]
-    fn a_drained_batch_is_one_item_a_shard() {
+    fn a_shard_gets_a_drained_batch_as_one_dispatch() {
         let mut sequencer = Sequencer::new(3, BOUNDS);
-        sequencer.count(&room("a"), 0, true);
-        sequencer.count(&room("a"), 2, true);
-        sequencer.count(&room("a"), 2, true);
+        sequencer.count(&name("a"), 0, true);
+        sequencer.count(&name("a"), 2, true);
+        sequencer.count(&name("a"), 2, true);
         assert_eq!(publish(&mut sequencer, "a", "1"), Ok(Accepted { offset: 1, matched: 3 }));
         assert_eq!(publish(&mut sequencer, "b", "x"), Ok(Accepted { offset: 1, matched: 0 }));
         assert_eq!(publish(&mut sequencer, "a", "2"), Ok(Accepted { offset: 2, matched: 3 }));
@@ -200,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_cut_into_dispatches() {
+    fn a_burst_is_split_into_dispatches() {
         let mut sequencer = Sequencer::new(1, Bounds { pending_bytes_max: 2000, ..BOUNDS });
-        sequencer.count(&room("a"), 0, true);
+        sequencer.count(&name("a"), 0, true);
         let texts: Vec<_> = (0..12).map(|number| number.to_string()).chain(["x".repeat(480), "y".repeat(30)]).collect();
         for text in &texts {
             publish(&mut sequencer, "a", text).unwrap();
@@ -212,14 +216,14 @@ mod tests {
         let frames = sent.iter().flat_map(|(_, dispatch)| &dispatch.frames);
         assert!(frames.eq(&texts.iter().map(|text| Frame::text(text)).collect::<Vec<_>>()));
         publish(&mut sequencer, "a", &"z".repeat(600)).unwrap();
-        assert_eq!(dispatched(&mut sequencer).len(), 1, "a frame beyond the bound goes alone");
+        assert_eq!(dispatched(&mut sequencer).len(), 1, "a frame beyond the bound is a dispatch of its own");
     }
 
     #[test]
     fn pending_bytes_are_bounded_until_the_last_shard_is_done() {
         let mut sequencer = Sequencer::new(2, Bounds { pending_bytes_max: 10, ..BOUNDS });
-        sequencer.count(&room("a"), 0, true);
-        sequencer.count(&room("a"), 1, true);
+        sequencer.count(&name("a"), 0, true);
+        sequencer.count(&name("a"), 1, true);
         assert!(publish(&mut sequencer, "a", "12345678").is_ok());
         assert_eq!(publish(&mut sequencer, "a", "x"), Err(PublishError::Overloaded));
         assert!(publish(&mut sequencer, "b", "x").is_ok(), "another channel is not affected");
@@ -236,10 +240,10 @@ mod tests {
         for expected in 1..4 {
             assert_eq!(publish(&mut sequencer, "a", "x").unwrap().offset, expected);
             dispatched(&mut sequencer);
-            assert!(sequencer.channels.is_empty(), "nobody subscribes: nothing is kept");
+            assert!(sequencer.channels.is_empty(), "a channel without subscribers is not kept");
         }
-        sequencer.count(&room("b"), 0, true);
-        sequencer.count(&room("b"), 0, false);
+        sequencer.count(&name("b"), 0, true);
+        sequencer.count(&name("b"), 0, false);
         assert!(sequencer.channels.is_empty());
         publish(&mut sequencer, "all", "x").unwrap();
         dispatched(&mut sequencer);

@@ -1,7 +1,8 @@
 //! `direct`: one system call per subscriber and batch, straight from the pass.
 //!
-//! No task is woken, nothing is copied, no reference is counted, and nothing is allocated, unless a socket is full. A large
-//! batch is put into pages of the kernel's once, and every socket refers to them: then the kernel does not copy either.
+//! Unless a socket is full, the pass wakes no task, copies nothing, counts no reference and
+//! allocates nothing. A large batch is written to kernel pages once and every socket refers to
+//! them, so the kernel does not copy it either.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -13,17 +14,17 @@ use crate::wire::Batch;
 
 #[derive(Default)]
 pub(super) struct Direct {
-    /// Batches in pages that may still wait for somebody, at most as many as there are files of pages.
+    /// Batches in pages that may still wait in a backlog; never more than the pool has files.
     paged: RefCell<Vec<Weak<Batch>>>,
 }
 
 impl Direct {
-    /// Puts those batches back on the heap that wait for so few that pages are not worth it: else two clients that never read
-    /// would keep all of a shard's from everybody else.
+    /// Moves batches back to the heap when too few clients wait for them to be worth pages.
+    /// Otherwise two clients that never read could keep all pages of a shard from everybody else.
     fn reclaim_pages(&self) {
         self.paged.borrow_mut().retain(|batch| {
             let Some(batch) = batch.upgrade() else { return false };
-            // One of the holders is here.
+            // This function holds one of the references.
             if Rc::strong_count(&batch) <= PAGES_SUBSCRIBERS_MIN {
                 batch.leave_pages();
             }
@@ -40,7 +41,7 @@ impl<S: Socket> Fanout<S> for Direct {
             self.reclaim_pages();
         }
         batch.move_to_pages(|bytes| context.pages.hold(bytes, context.subscribers.len()));
-        let pass = Pass::new(batch, context.subscribers.places(), start);
+        let pass = Pass::new(batch, context.subscribers.positions(), start);
         if pass.batch.has_pages() {
             let mut paged = self.paged.borrow_mut();
             paged.retain(|batch| batch.strong_count() > 0);
@@ -51,11 +52,11 @@ impl<S: Socket> Fanout<S> for Direct {
 
     fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
-        let (before, mut matched) = (pass.visited, 0);
+        let (before, mut matched) = (pass.done, 0);
         let whole_before = pass.whole;
         while pass.cost_since(before) < budget {
-            let Some(place) = pass.next_place() else { break };
-            let Some(connection) = context.subscribers.at(place) else { continue };
+            let Some(position) = pass.next_position() else { break };
+            let Some(connection) = context.subscribers.get(position) else { continue };
             matched += 1;
             match connection.send(&batch, context.bound) {
                 Sent::All => pass.whole += 1,

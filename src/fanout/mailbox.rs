@@ -1,7 +1,7 @@
 //! `mailbox`: a walk of the `DashMap`, a bounded queue and a writer task per connection.
 //!
-//! The shape that everybody writes first, and the baseline of every comparison: each frame is queued for each subscriber
-//! on its own, wakes a task, and is written by fastwebsockets with a header of its own.
+//! The usual first design, and the baseline of every comparison: each frame is queued for each
+//! subscriber on its own, wakes a task, and is written by fastwebsockets with its own header.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ pub(super) struct Mailbox;
 
 impl<S: Socket + 'static> Fanout<S> for Mailbox {
     fn attach(&self, connection: &Rc<Connection<S>>) {
-        // The connection ends its task when it is abandoned, which every connection is.
+        // The task ends when the connection is abandoned, as every connection is at its end.
         tokio::task::spawn_local(mailbox::open(connection));
     }
 
@@ -26,12 +26,13 @@ impl<S: Socket + 'static> Fanout<S> for Mailbox {
 
     fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
-        let (before, mut matched) = (pass.visited, 0);
+        let (before, mut matched) = (pass.done, 0);
         while pass.cost_since(before) < budget {
-            let Some(place) = pass.next_place() else { break };
-            // A slot may be empty by now, or hold a newer connection: only who was subscribed at the beginning counts.
-            let Some(connection) = context.connections.get(pass.slots[place] as usize) else { continue };
-            if !context.subscribers.was_there_at_the_start(connection.position(context.channel)) {
+            let Some(position) = pass.next_position() else { break };
+            // A slot may be empty by now, or hold a newer connection: only connections that were
+            // subscribed when the pass began count.
+            let Some(connection) = context.connections.get(pass.slots[position] as usize) else { continue };
+            if !context.subscribers.was_subscribed_at_start(connection.position(context.channel)) {
                 continue;
             }
             matched += 1;

@@ -1,11 +1,13 @@
 //! How a batch reaches the subscribers of one shard: one trait, one file per strategy.
 //!
 //! # The contract of a strategy
-//! - A pass visits every subscriber that was there when it began and has not left since, once, in an order of the
-//!   strategy's choice; whoever joins during a pass waits for the next.
-//! - A pass is cut into steps; between two steps subscribers may come and go.
-//! - Every subscriber visited is matched in the counters of the channel, by the number of frames; each of those frames is
-//!   delivered, waits within the [`Bound`], or is dropped with a reason. Never silently, never twice, never reordered.
+//! - A pass sends to every subscriber that was subscribed when it began and has not left since,
+//!   once, in an order of the strategy's choice. A client that joins during a pass waits for the
+//!   next one.
+//! - A pass is divided into steps. Between two steps subscribers may come and go.
+//! - Every send counts the batch's frames as matched for that subscriber. Each of these frames is
+//!   delivered, waits within the [`Bound`], or is dropped with a reason: never silently, never
+//!   twice, never reordered.
 //! - No step blocks, and a slow subscriber costs the others nothing.
 //!
 //! Policy is decided before a pass; the loops read plain fields.
@@ -25,7 +27,7 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::{RING_BATCHES_MAX, Strategy, VISITS_PER_END};
+use crate::config::{RING_BATCHES_MAX, SENDS_PER_CLOSE, Strategy};
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -34,7 +36,8 @@ use crate::registry::Registry;
 use crate::wire::Batch;
 
 impl Strategy {
-    /// The strategy of this name, for one shard whose backlogs obey `bound`; the only place that knows them all.
+    /// Builds the strategy of this name for one shard, whose backlogs obey `bound`. No other code
+    /// knows all strategies.
     #[must_use]
     pub fn build<S: Socket + 'static>(self, bound: Bound) -> Box<dyn Fanout<S>> {
         match self {
@@ -46,20 +49,20 @@ impl Strategy {
     }
 }
 
-/// A strategy; see the module for its contract.
+/// A strategy; the module has its contract.
 pub trait Fanout<S: Socket> {
-    /// Gives a new connection what this strategy needs. Called within the shard's runtime.
+    /// Prepares a new connection for this strategy. Called within the shard's runtime.
     fn attach(&self, connection: &Rc<Connection<S>>);
 
-    /// Starts to send `batch` to the subscribers of a channel; the first one is that far around the circle of them, a
-    /// full turn being 2^64.
+    /// Begins to send `batch` to the subscribers of a channel. `start` chooses the first one on the
+    /// circle of subscribers; a full turn is 2^64.
     fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S>;
 
-    /// Goes on with the pass until that costs `budget` visits, or a little more; what it cost.
+    /// Continues the pass until that has cost `budget` sends, or a little more; returns the cost.
     fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize;
 }
 
-/// What a strategy may look at.
+/// The parts of a shard that a strategy may use.
 pub struct PassContext<'a, S> {
     /// The channel's subscribers on this shard.
     pub subscribers: &'a Subscribers<S>,
@@ -81,31 +84,32 @@ pub struct PassContext<'a, S> {
 #[derive(Debug)]
 pub struct Pass<S> {
     batch: Rc<Batch>,
-    /// Places to visit: positions of subscribers, or of `slots`.
-    places: usize,
-    /// The first place; the rest follows in a circle, so that nobody is always the last.
+    /// Positions to send to: in the list of subscribers, or in `slots`.
+    positions: usize,
+    /// The first position. The others follow in a circle, so that no subscriber is always last.
     start: usize,
-    visited: usize,
-    /// `mailbox`: the connections of this shard, as the registry had them.
+    /// Positions that are done.
+    done: usize,
+    /// `mailbox` only: the slots of this shard's connections, as the registry had them.
     slots: Vec<u32>,
     matched: u64,
     /// Subscribers that took the whole batch at once.
     whole: u64,
-    /// Subscribers for whom the whole batch waits.
+    /// Subscribers that have the whole batch in their backlog.
     queued: u64,
-    /// What became of the batch for the others.
+    /// The fate of the batch for the other subscribers.
     parts: Vec<Offered>,
-    /// Connections that the pass found to be at their end; the owner closes them after the step.
+    /// Connections that have to be closed; the owner closes them after the step.
     pub ended: Vec<(Rc<Connection<S>>, CloseReason)>,
 }
 
 impl<S: Socket> Pass<S> {
-    fn new(batch: Batch, places: usize, start: usize) -> Self {
+    fn new(batch: Batch, positions: usize, start: usize) -> Self {
         Self {
             batch: Rc::new(batch),
-            places,
-            start: ((start as u128 * places as u128) >> usize::BITS) as usize,
-            visited: 0,
+            positions,
+            start: ((start as u128 * positions as u128) >> usize::BITS) as usize,
+            done: 0,
             slots: Vec::new(),
             matched: 0,
             whole: 0,
@@ -115,28 +119,29 @@ impl<S: Socket> Pass<S> {
         }
     }
 
-    /// Whether every place has been visited.
+    /// Whether every position is done.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.visited == self.places
+        self.done == self.positions
     }
 
-    /// What a step has cost that began after so many visits, in visits: who is at its end has to be closed after it.
-    fn cost_since(&self, visited: usize) -> usize {
-        self.visited - visited + VISITS_PER_END * self.ended.len()
+    /// The cost, in sends, of a step that began with `before` positions done. A connection that has
+    /// to be closed after the step costs several sends.
+    fn cost_since(&self, before: usize) -> usize {
+        self.done - before + SENDS_PER_CLOSE * self.ended.len()
     }
 
-    /// The next place to visit.
-    fn next_place(&mut self) -> Option<usize> {
+    /// The next position to send to.
+    fn next_position(&mut self) -> Option<usize> {
         if self.is_done() {
             return None;
         }
-        let place = self.start + self.visited;
-        self.visited += 1;
-        Some(if place < self.places { place } else { place - self.places })
+        let position = self.start + self.done;
+        self.done += 1;
+        Some(if position < self.positions { position } else { position - self.positions })
     }
 
-    /// Notes what became of the batch for a subscriber that did not take all of it at once.
+    /// Notes the fate of the batch for a subscriber that did not take all of it at once.
     fn record(&mut self, connection: &Rc<Connection<S>>, sent: Sent) {
         let frames = self.batch.frames();
         match sent {
@@ -164,14 +169,14 @@ impl<S: Socket> Pass<S> {
         self.batch.counters().delivered(whole * frames);
     }
 
-    /// Whether something waits for more than half of the subscribers.
+    /// Whether more than half of the subscribers have a part of the batch in their backlog.
     #[must_use]
     pub fn left_most_behind(&self) -> bool {
         let behind = self.queued + self.parts.iter().filter(|part| part.pending() > 0).count() as u64;
         behind * 2 > self.matched
     }
 
-    /// What became of frame `index`, so far.
+    /// The fate of frame `index`, so far.
     #[must_use]
     pub fn outcome(&self, index: usize) -> Outcome {
         let count = |is: &dyn Fn(&Offered) -> bool| self.parts.iter().filter(|part| is(part)).count() as u64;
@@ -182,14 +187,14 @@ impl<S: Socket> Pass<S> {
     }
 }
 
-/// What became of one frame at the end of a pass, in subscribers.
+/// The fate of one frame at the end of a pass, in subscribers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Subscribers that were due to get it.
+    /// Subscribers that should get it.
     pub matched: u64,
     /// Handed to the kernel, whole.
     pub delivered: u64,
-    /// Waits in a backlog.
+    /// Waiting in a backlog.
     pub pending: u64,
     /// Will not be sent.
     pub dropped: u64,

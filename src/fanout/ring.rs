@@ -1,10 +1,11 @@
-//! `ring`: one `tokio::sync::broadcast` per shard, which each connection's writer task takes from.
+//! `ring`: one `tokio::sync::broadcast` per shard, from which each connection's writer task takes.
 //!
-//! The pull shape: to send is to put one item into the ring, and a client that is behind costs a position in it, not a
-//! queue. The pass then only wakes the tasks, and looks whether what waits for a connection has reached its bound
-//! (`conn::ring` has the contract). Two things make it a poor default: a task per connection, and that **every
-//! connection of the shard is woken and sees every item**, whatever its channels: with a thousand rooms on a shard, a
-//! message to ten subscribers costs as much as one to all. The price of a subscriber that is also behind is the same.
+//! The pull design. A send puts one item into the ring, and a client that is behind costs a
+//! position in it, not a queue. The pass then wakes the tasks and checks whether a connection's
+//! backlog has reached its bound (`conn::ring` has the contract). Two properties make it a poor
+//! default. Each connection has a task, and **every connection of the shard is woken and sees every
+//! item**, whatever its channels: with a thousand channels on a shard, a message to ten subscribers
+//! costs as much as one to all. A subscriber that is behind pays the same price.
 
 use std::rc::Rc;
 
@@ -26,11 +27,11 @@ impl Ring {
 
 impl<S: Socket + 'static> Fanout<S> for Ring {
     fn attach(&self, connection: &Rc<Connection<S>>) {
-        // The connection ends its task when it is abandoned, which every connection is.
+        // The task ends when the connection is abandoned, as every connection is at its end.
         tokio::task::spawn_local(ring::open(connection, &self.ring));
     }
 
-    /// Sends: whoever is subscribed now is matched, and the batch waits for it.
+    /// Sends at once: the present subscribers are matched, and the batch waits for them.
     fn begin(&self, context: &PassContext<'_, S>, batch: Batch, start: usize) -> Pass<S> {
         let subscribers = context.subscribers.len() as u64;
         if subscribers == 0 {
@@ -52,10 +53,10 @@ impl<S: Socket + 'static> Fanout<S> for Ring {
 
     fn step(&self, context: &PassContext<'_, S>, pass: &mut Pass<S>, budget: usize) -> usize {
         let batch = pass.batch.clone();
-        let before = pass.visited;
+        let before = pass.done;
         while pass.cost_since(before) < budget {
-            let Some(place) = pass.next_place() else { break };
-            let Some(connection) = context.connections.get(place) else { continue };
+            let Some(position) = pass.next_position() else { break };
+            let Some(connection) = context.connections.get(position) else { continue };
             let noticed = connection.notice(&batch);
             if let Some(offered) = noticed.offered {
                 pass.queued -= 1;

@@ -1,57 +1,58 @@
-//! The subscribers of one channel on one shard: a dense list that may change while a pass walks it.
+//! The subscribers of one channel on one shard: a dense list that may change during a pass over it.
 //!
-//! Outside a pass the list has no holes. During a pass, who leaves leaves a hole and who joins is added behind the
-//! places that the pass visits, so no subscriber is skipped, visited twice, or sent what was published before it came.
+//! Outside a pass the list has no holes. During a pass a subscriber that leaves leaves a hole, and
+//! a new one is added behind the positions of the pass. So a pass skips no subscriber, sends to
+//! none twice, and sends to none what was published before it joined.
 
 use std::rc::Rc;
 
 use crate::conn::{Connection, Membership};
 
-/// The list; each member knows its place in it.
+/// The list; each member knows its position in it.
 #[derive(Debug)]
 pub struct Subscribers<S> {
     channel: u32,
-    places: Vec<Option<Rc<Connection<S>>>>,
+    members: Vec<Option<Rc<Connection<S>>>>,
     holes: usize,
-    /// The places that the present pass visits.
+    /// The number of positions that the present pass covers.
     pass: Option<usize>,
 }
 
 impl<S> Subscribers<S> {
-    /// Nobody, yet, is subscribed to the channel with this index.
+    /// An empty list for the channel with this index.
     #[must_use]
     pub fn new(channel: u32) -> Self {
-        Self { channel, places: Vec::new(), holes: 0, pass: None }
+        Self { channel, members: Vec::new(), holes: 0, pass: None }
     }
 
     /// Number of subscribers.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.places.len() - self.holes
+        self.members.len() - self.holes
     }
 
-    /// Whether nobody is subscribed.
+    /// Whether there are no subscribers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Places that a pass which begins now would visit.
+    /// Positions that a pass which begins now would cover.
     #[must_use]
-    pub fn places(&self) -> usize {
-        self.places.len()
+    pub fn positions(&self) -> usize {
+        self.members.len()
     }
 
-    /// Who has this place, if it is not a hole.
+    /// The subscriber at this position; `None` for a hole.
     #[must_use]
-    pub fn at(&self, place: usize) -> Option<&Rc<Connection<S>>> {
-        self.places[place].as_ref()
+    pub fn get(&self, position: usize) -> Option<&Rc<Connection<S>>> {
+        self.members[position].as_ref()
     }
 
-    /// Whether the holder of `position` was subscribed when the present pass began.
+    /// Whether the subscriber at `position` was subscribed when the present pass began.
     #[must_use]
-    pub fn was_there_at_the_start(&self, position: Option<u32>) -> bool {
-        position.is_some_and(|position| (position as usize) < self.pass.unwrap_or(self.places.len()))
+    pub fn was_subscribed_at_start(&self, position: Option<u32>) -> bool {
+        position.is_some_and(|position| (position as usize) < self.pass.unwrap_or(self.members.len()))
     }
 
     /// Adds a subscriber; false if it is one already.
@@ -61,8 +62,8 @@ impl<S> Subscribers<S> {
         if memberships.iter().any(|member| member.channel == self.channel) {
             return false;
         }
-        memberships.push(Membership { channel: self.channel, position: self.places.len() as u32 });
-        self.places.push(Some(connection.clone()));
+        memberships.push(Membership { channel: self.channel, position: self.members.len() as u32 });
+        self.members.push(Some(connection.clone()));
         true
     }
 
@@ -74,7 +75,7 @@ impl<S> Subscribers<S> {
         let position = memberships.swap_remove(index).position as usize;
         drop(memberships);
         if self.pass.is_some() {
-            self.places[position] = None;
+            self.members[position] = None;
             self.holes += 1;
         } else {
             self.remove(position);
@@ -82,35 +83,35 @@ impl<S> Subscribers<S> {
         true
     }
 
-    /// A pass begins: until [`Subscribers::end_pass`] no place changes its holder.
+    /// A pass begins: until [`Subscribers::end_pass`] every subscriber keeps its position.
     pub fn begin_pass(&mut self) {
         debug_assert!(self.pass.is_none() && self.holes == 0);
-        self.pass = Some(self.places.len());
+        self.pass = Some(self.members.len());
     }
 
-    /// The pass is over: holes are filled.
+    /// The pass is over: the holes are filled.
     pub fn end_pass(&mut self) {
         self.pass = None;
-        let mut place = self.places.len();
+        let mut position = self.members.len();
         while self.holes > 0 {
-            place -= 1;
-            if self.places[place].is_none() {
-                self.remove(place);
+            position -= 1;
+            if self.members[position].is_none() {
+                self.remove(position);
                 self.holes -= 1;
             }
         }
     }
 
-    /// Fills a place with the last one's holder. Memory beyond four times the need is given back.
-    fn remove(&mut self, place: usize) {
-        self.places.swap_remove(place);
-        if let Some(Some(moved)) = self.places.get(place) {
+    /// Fills a position with the last member. Memory beyond four times the need is freed.
+    fn remove(&mut self, position: usize) {
+        self.members.swap_remove(position);
+        if let Some(Some(moved)) = self.members.get(position) {
             let mut memberships = moved.memberships.borrow_mut();
             let member = memberships.iter_mut().find(|member| member.channel == self.channel);
-            member.expect("who has a place knows it").position = place as u32;
+            member.expect("every member knows its position").position = position as u32;
         }
-        if self.places.capacity() > 64 && self.places.len() < self.places.capacity() / 4 {
-            self.places.shrink_to(self.places.capacity() / 2);
+        if self.members.capacity() > 64 && self.members.len() < self.members.capacity() / 4 {
+            self.members.shrink_to(self.members.capacity() / 2);
         }
     }
 }
@@ -145,9 +146,9 @@ mod tests {
     }
 
     fn ids(list: &Subscribers<Nowhere>) -> Vec<Option<u64>> {
-        let ids = list.places.iter().map(|place| place.as_ref().map(|connection| connection.id.0)).collect();
-        for (place, holder) in list.places.iter().enumerate() {
-            assert!(holder.as_ref().is_none_or(|holder| holder.position(7) == Some(place as u32)));
+        let ids = list.members.iter().map(|position| position.as_ref().map(|connection| connection.id.0)).collect();
+        for (position, holder) in list.members.iter().enumerate() {
+            assert!(holder.as_ref().is_none_or(|holder| holder.position(7) == Some(position as u32)));
         }
         ids
     }
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_sees_no_place_change() {
+    fn subscribers_keep_their_positions_during_a_pass() {
         let all = connections(6);
         let mut list = Subscribers::new(7);
         all[..4].iter().for_each(|connection| assert!(list.join(connection)));
@@ -178,7 +179,7 @@ mod tests {
         list.leave(&all[5]);
         assert_eq!(ids(&list), [None, Some(1), Some(2), None, Some(4), Some(0), None]);
         assert_eq!(list.len(), 4);
-        let there = |connection: &Rc<Connection<Nowhere>>| list.was_there_at_the_start(connection.position(7));
+        let there = |connection: &Rc<Connection<Nowhere>>| list.was_subscribed_at_start(connection.position(7));
         assert!(there(&all[1]) && !there(&all[0]) && !there(&all[3]) && !there(&all[4]));
         list.end_pass();
         let mut left = ids(&list);
@@ -193,6 +194,6 @@ mod tests {
         let mut list = Subscribers::new(7);
         all.iter().for_each(|connection| assert!(list.join(connection)));
         all.iter().for_each(|connection| assert!(list.leave(connection)));
-        assert!(list.places.capacity() <= 64, "{}", list.places.capacity());
+        assert!(list.members.capacity() <= 64, "{}", list.members.capacity());
     }
 }

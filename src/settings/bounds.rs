@@ -25,8 +25,8 @@ pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond. Of a channel with many
 /// subscribers half as many.
 pub const PASS_CHUNK: usize = 256;
-/// What the end of a connection that a pass comes upon takes of a chunk, in sockets: it leaves its channels, and is closed.
-pub const VISITS_PER_END: usize = 8;
+/// The cost of closing a connection during a pass, in sends: it leaves its channels and is closed.
+pub const SENDS_PER_CLOSE: usize = 8;
 /// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
 /// sixth of a millisecond.
 pub const ACCEPTED_CHUNK: usize = 4;

@@ -1,11 +1,12 @@
-//! What only `ring` has: positions that are behind, a ring that wraps around, items of other channels.
+//! Properties that only `ring` has: positions that are behind, a ring that wraps around, items of
+//! other channels.
 
 use clap::ValueEnum;
 
 use super::*;
 use crate::fanout::ring::Ring;
 
-/// A frame of this many bytes behind its number is 110 bytes on the wire, and counts 174.
+/// A frame of this many bytes behind its number has 110 bytes on the wire and counts 174.
 const SIZE: usize = 101;
 const COUNTS: usize = 110 + crate::outbox::ENTRY_BYTES;
 
@@ -14,7 +15,7 @@ fn world(batches_max: usize, policy: SlowPolicy, bytes_max: usize) -> World {
     World::new(Box::new(Ring::new(batches_max, bound)), bound)
 }
 
-/// A client of channel 0 whose task has had its first turn, and whose socket has room for so many bytes.
+/// A subscriber of channel 0 whose task has run once, and whose socket has room for `room` bytes.
 async fn subscriber(world: &mut World, room: usize) -> Client {
     let client = world.connect(room);
     world.channels[0].join(&client);
@@ -22,7 +23,8 @@ async fn subscriber(world: &mut World, room: usize) -> Client {
     client
 }
 
-/// The outbox has the rest of a started frame; everything else waits in the ring.
+/// A subscriber whose outbox has the rest of a started frame, while `waiting` more frames wait in
+/// the ring.
 async fn behind(world: &mut World, waiting: usize) -> Client {
     let client = subscriber(world, 10).await;
     for _ in 0..=waiting {
@@ -33,17 +35,17 @@ async fn behind(world: &mut World, waiting: usize) -> Client {
 }
 
 #[test]
-fn who_is_behind_keeps_a_position() {
+fn a_client_that_is_behind_keeps_a_position() {
     run(async || {
         let mut world = world(16, SlowPolicy::Disconnect, 1000);
         let client = behind(&mut world, 3).await;
         assert_eq!(client.backlog(), (COUNTS - 10 + 3 * COUNTS, 4));
         world.check("behind");
-        // Others, who are quick, are not.
-        let quick = subscriber(&mut world, usize::MAX).await;
+        // Another subscriber, whose socket has room, is not behind.
+        let reading = subscriber(&mut world, usize::MAX).await;
         world.publish(0, &[SIZE]);
         quiet().await;
-        assert_eq!((received(quick.socket(), 0), quick.has_backlog()), (vec![4], false));
+        assert_eq!((received(reading.socket(), 0), reading.has_backlog()), (vec![4], false));
         writable(&client, usize::MAX);
         assert_eq!(received(client.socket(), 0), [0, 1, 2, 3, 4]);
         world.check("caught up");
@@ -63,7 +65,8 @@ fn at_the_bound_the_policy_decides() {
             let totals = world.counters.totals();
             if policy == SlowPolicy::Disconnect {
                 assert_eq!((client.phase(), totals.delivered), (Phase::Closing, 0));
-                // It left its channel with the message that was too much; the ones after that were not for it.
+                // The client left its channel with the message beyond the bound; later messages do
+                // not match it.
                 assert_eq!((totals.matched, totals.dropped_slow, totals.dropped_closed), (5, 5, 0));
             } else {
                 assert_eq!(totals.dropped_slow, 3, "{policy:?}");
@@ -76,7 +79,7 @@ fn at_the_bound_the_policy_decides() {
 }
 
 #[test]
-fn a_receipt_knows_what_was_dropped_at_the_bound() {
+fn a_receipt_counts_frames_dropped_at_the_bound() {
     run(async || {
         let mut world = world(16, SlowPolicy::DropNewest, 2 * COUNTS);
         let _client = behind(&mut world, 1).await;
@@ -86,7 +89,7 @@ fn a_receipt_knows_what_was_dropped_at_the_bound() {
 }
 
 #[test]
-fn memberships_change_behind_what_waits() {
+fn a_change_of_membership_does_not_affect_waiting_items() {
     run(async || {
         let mut world = world(16, SlowPolicy::Disconnect, 5000);
         let client = behind(&mut world, 1).await;
@@ -106,16 +109,16 @@ fn memberships_change_behind_what_waits() {
 }
 
 #[test]
-fn nobody_loses_what_the_ring_overwrites() {
+fn an_item_is_taken_before_the_ring_overwrites_it() {
     run(async || {
         let mut world = world(4, SlowPolicy::DropNewest, 100_000);
         let client = behind(&mut world, 3).await;
         let elsewhere = world.connect(0);
         world.channels[1].join(&elsewhere);
         for _ in 0..50 {
-            // No task has its turn meanwhile.
+            // No task runs meanwhile.
             world.publish(0, &[SIZE]);
-            world.check("around");
+            world.check("wrapped around");
         }
         assert_eq!((client.backlog().1, elsewhere.has_backlog()), (54, false));
         writable(&client, usize::MAX);
@@ -125,12 +128,13 @@ fn nobody_loses_what_the_ring_overwrites() {
 }
 
 #[test]
-fn an_overflow_between_two_looks_leaves_no_gap() {
+fn an_overflow_before_the_pass_notices_leaves_no_gap() {
     run(async || {
         let mut world = world(16, SlowPolicy::Disconnect, 4 * COUNTS);
         let client = behind(&mut world, 2).await;
         world.channels[1].join(&client);
-        // Before the strategy looks at the client, it leaves: the first item is too much, the second would have room.
+        // The client leaves before the pass notices the overflow: the first item exceeds the bound,
+        // the second would fit.
         let mut first = world.begin(0, &[SIZE, SIZE]);
         let mut second = world.begin(1, &[1]);
         world.channels[0].leave(&client);
@@ -145,7 +149,7 @@ fn an_overflow_between_two_looks_leaves_no_gap() {
 }
 
 #[test]
-fn who_ends_while_behind_is_accounted_for() {
+fn frames_of_a_client_that_ends_while_behind_are_counted() {
     run(async || {
         let mut world = world(16, SlowPolicy::Disconnect, 5000);
         let client = behind(&mut world, 5).await;

@@ -1,4 +1,4 @@
-//! A shard with nothing around it, for the tests of strategies: sockets in memory, no clock, no readiness loop.
+//! A bare shard for the tests of strategies: sockets in memory, no clock, no readiness loop.
 
 mod behind;
 mod model;
@@ -19,7 +19,7 @@ use crate::metrics::{DeliveryCounters, DropReason};
 use crate::registry::ConnHandle;
 use crate::wire::Frame;
 
-/// A socket that takes as much as it has room for.
+/// A socket that accepts as many bytes as it has room for.
 #[derive(Default)]
 struct Pipe {
     room: Cell<usize>,
@@ -59,7 +59,7 @@ type Client = Rc<Connection<Pipe>>;
 
 const CHANNELS: usize = 3;
 
-/// A shard with nothing around it.
+/// A bare shard.
 struct World {
     fanout: Box<dyn Fanout<Pipe>>,
     bound: Bound,
@@ -67,7 +67,7 @@ struct World {
     registry: Registry,
     connections: Slab<Client>,
     channels: [Subscribers<Pipe>; CHANNELS],
-    /// Whatever the size, for who has enough subscribers.
+    /// Pages for batches of any size.
     pages: PagePool,
     counters: Rc<DeliveryCounters>,
     of_channels: [Rc<DeliveryCounters>; CHANNELS],
@@ -103,9 +103,9 @@ impl World {
         client
     }
 
-    /// As `Shard::end` and the removal after it.
+    /// Ends a client as `Shard::end` and the removal after it do.
     fn end(&mut self, client: &Client, reason: DropReason) {
-        // Two passes may have found the same client at its end, and somebody else may have its slot by now.
+        // Two passes may end the same client, and a newer one may have its slot by now.
         if self.connections.get(client.slot as usize).is_some_and(|holder| Rc::ptr_eq(holder, client)) {
             self.connections.remove(client.slot as usize);
             for channel in &mut self.channels {
@@ -139,13 +139,13 @@ impl World {
         )
     }
 
-    /// The next message of a channel: its number, and letters to the size wanted.
+    /// The next message of a channel: its number, then letters up to the wanted size.
     fn message(&mut self, channel: usize, size: usize) -> String {
         self.next[channel] += 1;
         format!("{channel}:{:05}{}", self.next[channel] - 1, "x".repeat(size))
     }
 
-    /// One step; who is at its end has left. Whether the pass goes on.
+    /// Runs one step and ends the clients that it reports. Returns whether the pass continues.
     fn step(&mut self, channel: usize, pass: &mut Pass<Pipe>, budget: usize) -> bool {
         self.fanout.step(&self.context(channel), pass, budget);
         for (client, reason) in std::mem::take(&mut pass.ended) {
@@ -172,14 +172,15 @@ impl World {
         assert_eq!(parts, pending, "{context}");
         for (_, client) in &self.connections {
             let (bytes, frames) = client.backlog();
-            // A started frame is owed, bound or not; here, the longest is below 400 bytes.
+            // A started frame is finished regardless of the bound; the longest here is below 400
+            // bytes.
             assert!(bytes <= self.bound.bytes_max + 400 + 64, "{context}: {bytes} wait");
             assert_eq!(client.has_backlog(), frames > 0, "{context}");
         }
     }
 }
 
-/// The socket has room for `room` bytes more: as the readiness loop does.
+/// Gives the socket `room` bytes more and flushes, as the readiness loop does.
 fn writable(client: &Client, room: usize) {
     client.socket().room.set(room);
     if let Some(mailbox) = client.mailbox() {
@@ -188,7 +189,8 @@ fn writable(client: &Client, room: usize) {
     assert_ne!(client.flush(), Flushed::Gone);
 }
 
-/// The numbers of the messages of `channel` that have come over a pipe, whose last frame may not be complete.
+/// The numbers of the messages of `channel` in the bytes of a pipe; its last frame may be
+/// incomplete.
 fn received(pipe: &Pipe, channel: usize) -> Vec<usize> {
     let bytes = pipe.sent.borrow();
     let (mut rest, mut seen) = (&bytes[..], Vec::new());
@@ -214,7 +216,7 @@ fn received(pipe: &Pipe, channel: usize) -> Vec<usize> {
     seen
 }
 
-/// Lets every task have its turn.
+/// Lets every task run.
 async fn quiet() {
     for _ in 0..20 {
         yield_now().await;
@@ -226,21 +228,22 @@ fn run(test: impl AsyncFnOnce()) {
 }
 
 #[test]
-fn who_is_found_at_its_end_costs_several_visits() {
+fn a_connection_to_close_costs_several_sends() {
     run(async || {
         let bound = Bound { bytes_max: 0, policy: SlowPolicy::Disconnect };
         let mut world = World::new(Strategy::Direct.build(bound), bound);
         for client in 0..20 {
-            // The first ten read, the others do not.
+            // The first ten read, the others never do.
             let client = world.connect(if client < 10 { usize::MAX } else { 0 });
             world.channels[0].join(&client);
         }
         let mut pass = world.begin(0, &[100]);
         let mut left = Vec::new();
-        while world.step(0, &mut pass, 2 * VISITS_PER_END) {
+        while world.step(0, &mut pass, 2 * SENDS_PER_CLOSE) {
             left.push(world.connections.len());
         }
-        // It begins at the seventh: four who read and two who do not; then two who do not at a time.
+        // The pass begins at the seventh client. The first step ends two after four that read; each
+        // further step ends two.
         assert_eq!(left, [18, 16, 14, 12, 10]);
         world.check("ended");
     });

@@ -9,38 +9,39 @@ use super::*;
 /// Bytes that may wait for a client.
 const BYTES_MAX: usize = 3000;
 
-/// What the model knows of a client.
+/// The model's state of one client.
 struct Expected {
     client: Client,
-    /// The numbers of what was sent to it, by channel.
+    /// The numbers of the messages sent to it, by channel.
     due: [Vec<usize>; CHANNELS],
     subscribed: [bool; CHANNELS],
-    /// It reads everything at once, so that it loses nothing.
-    quick: bool,
+    /// Its socket always has room, so that it loses nothing.
+    reads_all: bool,
 }
 
 impl Expected {
-    /// What came is what was due, in the order of each channel, and with gaps only where the policy allows.
+    /// Checks that the received messages are those sent, in the order of each channel, with gaps
+    /// only where the policy allows them.
     fn check(&self, policy: SlowPolicy, context: &str) {
         for (channel, due) in self.due.iter().enumerate() {
             let seen = received(self.client.socket(), channel);
             let mut rest = due.iter();
             assert!(seen.iter().all(|number| rest.any(|next| next == number)), "{context}: {seen:?} of {due:?}");
-            if self.quick || policy == SlowPolicy::Disconnect {
+            if self.reads_all || policy == SlowPolicy::Disconnect {
                 assert!(due.starts_with(&seen), "{context}: a gap: {seen:?} of {due:?}");
             }
         }
     }
 }
 
-struct Life {
+struct Run {
     world: World,
     clients: Vec<Expected>,
     rng: TestRng,
     context: String,
 }
 
-impl Life {
+impl Run {
     fn new(strategy: Strategy, policy: SlowPolicy, seed: u64) -> Self {
         let bound = Bound { bytes_max: BYTES_MAX, policy };
         // Every other ring is so small that it wraps around all the time.
@@ -60,19 +61,19 @@ impl Life {
     }
 
     fn connect(&mut self) {
-        let quick = self.random(2) == 0;
-        let room = if quick { usize::MAX } else { self.random(2000) };
+        let reads_all = self.random(2) == 0;
+        let room = if reads_all { usize::MAX } else { self.random(2000) };
         let client = self.world.connect(room);
-        self.clients.push(Expected { client, due: Default::default(), subscribed: [false; CHANNELS], quick });
+        self.clients.push(Expected { client, due: Default::default(), subscribed: [false; CHANNELS], reads_all });
     }
 
-    /// Some client, if there is one.
-    fn anyone(&mut self) -> Option<usize> {
+    /// The index of a random client; `None` without clients.
+    fn any_client(&mut self) -> Option<usize> {
         (!self.clients.is_empty()).then(|| self.random(self.clients.len()))
     }
 
     fn join_or_leave(&mut self, may_leave: bool) {
-        let (Some(index), channel) = (self.anyone(), self.random(CHANNELS)) else { return };
+        let (Some(index), channel) = (self.any_client(), self.random(CHANNELS)) else { return };
         let expected = &mut self.clients[index];
         if expected.client.phase() != Phase::Open || expected.subscribed[channel] && !may_leave {
             return;
@@ -84,24 +85,24 @@ impl Life {
     }
 
     fn read_some(&mut self) {
-        let (Some(index), room) = (self.anyone(), self.random(1500)) else { return };
-        if !self.clients[index].quick {
+        let (Some(index), room) = (self.any_client(), self.random(1500)) else { return };
+        if !self.clients[index].reads_all {
             writable(&self.clients[index].client, room);
         }
     }
 
     fn end_one(&mut self) {
-        if let Some(index) = self.anyone() {
+        if let Some(index) = self.any_client() {
             let expected = self.clients.swap_remove(index);
             self.world.end(&expected.client, DropReason::Closed);
             expected.check(self.world.bound.policy, &self.context);
         }
     }
 
-    /// Publishes to one channel, or to two at a time, while others come, read, and have their turn.
+    /// Publishes to one channel, or to two at a time, while other clients join, read and write.
     async fn publish(&mut self) {
-        // As the channel waits for its subscribers, so that a burst closes nobody who reads.
-        if self.clients.iter().any(|expected| expected.quick && expected.client.backlog().0 > 0) {
+        // Waits as a paced channel does, so that a burst closes no client that reads.
+        if self.clients.iter().any(|expected| expected.reads_all && expected.client.backlog().0 > 0) {
             quiet().await;
         }
         let first = self.random(CHANNELS);
@@ -125,11 +126,11 @@ impl Life {
             }
             for frame in 0..*frames {
                 let outcome = pass.outcome(frame);
-                // Who has been ended by the other pass may have left before this one came to it.
+                // A client that the other pass ended may have left before this pass reached it.
                 let left = self.clients.iter().filter(|expected| expected.client.phase() != Phase::Open).count() as u64;
                 assert!((matched.saturating_sub(left)..=*matched).contains(&outcome.matched), "{}", self.context);
-                let settled = outcome.delivered + outcome.pending + outcome.dropped;
-                assert_eq!(outcome.matched, settled, "{}: {outcome:?}", self.context);
+                let accounted = outcome.delivered + outcome.pending + outcome.dropped;
+                assert_eq!(outcome.matched, accounted, "{}: {outcome:?}", self.context);
             }
             passes.swap_remove(index);
         }
@@ -145,7 +146,7 @@ impl Life {
         }
     }
 
-    async fn live(mut self) {
+    async fn execute(mut self) {
         let policy = self.world.bound.policy;
         for _ in 0..400 {
             match self.random(12) {
@@ -160,7 +161,11 @@ impl Life {
                 }
             }
             for expected in self.clients.extract_if(.., |expected| expected.client.phase() != Phase::Open) {
-                assert!(policy == SlowPolicy::Disconnect && !expected.quick, "{}: it was ended", self.context);
+                assert!(
+                    policy == SlowPolicy::Disconnect && !expected.reads_all,
+                    "{}: a client was closed",
+                    self.context
+                );
                 expected.check(policy, &self.context);
             }
         }
@@ -172,10 +177,10 @@ impl Life {
         assert_eq!(self.world.counters.totals().unsettled(), 0, "{}", self.context);
         for expected in self.clients {
             expected.check(policy, &self.context);
-            if expected.quick || policy == SlowPolicy::Disconnect {
+            if expected.reads_all || policy == SlowPolicy::Disconnect {
                 for (channel, due) in expected.due.iter().enumerate() {
                     let seen = received(expected.client.socket(), channel);
-                    assert_eq!(seen, *due, "{}: something is missing", self.context);
+                    assert_eq!(seen, *due, "{}: messages are missing", self.context);
                 }
             }
             self.world.end(&expected.client, DropReason::Closed);
@@ -193,7 +198,7 @@ fn every_strategy_agrees_with_the_model() {
     for seed in first..first + 12 {
         for &strategy in Strategy::value_variants() {
             for &policy in SlowPolicy::value_variants() {
-                run(async || Life::new(strategy, policy, seed).live().await);
+                run(async || Run::new(strategy, policy, seed).execute().await);
             }
         }
     }
