@@ -1,8 +1,10 @@
-//! The article's test: clients connect over a ramp, take a name, speak now and then, receive the server's tick, send LEAVE when
-//! their session is over, and expect the server to close with 1000. Then they come back, until the time is over.
+//! The article's test: clients connect over a ramp, set a name, say something now and then, receive
+//! the server's tick, send LEAVE at the end of their session, and expect the server to close with
+//! 1000. They come back until the duration is over.
 //!
-//! Every session has its checks: connected, no ERROR, closed with 1000 after LEAVE, and as many ticks as the server owes to a
-//! session of that length, give or take one.
+//! Every session has its checks: it connected, it had no ERROR, it was closed with 1000 after
+//! LEAVE, and it got as many ticks as the server owes to a session of that length, plus or minus
+//! one.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -18,14 +20,14 @@ use super::progress::Progress;
 use super::schedule::{Random, Schedule};
 use super::{LoadError, fanout, frames, process};
 
-/// How long a client waits for the close after LEAVE before it ends the session itself, in nanoseconds.
+/// How long a client waits for the close after LEAVE before it closes by itself, in nanoseconds.
 const FORCED_CLOSE_NS: u64 = 3_000_000_000;
 /// The longest sleep, in nanoseconds.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
-/// Bytes of a message that are looked at.
+/// Length of the start of a message that is looked at, in bytes.
 const HEAD_BYTES: usize = 256;
 
-/// What the clients counted.
+/// The counts of all clients.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct ChatCounts {
     /// Sessions begun.
@@ -48,11 +50,11 @@ pub(crate) struct ChatCounts {
     pub(crate) checks_passed: u64,
     /// Checks that did not.
     pub(crate) checks_failed: u64,
-    /// What failed first.
+    /// The first failed check.
     pub(crate) first_error: Option<String>,
 }
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy)]
 enum MessageKind {
     Tick,
@@ -63,7 +65,7 @@ enum MessageKind {
 
 #[derive(Clone, Copy, Default)]
 struct Client {
-    /// Number of its session: timers of an earlier one mean nothing.
+    /// Number of its session: timers of an earlier session have no effect.
     session: u32,
     joined_ns: Option<u64>,
     left: bool,
@@ -80,7 +82,7 @@ enum Action {
     ForceClose,
 }
 
-/// When, which client, in which session, does what; the earliest first.
+/// Due time, client, session, action; the earliest first.
 type Timers = BinaryHeap<Reverse<(u64, usize, u32, Action)>>;
 
 struct Clients {
@@ -88,7 +90,7 @@ struct Clients {
     counts: ChatCounts,
     tick_ns: u64,
     session_ns: u64,
-    /// Clients that have joined since the last look.
+    /// Clients that have joined since the last call of `greet`.
     joined: Vec<usize>,
 }
 
@@ -143,7 +145,7 @@ impl FrameHandler for Clients {
         });
         self.check(client.errors == 0, || format!("a session had {} ERROR events", client.errors));
         if let (Some(joined_ns), true) = (client.joined_ns, self.tick_ns > 0) {
-            // Cut short or not, a session is owed the ticks of its full length.
+            // A session that was cut short is still owed the ticks of its full length.
             let until_ns = now_ns.max(joined_ns + self.session_ns);
             let promised = promised_ticks(joined_ns, until_ns, client.first_tick_ns, self.tick_ns);
             self.counts.ticks_promised += promised;
@@ -165,8 +167,8 @@ impl Clients {
     }
 }
 
-/// How many ticks the server owes a session. Ticks come at fixed times, so one of them gives all the others: those that lie in
-/// the session count. A session that saw none is owed the mean.
+/// How many ticks the server owes a session. Ticks come at fixed times, so one of them gives all
+/// the others; those that lie in the session count. A session without any tick is owed the mean.
 fn promised_ticks(joined_ns: u64, until_ns: u64, first_tick_ns: Option<u64>, tick_ns: u64) -> u64 {
     let Some(first_ns) = first_tick_ns else {
         return (until_ns - joined_ns + tick_ns / 2) / tick_ns;
@@ -174,16 +176,16 @@ fn promised_ticks(joined_ns: u64, until_ns: u64, first_tick_ns: Option<u64>, tic
     (first_ns - joined_ns).div_ceil(tick_ns).max(1) + until_ns.saturating_sub(first_ns) / tick_ns
 }
 
-/// What was measured.
+/// The result of the test.
 pub(crate) struct ChatResult {
     pub(crate) counts: ChatCounts,
     pub(crate) pool: ClientPool,
     pub(crate) elapsed_ns: u64,
     pub(crate) client_cpu_ns: u64,
     pub(crate) client_waited_ns: u64,
-    /// Most clients at once.
+    /// Most clients at the same time.
     pub(crate) open_max: usize,
-    /// Memory of the server when so many were there.
+    /// Memory of the server at that time.
     pub(crate) rss_bytes_open_max: Option<u64>,
 }
 
@@ -191,9 +193,10 @@ struct Chat<'a> {
     options: &'a Options,
     pool: ClientPool,
     clients: Clients,
-    /// What clients do that are here.
+    /// Actions of connected clients.
     timers: Timers,
-    /// Who comes when; they may have to wait for each other, and nobody else for them.
+    /// Times at which clients connect. They may have to wait for each other's handshakes; nothing
+    /// else does.
     begins: Timers,
     random: Random,
     end_ns: u64,
@@ -257,7 +260,7 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
             let (open, sessions) = (chat.pool.open, chat.clients.counts.sessions);
             let length_ns = duration_ns + chat.clients.session_ns;
             let done = (now_ns - start_ns) as f64 / length_ns as f64;
-            progress.show(now_ns, done, || format!("{sessions} sessions begun, {open} clients are here"));
+            progress.show(now_ns, done, || format!("{sessions} sessions begun, {open} clients are connected"));
         }
     }
     let client_cpu = process::cpu_time(std::process::id())?.saturating_sub(cpu).as_nanos() as u64;
@@ -283,13 +286,14 @@ impl Chat<'_> {
         !self.timers.is_empty() || !self.begins.is_empty()
     }
 
-    /// When something is to be done next. A client that has to wait for the handshakes of others waits for an event.
+    /// Time of the next action. A client that waits for the handshakes of others waits for an
+    /// event.
     fn due_ns(&self) -> u64 {
         let first_ns = |timers: &Timers| timers.peek().map_or(u64::MAX, |Reverse((due_ns, ..))| *due_ns);
         first_ns(&self.timers).min(if self.is_full() { u64::MAX } else { first_ns(&self.begins) })
     }
 
-    /// Takes out what is due first, if anything is.
+    /// Removes the first due action, if there is one.
     fn pop_due(&mut self, now_ns: u64) -> Option<(u64, usize, u32, Action)> {
         let begins = if self.is_full() { None } else { Some(&mut self.begins) };
         let timers = [Some(&mut self.timers), begins].into_iter().flatten();
@@ -298,12 +302,12 @@ impl Chat<'_> {
         Some(due)
     }
 
-    /// Whether nobody may begin before somebody else has finished its handshake.
+    /// Whether no client may connect before another one has finished its handshake.
     fn is_full(&self) -> bool {
         self.options.ramp == 0 && self.pool.in_transition() >= HANDSHAKES_IN_FLIGHT
     }
 
-    /// Half to one and a half of the mean time between two messages from now.
+    /// The time of the next SAY: half to one and a half of the mean interval from now.
     fn next_say_ns(&mut self, now_ns: u64) -> u64 {
         let mean_ns = self.options.say_interval.as_nanos() as u64;
         now_ns + mean_ns / 2 + self.random.below(mean_ns + 1)
@@ -315,7 +319,7 @@ impl Chat<'_> {
         self.pool.send(client, &frame);
     }
 
-    /// What a client does when it is connected.
+    /// The first actions of a client that has connected.
     fn greet(&mut self, now_ns: u64) {
         for client in std::mem::take(&mut self.clients.joined) {
             self.clients.check(true, String::new);
@@ -326,7 +330,7 @@ impl Chat<'_> {
         }
     }
 
-    /// Does what is due.
+    /// Runs all due actions.
     fn act(&mut self, now_ns: u64, registry: &mio::Registry) -> Result<(), LoadError> {
         while let Some((due_ns, client, session, action)) = self.pop_due(now_ns) {
             if session != self.clients.clients[client].session {
@@ -336,7 +340,8 @@ impl Chat<'_> {
                 Action::Begin if self.pool.is_closed(client) => {
                     self.clients.clients[client] = Client { session: session + 1, ..Client::default() };
                     self.clients.counts.sessions += 1;
-                    // Everybody begins at once when there is no ramp; waiting for others is no latency of the server.
+                    // Without a ramp all clients begin at once; the wait for others is no latency
+                    // of the server.
                     let begun_ns = if self.options.ramp == 0 { now_ns } else { due_ns };
                     self.pool.connect(client, begun_ns, registry)?;
                     let again_ns = begun_ns + self.clients.session_ns * 3 / 2;
@@ -344,7 +349,7 @@ impl Chat<'_> {
                         self.at(again_ns, client, Action::Begin);
                     }
                 }
-                // Its last session has not ended yet: it comes as soon as it has.
+                // Its last session has not ended yet: it begins as soon as that has.
                 Action::Begin => self.at(now_ns + HOUSEKEEPING_NS, client, Action::Begin),
                 _ if !self.pool.is_open(client) => {}
                 Action::Say if self.clients.clients[client].left => {}
@@ -369,7 +374,7 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// A connection that did not come about is a check that failed.
+    /// A connection that could not be opened is a failed check.
     fn count_failures(&mut self) {
         for client in self.pool.take_gone() {
             if self.clients.clients[client].joined_ns.is_none() {
@@ -389,12 +394,13 @@ mod tests {
         // Ticks at 2, 5, 8 and 11; the session is from 1 to 11.
         assert_eq!(promised_ticks(1, 11, Some(2), 3), 4);
         assert_eq!(promised_ticks(1, 10, Some(2), 3), 3);
-        // The first was missed.
+        // The client missed the first tick.
         assert_eq!(promised_ticks(1, 11, Some(5), 3), 4);
         assert_eq!(promised_ticks(0, 10, None, 3), 3);
     }
 
-    /// The counts after one session from 1 to 11 with ticks at these times, LEAVE at its end, and this close code.
+    /// The counts after one session from 1 to 11 with ticks at these times, LEAVE at its end, and
+    /// this close code.
     fn session(ticks: &[u64], code: u16) -> ChatCounts {
         let mut clients = Clients {
             clients: vec![Client::default()],

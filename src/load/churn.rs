@@ -1,5 +1,5 @@
-//! Connections that leave and join again while messages are published. Owns the times and the choice; the pool owns the
-//! connections, the tracker what is owed to whom.
+//! Connections that leave and join again while messages are published. Owns the times and the
+//! choice. The pool owns the connections, the tracker the deliveries that are owed.
 
 use std::collections::HashSet;
 
@@ -14,24 +14,24 @@ use super::subscribers::Subscribers;
 /// See the head of this file.
 pub(crate) struct Churn {
     random: Random,
-    /// The first so many connections leave and join.
+    /// The connections below this number leave and join.
     churners: usize,
     per_second: f64,
     schedule: Option<Schedule>,
-    /// Times at which somebody was to leave.
+    /// Number of times at which a client had to leave.
     steps: u64,
-    /// Who has left and not yet begun to join.
+    /// Clients that have left and not yet begun to join.
     left: HashSet<usize>,
     /// Connections that left.
     pub(crate) leaves: u64,
     /// Connections that began to join again.
     pub(crate) joins: u64,
-    /// Times at which everybody who might have left was still leaving or joining.
+    /// Number of times at which every candidate was still leaving or joining.
     pub(crate) skipped: u64,
 }
 
 impl Churn {
-    /// Nobody leaves yet.
+    /// Nothing happens before [`Self::start`].
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             random: Random(options.seed),
@@ -46,22 +46,22 @@ impl Churn {
         }
     }
 
-    /// From now on.
+    /// Starts the schedule.
     pub(crate) fn start(&mut self, now_ns: u64) {
         self.schedule = Some(Schedule::new(now_ns, self.per_second));
     }
 
-    /// Nobody leaves any more; who has left joins again.
+    /// Stops the schedule; clients that have left join again.
     pub(crate) fn stop(&mut self) {
         self.schedule = None;
     }
 
-    /// When the next one leaves.
+    /// When the next client leaves.
     pub(crate) fn due_ns(&self) -> u64 {
         self.schedule.map_or(u64::MAX, |schedule| schedule.due_ns(self.steps))
     }
 
-    /// Lets everybody leave who is to, and everybody join who has left.
+    /// Lets all clients leave that are due, and all clients join that have left.
     pub(crate) fn step(
         &mut self,
         now_ns: u64,
@@ -81,7 +81,7 @@ impl Churn {
                     self.leaves += 1;
                 }
                 None => {
-                    // Nor will anybody be for the others that are due by now.
+                    // The other steps that are due by now would find no candidate either.
                     let due = self.schedule.map_or(0, |schedule| schedule.due_before(now_ns + 1)).max(self.steps);
                     self.skipped += 1 + due - self.steps;
                     self.steps = due;

@@ -1,7 +1,8 @@
 //! Many WebSocket connections in one event loop: opens them, reads them, answers pings, ends them.
 //!
-//! Owns the sockets and what is remembered of each between two reads: 40 bytes. What messages mean is the [`FrameHandler`]'s
-//! matter. A client is known by its number, which is also its token from `first_token` on. Never waits.
+//! Owns the sockets and the state of each between two reads: 40 bytes. The [`FrameHandler`] gives
+//! messages their meaning. A client is known by its number; its token is `first_token` + that
+//! number. Never waits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
@@ -21,10 +22,10 @@ use super::tls::Tls;
 
 /// Longest wait for each step of a handshake or a close, in nanoseconds.
 const ANSWER_TIMEOUT_NS: u64 = 10_000_000_000;
-/// One buffer for all reads: nobody looks at a payload, and it stays in the core's cache. Holds more than what is in flight to
-/// one subscriber under most loads.
+/// One buffer for all reads: it stays in the core's cache. It holds more than is in flight to one
+/// subscriber under most loads.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
-/// Longest answer to a handshake, in bytes.
+/// Longest response to a handshake, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 /// The code of a connection that ended without a close frame (RFC 6455, section 7.1.5).
 pub(crate) const ABNORMAL: u16 = 1006;
@@ -37,11 +38,11 @@ pub(crate) const NORMAL: u16 = 1000;
 enum State {
     Closed,
     Connecting,
-    /// The handshake is through, the pong is still to come. A server may answer 101 a moment before the subscription stands; who
-    /// reads a pong has it in place.
+    /// The handshake is complete, the pong has not arrived. A server may answer 101 a moment before
+    /// the subscription is active; after the pong it is.
     AwaitingPong,
     Open,
-    /// Our close frame has left first.
+    /// This client has sent its close frame first.
     CloseSent,
     /// The server's close frame has arrived.
     CloseReceived,
@@ -53,10 +54,10 @@ struct Client {
     state: State,
 }
 
-/// A step that has a time limit.
+/// A step of a connection that has a time limit.
 struct Step {
     since_ns: u64,
-    /// As much of the answer to the handshake as has arrived.
+    /// The part of the handshake response that has arrived.
     answer: Vec<u8>,
     request_sent: bool,
 }
@@ -66,41 +67,41 @@ pub(crate) struct ClientPool {
     server: SocketAddr,
     tls: Option<Tls>,
     sources: Vec<IpAddr>,
-    /// The handshake's request, by room.
+    /// The handshake request, by room.
     requests: Vec<Vec<u8>>,
     first_token: usize,
-    /// Members from this number on have a small receive buffer.
+    /// Clients from this number on have a small receive buffer.
     small_buffer_from: usize,
     clock: Clock,
     clients: Vec<Client>,
-    /// Members in a handshake or an end.
+    /// Clients in a handshake or a close.
     steps: HashMap<usize, Step>,
-    /// What sockets did not take, by client.
+    /// Bytes that sockets have not taken yet, by client.
     unsent: HashMap<usize, Vec<u8>>,
     buffer: Vec<u8>,
-    /// Members whose socket is closed since the last look.
+    /// Clients whose socket has closed since the last call of `take_gone`.
     gone: Vec<usize>,
-    /// Beginning of a connection until its handshake is answered.
+    /// From the start of a connection until its handshake is answered.
     pub(crate) handshakes: Latencies,
     /// Reads that returned data.
     pub(crate) reads: u64,
-    /// Members that are there.
+    /// Clients that are open.
     pub(crate) open: usize,
-    /// Connections that did not come about.
+    /// Connections that could not be opened, or did not end.
     pub(crate) failed: u64,
-    /// Connections that the server ended, by code.
+    /// Connections that the server ended, by close code.
     pub(crate) closed: BTreeMap<u16, u64>,
-    /// Those among them that it had no reason to end.
+    /// Those among them that the server had no reason to end.
     pub(crate) unexpected_closes: u64,
-    /// What went wrong first.
+    /// The first error.
     pub(crate) first_error: Option<String>,
 }
 
 impl ClientPool {
-    /// Nobody is there. Tokens begin at `first_token`; `sources_from` counts them for the choice of source addresses.
+    /// A pool in which nobody is connected. Tokens begin at `first_token`.
     ///
     /// # Errors
-    /// When the URL asks for TLS that is not to be had.
+    /// When the URL needs TLS and this build has none.
     pub(crate) fn new(
         options: &Options,
         server: SocketAddr,
@@ -136,46 +137,46 @@ impl ClientPool {
         })
     }
 
-    /// How many there can be.
+    /// Number of clients, open or not.
     pub(crate) fn len(&self) -> usize {
         self.clients.len()
     }
 
-    /// Whether this token is that of a client, and which.
+    /// The client with this token, if it is one of this pool.
     pub(crate) fn client(&self, Token(token): Token) -> Option<usize> {
         token.checked_sub(self.first_token).filter(|client| *client < self.clients.len())
     }
 
-    /// Members whose handshake or end is under way.
+    /// Clients whose handshake or close is under way.
     pub(crate) fn in_transition(&self) -> usize {
         self.steps.len()
     }
 
-    /// Members that are not there, other than those whom the server had a reason to end.
+    /// Clients that are not open, without those that the server had a reason to close.
     pub(crate) fn missing(&self) -> u64 {
         let excused = self.closed.values().sum::<u64>() - self.unexpected_closes;
         (self.clients.len() - self.open) as u64 - excused
     }
 
-    /// Whether a client is there, and neither side ends.
+    /// Whether a client is open and neither side has begun to close.
     pub(crate) fn is_open(&self, client: usize) -> bool {
         matches!(self.clients[client].state, State::Open | State::AwaitingPong)
     }
 
-    /// Whether a client may begin anew.
+    /// Whether a client may connect again.
     pub(crate) fn is_closed(&self, client: usize) -> bool {
         self.clients[client].state == State::Closed
     }
 
-    /// Members whose socket is closed since the last call.
+    /// Clients whose socket has closed since the last call.
     pub(crate) fn take_gone(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.gone)
     }
 
-    /// Begins the connection of an absent client, which was due at this time.
+    /// Begins the connection of a closed client, which was due at this time.
     ///
     /// # Errors
-    /// When there is no socket to be had.
+    /// When the kernel has no socket.
     pub(crate) fn connect(&mut self, client: usize, due_ns: u64, registry: &Registry) -> io::Result<()> {
         let number = self.first_token + client;
         let stream = connect::begin(self.server, number, &self.sources, client >= self.small_buffer_from)
@@ -194,7 +195,7 @@ impl ClientPool {
         Ok(())
     }
 
-    /// Sends a close frame; the messages that still come belong to nobody.
+    /// Sends a close frame. Messages that arrive after it are not counted.
     pub(crate) fn leave(&mut self, client: usize) {
         let mut frame = Vec::new();
         frames::write_client_frame(&mut frame, frames::CLOSE, &NORMAL.to_be_bytes());
@@ -203,19 +204,19 @@ impl ClientPool {
         self.begin_step(client, State::CloseSent);
     }
 
-    /// No events come from this client any more; it is read with [`Self::receive`].
+    /// Stops the events of this client; from now on it is read with [`Self::receive`].
     pub(crate) fn stop_events(&mut self, client: usize, registry: &Registry) -> io::Result<()> {
         self.clients[client].stream.as_mut().map_or(Ok(()), |stream| registry.deregister(stream))
     }
 
-    /// Sends bytes; what the socket does not take follows when it does. A failure shows in the next read.
+    /// Sends bytes; the rest follows when the socket can take it. A failure shows in the next read.
     pub(crate) fn send(&mut self, client: usize, bytes: &[u8]) {
         let unsent = self.unsent.entry(client).or_default();
         unsent.extend_from_slice(bytes);
         self.flush(client);
     }
 
-    /// Whether everything sent to this client's socket has been taken.
+    /// Whether the socket of this client has taken all bytes.
     pub(crate) fn has_sent(&self, client: usize) -> bool {
         !self.unsent.contains_key(&client)
     }
@@ -239,7 +240,7 @@ impl ClientPool {
         self.unsent.remove(&client);
     }
 
-    /// Takes in what has happened to a client.
+    /// Handles an event of a client's socket.
     pub(crate) fn event<H: FrameHandler>(&mut self, client: usize, event: &Event, handler: &mut H) {
         match self.clients[client].state {
             State::Closed => return,
@@ -252,7 +253,7 @@ impl ClientPool {
         }
     }
 
-    /// Sends the request once there is a connection.
+    /// Sends the request once the socket is connected.
     fn send_request(&mut self, client: usize) {
         let Some(step) = self.steps.get_mut(&client).filter(|step| !step.request_sent) else {
             return;
@@ -272,8 +273,9 @@ impl ClientPool {
         self.send(client, &request);
     }
 
-    /// Reads at most `budget` bytes. A read that does not fill the buffer has emptied the socket (epoll(7)), which saves the
-    /// second call that would only say so; after the end of a stream no further event comes, so then it reads on.
+    /// Reads at most `budget` bytes. A read that does not fill the buffer has emptied the socket
+    /// (epoll(7)), which saves a second call. After the end of a stream no further event comes, so
+    /// then it reads on.
     pub(crate) fn receive<H: FrameHandler>(&mut self, client: usize, mut budget: usize, ended: bool, handler: &mut H) {
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(stream) = &mut self.clients[client].stream {
@@ -325,14 +327,14 @@ impl ClientPool {
         }
         match (parsed, close) {
             (Err(violation), _) => {
-                self.on_socket_end(client, 1002, &format!("what the server sent is wrong: {violation}"), handler)
+                self.on_socket_end(client, 1002, &format!("the server broke the protocol: {violation}"), handler)
             }
             (Ok(()), Some(code)) => self.on_close_frame(client, code.unwrap_or(NO_CODE), handler),
             (Ok(()), None) => {}
         }
     }
 
-    /// Takes in the answer to a handshake; the bytes behind it, once it is complete.
+    /// Reads the handshake response; returns the bytes behind it once it is complete.
     fn on_handshake_bytes(&mut self, client: usize, bytes: &[u8], now_ns: u64) -> Option<Vec<u8>> {
         let step = self.steps.get_mut(&client)?;
         step.answer.extend_from_slice(bytes);
@@ -340,7 +342,7 @@ impl ClientPool {
         match connect::answer(&step.answer) {
             Ok(None) if step.answer.len() < ANSWER_BYTES_MAX => None,
             Ok(None) => {
-                self.fail(client, "the answer to a handshake has no end");
+                self.fail(client, "the response to a handshake has no end within 16 KiB");
                 None
             }
             Err(reason) => {
@@ -365,7 +367,7 @@ impl ClientPool {
         self.steps.insert(client, Step { since_ns: self.clock.now_ns(), answer: Vec::new(), request_sent: true });
     }
 
-    /// The server's close frame: answered, and the server closes the socket.
+    /// Answers the server's close frame; the server then closes the socket.
     fn on_close_frame<H: FrameHandler>(&mut self, client: usize, code: u16, handler: &mut H) {
         match self.clients[client].state {
             State::CloseSent => {}
@@ -383,7 +385,7 @@ impl ClientPool {
         self.begin_step(client, State::CloseReceived);
     }
 
-    /// The end of the socket, which is in order only behind a close frame.
+    /// Handles the end of a socket, which is regular only after a close frame.
     fn on_socket_end<H: FrameHandler>(&mut self, client: usize, code: u16, error: &str, handler: &mut H) {
         match self.clients[client].state {
             State::Connecting => return self.fail(client, error),
@@ -440,7 +442,7 @@ impl ClientPool {
     }
 }
 
-/// Whether the peer is to blame for a failed connect, and not this machine.
+/// Whether a failed connect is the peer's fault and not this machine's.
 fn is_about_the_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, TimedOut};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | HostUnreachable | NetworkUnreachable | TimedOut)
@@ -452,7 +454,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_remembered_in_few_bytes() {
-        // In a debug build mio keeps more beside the descriptor.
+        // In a debug build mio stores more beside the descriptor.
         assert!(size_of::<FrameParser>() + size_of::<State>() <= 32);
     }
 }

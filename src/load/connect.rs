@@ -1,4 +1,5 @@
-//! How a connection begins: the socket, and both halves of the WebSocket handshake. No state, no waiting.
+//! The start of a connection: the socket, and both halves of the WebSocket handshake. No state, no
+//! waiting.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,20 +11,21 @@ use socket2::{Domain, Socket, Type};
 use super::http;
 use super::target::Target;
 
-/// Handshakes in flight at once when no ramp is given: enough to keep a server busy, below any sensible accept backlog.
+/// Handshakes in flight when no ramp is given: enough to keep a server busy, and below any sensible
+/// accept backlog.
 pub(crate) const HANDSHAKES_IN_FLIGHT: usize = 64;
-/// Connections from one source address. Linux hands out about 28,000 ports an address; the next 127.0.0.x takes over well
-/// before that.
+/// Connections from one source address. Linux has about 28,000 ports for each address; the next
+/// 127.0.0.x takes over well before that.
 const CONNECTIONS_PER_SOURCE: usize = 20_000;
-/// Receive buffer of a connection that is to be like one on a poor network, in bytes.
+/// Receive buffer of a connection that stands for one on a poor network, in bytes.
 const SMALL_BUFFER_BYTES: usize = 16 * 1024;
 
 /// The key of every handshake, and its answer: the example of RFC 6455, section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// Begins to connect. The socket is set to reset on close: when a load ends, no 10,000 ports are left in TIME_WAIT to the
-/// next one. The kernel says by an event when it is connected.
+/// Begins to connect. The socket is set to reset on close, so that a load leaves no 10,000 ports in
+/// TIME_WAIT for the next one. An event of the kernel tells when it is connected.
 pub(crate) fn begin(
     server: SocketAddr,
     number: usize,
@@ -46,7 +48,7 @@ pub(crate) fn begin(
     }
 }
 
-/// The address that connection `number` comes from; nothing leaves it to the kernel.
+/// The source address of connection `number`; `None` leaves the choice to the kernel.
 fn source(server: SocketAddr, number: usize, sources: &[IpAddr]) -> Option<IpAddr> {
     let group = number / CONNECTIONS_PER_SOURCE;
     match server.ip() {
@@ -58,7 +60,7 @@ fn source(server: SocketAddr, number: usize, sources: &[IpAddr]) -> Option<IpAdd
     }
 }
 
-/// What a client sends first.
+/// The handshake request of a client.
 pub(crate) fn request(url: &Target, room: Option<usize>) -> Vec<u8> {
     let (path, host) = (url.request(room), &url.authority);
     format!(
@@ -68,7 +70,8 @@ pub(crate) fn request(url: &Target, room: Option<usize>) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Reads the answer to it: where frames begin in `received`, nothing as long as it is incomplete, or why it is no WebSocket.
+/// Reads the handshake response. Returns where frames begin in `received`, `None` while it is
+/// incomplete, or why it is not a WebSocket.
 pub(crate) fn answer(received: &[u8]) -> Result<Option<usize>, String> {
     let Some(head) = http::head(received).map_err(|error| error.to_string())? else {
         return Ok(None);

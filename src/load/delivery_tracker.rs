@@ -1,26 +1,30 @@
-//! Who has received what. Pure bookkeeping: numbers and times come in as arguments, no I/O.
+//! Tracks which subscriber has received which message. Numbers and times come in as arguments; no
+//! I/O.
 //!
-//! Publications are numbered over the whole run. Each room has one order, and the first arrival at a position defines it;
-//! every other subscriber of the room has to receive the same publication there. A publication is *owed* to everybody who
-//! was in its room when it was published; who joined later gets what it gets, and from the first message on no gap. So
-//! `received == expected` holds exactly when nothing was lost, and every repeat, reordering or gap is counted by name.
+//! Publications are numbered over the whole run. Each room has one order, and the first arrival at
+//! a position defines it; every other subscriber of the room has to receive the same publication
+//! there. A publication is *owed* to every subscriber that was in its room when it was published. A
+//! subscriber that joined later may receive earlier messages; from its first message on it must
+//! have no gap. So `received == expected` holds exactly when nothing was lost, and every repeat,
+//! reordering or gap is counted by name.
 //!
-//! A slow subscriber is held to the same order, but nothing waits for it and its messages are counted apart.
+//! A slow subscriber is held to the same order, but nothing waits for it and its messages are
+//! counted apart.
 
 use std::collections::HashMap;
 
 use super::latency::Latencies;
 
-/// Where a publication stands that nobody has received yet.
+/// The position of a publication that no subscriber has received yet.
 const UNPLACED: u32 = u32::MAX;
 
 /// A publication, by its number.
 struct Publication {
     /// When it was due, in nanoseconds of the run's clock.
     due_ns: u64,
-    /// Its place in the order of its room.
+    /// Its position in the order of its room.
     position: u32,
-    /// Subscribers to whom it is owed and who do not have it.
+    /// Subscribers that are owed it and do not have it.
     missing: u32,
     room: u32,
 }
@@ -29,13 +33,13 @@ struct Publication {
 struct Room {
     /// Numbers of publications.
     order: Vec<u32>,
-    /// Numbers of its publications that nobody has received yet, or that somebody still lacks; from the oldest.
+    /// Numbers of its publications that some subscriber still lacks; the oldest first.
     outstanding: Vec<u32>,
-    /// Subscribers to whom new publications are owed.
+    /// Subscribers that are owed new publications.
     subscribers: u32,
 }
 
-/// What a subscriber is to the books.
+/// The state of a subscriber.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum SubscriberState {
     /// Nothing is owed.
@@ -44,7 +48,7 @@ enum SubscriberState {
     /// Has joined, and received nothing yet.
     Joined,
     Following,
-    /// Held to the order only.
+    /// Only the order is checked.
     Slow,
 }
 
@@ -59,14 +63,14 @@ struct Subscriber {
     state: SubscriberState,
 }
 
-/// What was counted, so far or between two moments.
+/// Counts of a run or of a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct Counts {
     /// Messages published.
     pub published: u64,
     /// Deliveries that have to follow from them.
     pub expected: u64,
-    /// Deliveries that did.
+    /// Deliveries that arrived.
     pub received: u64,
     /// Messages that a subscriber lacks although it has a later one.
     pub gaps: u64,
@@ -83,7 +87,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What was counted since `earlier`.
+    /// The counts since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -111,7 +115,7 @@ impl Counts {
         self.expected == self.received && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
     }
 
-    /// Whether every delivery that was expected came, once and in the one order, and nothing else.
+    /// Whether every expected delivery arrived, once and in the one order, and nothing else.
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.is_exact() && self.unexpected == 0
@@ -123,21 +127,21 @@ pub(crate) struct DeliveryTracker {
     publications: Vec<Publication>,
     rooms: Vec<Room>,
     subscribers: Vec<Subscriber>,
-    /// Positions that a state has skipped, where there are any.
+    /// Positions that a subscriber has skipped, if any.
     skipped: HashMap<u32, Vec<u32>>,
     counts: Counts,
-    /// Messages that everybody has to whom they are owed.
+    /// Messages that all subscribers have that are owed them.
     complete: u64,
-    /// The first message that counts for slow subscribers: what they still have to read of the warm-up does not.
+    /// The first message that counts for slow subscribers: the rest of the warm-up does not.
     slow_from: u32,
-    /// Due until received, for each delivery.
+    /// From due until received, for each delivery.
     pub(crate) deliveries: Latencies,
-    /// Due until the last subscriber has it, for each message.
+    /// From due until the last subscriber has it, for each message.
     pub(crate) last: Latencies,
 }
 
 impl DeliveryTracker {
-    /// Nobody has joined, nothing is published.
+    /// A tracker without subscribers and publications.
     pub(crate) fn new(subscribers: usize, rooms: usize) -> Self {
         Self {
             publications: Vec::new(),
@@ -152,14 +156,15 @@ impl DeliveryTracker {
         }
     }
 
-    /// What is published from here on is measured.
+    /// Begins the measurement: publications from here on count.
     pub(crate) fn measure_from_here(&mut self) {
         self.slow_from = self.publications.len() as u32;
         self.deliveries.clear();
         self.last.clear();
     }
 
-    /// Nothing more will come: what slow subscribers lack at the end of their order is a gap too.
+    /// Ends the measurement: messages that slow subscribers lack at the end of their order are gaps
+    /// too.
     pub(crate) fn close_slow(&mut self) {
         for entry in self.subscribers.iter_mut().filter(|entry| entry.state == SubscriberState::Slow) {
             let order = &self.rooms[entry.room as usize].order;
@@ -169,17 +174,17 @@ impl DeliveryTracker {
         }
     }
 
-    /// Everything counted so far.
+    /// All counts so far.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Messages published that somebody still lacks.
+    /// Published messages that some subscriber still lacks.
     pub(crate) fn in_flight(&self) -> u64 {
         self.counts.published - self.complete
     }
 
-    /// A subscriber is in its room from now on. Nothing waits for a slow one.
+    /// Adds a subscriber to its room. Nothing waits for a slow one.
     pub(crate) fn join(&mut self, subscriber: usize, room: usize, slow: bool) {
         let next = self.rooms[room].order.len() as u32;
         let state = if slow { SubscriberState::Slow } else { SubscriberState::Joined };
@@ -188,19 +193,21 @@ impl DeliveryTracker {
         self.rooms[room].subscribers += u32::from(!slow);
     }
 
-    /// A subscriber leaves by its own will: what it does not have yet is owed no more. Until the next [`Self::join`] its
+    /// A subscriber leaves by its own choice: it is owed no more. Until the next [`Self::join`] its
     /// messages do not count.
     pub(crate) fn leave(&mut self, subscriber: usize) {
         self.counts.expected -= self.release(subscriber);
     }
 
-    /// The server has closed a subscriber's connection: what was owed to it and has not come is lost.
+    /// The server has closed the connection of a subscriber: owed messages that have not arrived
+    /// are lost.
     pub(crate) fn abort(&mut self, subscriber: usize) {
         self.release(subscriber);
     }
 
-    /// Nothing waits for this subscriber any more, nor for what it has skipped; how many deliveries it lacks, gaps aside. A
-    /// message that is complete by that has no last delivery, and no latency of one.
+    /// Removes a subscriber, with the positions that it has skipped, from all waits. Returns how
+    /// many deliveries it lacks, without gaps. A message that becomes complete by that has no last
+    /// delivery, and no latency of one.
     fn release(&mut self, subscriber: usize) -> u64 {
         let entry = std::mem::take(&mut self.subscribers[subscriber]);
         let skipped = self.skipped.remove(&(subscriber as u32)).unwrap_or_default();
@@ -224,9 +231,9 @@ impl DeliveryTracker {
         lacking
     }
 
-    /// Notes a publication that was due at this time; the answer is its number.
+    /// Records a publication that was due at this time; returns its number.
     pub(crate) fn publish(&mut self, room: usize, due_ns: u64) -> u32 {
-        // A run of four billion messages would take memory that no machine has.
+        // Four billion messages would need more memory than a machine has.
         let number = self.publications.len() as u32;
         let missing = self.rooms[room].subscribers;
         self.publications.push(Publication { due_ns, position: UNPLACED, missing, room: room as u32 });
@@ -236,7 +243,8 @@ impl DeliveryTracker {
             self.complete += 1;
         } else {
             let outstanding = &mut self.rooms[room].outstanding;
-            // Complete ones are thrown away when they are most of the list: a constant price for each publication.
+            // Complete ones are removed when they are most of the list: a constant cost for each
+            // publication.
             if outstanding.len() == outstanding.capacity() {
                 outstanding.retain(|number| self.publications[*number as usize].missing > 0);
                 outstanding.reserve(outstanding.len().max(64));
@@ -265,7 +273,8 @@ impl DeliveryTracker {
         }
     }
 
-    /// The first arrival at a position, the first message of a subscriber, a slow one's message, or something wrong.
+    /// The first arrival at a position, the first message of a subscriber, a message of a slow one,
+    /// or an error.
     #[inline(never)]
     fn receive_unusual(&mut self, subscriber: usize, number: u32, now_ns: u64) {
         let entry = self.subscribers[subscriber];
@@ -277,7 +286,7 @@ impl DeliveryTracker {
             return;
         }
         if publication.room != entry.room {
-            // A message of another room is nobody's here.
+            // A message of another room.
             self.counts.unexpected += 1;
             return;
         }
@@ -297,7 +306,8 @@ impl DeliveryTracker {
                     skipped.swap_remove(place);
                     self.counts.reordered += 1;
                     if !slow && number < entry.owed_from {
-                        // Expected since the gap was seen, and once more when it is delivered.
+                        // It was counted as expected when the gap was seen, and is counted again
+                        // when it is delivered.
                         self.counts.expected -= 1;
                     }
                     match slow {
@@ -311,7 +321,8 @@ impl DeliveryTracker {
                 }
             }
         } else {
-            // What a subscriber skips before its first message is missing only if it was published after it had joined.
+            // A message that a subscriber skips before its first one is missing only if it was
+            // published after the subscriber had joined.
             let skipped = (entry.next..position)
                 .filter(|skip| !joined || order[*skip as usize] >= entry.owed_from)
                 .collect::<Vec<_>>();
@@ -342,7 +353,7 @@ impl DeliveryTracker {
         }
     }
 
-    /// Counts a delivery. One that was not owed is expected from the moment it is there.
+    /// Counts a delivery. One that was not owed becomes expected when it arrives.
     #[inline]
     fn deliver(&mut self, number: u32, owed: bool, now_ns: u64) {
         let publication = &mut self.publications[number as usize];
@@ -398,7 +409,7 @@ mod tests {
         receive(&mut tracker, 1, &[0, 2]);
         let counts = tracker.counts();
         assert_eq!((counts.gaps, counts.lost(), tracker.in_flight()), (1, 1, 1));
-        // The last one has no later one that would show a gap.
+        // The last message has no later one that would show a gap.
         let mut tracker = self::tracker(1, 2);
         receive(&mut tracker, 0, &[0]);
         assert_eq!((tracker.counts().gaps, tracker.counts().lost()), (0, 1));
@@ -449,7 +460,7 @@ mod tests {
         tracker.join(1, 0, false);
         tracker.publish(0, 10);
         tracker.publish(0, 10);
-        // Publication 1 was on its way when it joined: a gift, and from there on no gap.
+        // Publication 1 was in flight when it joined: not owed, and from there on no gap.
         receive(&mut tracker, 0, &[1, 2, 3]);
         receive(&mut tracker, 1, &[1, 3]);
         let counts = tracker.counts();
@@ -461,13 +472,13 @@ mod tests {
 
     #[test]
     fn a_late_subscriber_may_begin_before_or_behind_what_it_has_seen_placed() {
-        // 0 was placed before it joined; it still arrives.
+        // 0 had its position before the subscriber joined; it still arrives.
         let mut early = tracker(1, 1);
         receive(&mut early, 0, &[0]);
         early.join(1, 0, false);
         receive(&mut early, 1, &[0]);
         assert!(early.counts().is_exact(), "{:?}", early.counts());
-        // 0 is not owed and never comes, 1 is owed and is skipped.
+        // 0 is not owed and never arrives; 1 is owed and is skipped.
         let mut late = tracker(1, 1);
         late.join(1, 0, false);
         late.publish(0, 10);
@@ -488,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_is_owed_nothing_and_who_is_cut_is() {
+    fn a_subscriber_that_leaves_is_owed_nothing_and_an_aborted_one_is() {
         let mut tracker = tracker(3, 3);
         receive(&mut tracker, 0, &[0, 1, 2]);
         receive(&mut tracker, 1, &[0]);
@@ -505,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_somebody_else_is_foreign() {
+    fn a_message_of_another_run_is_unexpected() {
         let mut tracker = tracker(1, 1);
         tracker.unexpected();
         receive(&mut tracker, 0, &[7, 0]);
@@ -514,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_slow_subscriber() {
+    fn nothing_waits_for_a_slow_subscriber() {
         let mut tracker = tracker(1, 0);
         tracker.join(1, 0, true);
         assert_eq!([0; 4].map(|_| tracker.publish(0, 10)), [0, 1, 2, 3]);

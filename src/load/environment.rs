@@ -1,15 +1,15 @@
-//! What a figure has to be read with: which commit, built how, on which machine.
+//! The environment of a measurement: commit, build and machine.
 //!
-//! Asks git and `/proc`, once; what cannot be found out is said to be unknown.
+//! Asks git and `/proc`, once. A fact that cannot be found out is `unknown`.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
-/// What stands for a commit or a processor that cannot be found out.
+/// Stands for an unknown commit or processor.
 pub const UNKNOWN: &str = "unknown";
 
-/// The commit of the working directory, if git knows it, whether there is more than that in it, and a warning if the
-/// build is not the one to measure.
+/// The commit of the working directory, if git knows it, with a mark for uncommitted changes, and a
+/// warning if the build is not optimised.
 pub fn commit() -> String {
     let described =
         Command::new("git").args(["describe", "--always", "--dirty", "--exclude", "*"]).stderr(Stdio::null()).output();
@@ -25,7 +25,7 @@ pub fn commit() -> String {
 
 /// Processor and kernel.
 pub fn machine() -> String {
-    // Asked of the kernel, since this process may be pinned to some of the cores.
+    // Read from the kernel, since this process may be pinned to some of the cores.
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cores = processors.lines().filter(|line| line.starts_with("processor")).count();
     let processor = processors.lines().find(|line| line.starts_with("model name"));

@@ -1,4 +1,5 @@
-//! The clock of a run, and the wait for what happens next. One thread, one mio poll; knows nothing of connections.
+//! The clock of a run and the wait for events. One thread, one mio poll; knows nothing of
+//! connections.
 
 use std::hint;
 use std::io;
@@ -10,9 +11,9 @@ use super::process;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 1024;
-/// Pauses between two looks for events, a microsecond or two.
+/// Pauses between two polls, a microsecond or two.
 const PAUSES: usize = 100;
-/// How long before its time a sleeper wakes up, in nanoseconds: the kernel's timers are that coarse.
+/// How long before the deadline a sleep ends, in nanoseconds: the kernel's timers are that coarse.
 const WAKE_EARLY_NS: u64 = 1_500_000;
 
 /// Nanoseconds since the start of the run.
@@ -20,12 +21,12 @@ const WAKE_EARLY_NS: u64 = 1_500_000;
 pub(crate) struct Clock(Instant);
 
 impl Clock {
-    /// It is 0 now.
+    /// A clock that starts at 0 now.
     pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// The time.
+    /// The time in nanoseconds.
     pub(crate) fn now_ns(self) -> u64 {
         self.0.elapsed().as_nanos() as u64
     }
@@ -40,7 +41,7 @@ pub(crate) struct EventLoop {
 }
 
 impl EventLoop {
-    /// One that spins, or one that sleeps.
+    /// A loop that spins, or one that sleeps.
     pub(crate) fn new(clock: Clock, spins: bool) -> io::Result<Self> {
         Ok(Self { poll: Poll::new()?, clock, spins, idle_ns: 0 })
     }
@@ -55,15 +56,16 @@ impl EventLoop {
         self.poll.registry()
     }
 
-    /// CPU time spent in looking for events when there were none, in nanoseconds.
+    /// CPU time spent in polls without events, in nanoseconds.
     pub(crate) fn idle_ns(&self) -> u64 {
         self.idle_ns
     }
 
-    /// Waits for events, at most until this time; the time then.
+    /// Waits for events, at most until `until_ns`; returns the time afterwards.
     ///
-    /// Under load it does not go to sleep: a server that sends to somebody asleep has to wake them, which costs it another
-    /// 2 µs on a virtual machine, and the more often the slower it is. Over a network it never meets that.
+    /// Under load it does not sleep: a server that sends to a sleeping process has to wake it,
+    /// which costs the server another 2 µs on a virtual machine, and the more often the slower it
+    /// is. Over a network a server never pays that.
     pub(crate) fn wait(&mut self, events: &mut Events, until_ns: u64) -> io::Result<u64> {
         let mut now = self.clock.now_ns();
         if !self.spins && until_ns > now + WAKE_EARLY_NS {
@@ -80,14 +82,15 @@ impl EventLoop {
         if !events.is_empty() {
             return Ok(now);
         }
-        // In CPU time: while others have the core, nothing is spent.
+        // In CPU time: while other processes have the core, this one spends nothing.
         let start = process::thread_cpu_time();
         loop {
             if !events.is_empty() || now >= until_ns {
                 self.idle_ns += process::thread_cpu_time().saturating_sub(start).as_nanos() as u64;
                 return Ok(now);
             }
-            // Leaves the execution units to the neighbour, if the server's core is the other half of this one.
+            // Leaves the execution units to the sibling hyper-thread, which may be the server's
+            // core.
             for _ in 0..PAUSES {
                 hint::spin_loop();
             }

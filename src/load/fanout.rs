@@ -1,7 +1,9 @@
-//! The load that publishes: connects everybody, warms up, publishes at a pace, and waits until everybody has everything.
+//! The load that publishes: connects all clients, warms up, publishes at a pace, and waits until
+//! every subscriber has every message.
 //!
-//! Serves the scenarios fanout, idle (nothing is published), churn and slow, and the benches, which take [`Fanout`] step by
-//! step. Owns the event loop; unless told to, it never sleeps while a load of fanout or slow runs, see [`EventLoop::wait`].
+//! Serves the scenarios fanout, idle (which publishes nothing), churn and slow, and the benches,
+//! which call [`Fanout`] step by step. Owns the event loop. Without `--sleep` it never sleeps while
+//! a load of fanout or slow runs, see [`EventLoop::wait`].
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::thread;
@@ -28,18 +30,19 @@ use super::subscribers::Subscribers;
 use super::target::Target;
 use super::{LoadError, QUIET_TIME, process};
 
-/// Messages, one at a time, that every connection gets before anything is measured. Linux answers the first 16 segments
-/// of a connection with an acknowledgement at once, later ones when the receiver reads or a timer expires. Over
-/// loopback the immediate ones are made and taken in by the sender's core within `send`, which makes a delivery a quarter
-/// to a half dearer; the later ones the client pays for, as it does on a real network. The 16 start anew after a silence
-/// of 200 ms, so a pass over all subscribers must not take that long in a load that is to be compared.
+/// Messages, one at a time, that every connection gets before the measurement. Linux acknowledges
+/// the first 16 segments of a connection at once, later ones when the receiver reads or a timer
+/// expires. Over loopback the core of the sender makes and handles the immediate acknowledgements
+/// within `send`, which makes a delivery a quarter to a half dearer; the client pays for the later
+/// ones, as on a real network. The 16 start again after a silence of 200 ms, so a pass over all
+/// subscribers must be shorter than that in a load that is to be compared.
 const LEAD_IN: usize = 20;
-/// How long to listen for messages that should not be there, after the last that should, in nanoseconds.
+/// How long to listen for unexpected messages after the last expected one, in nanoseconds.
 const LISTEN_AFTER_NS: u64 = 100_000_000;
-/// Between two looks at what has timed out, in nanoseconds.
+/// Time between two checks for timeouts, in nanoseconds.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
 
-/// What was counted during one measured load.
+/// The counts of one measured load.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Counted {
     /// Messages and deliveries.
@@ -47,33 +50,34 @@ pub struct Counted {
     pub counts: Counts,
     /// Publications that the server refused with 503 and that were sent again.
     pub refused: u64,
-    /// Messages that were due and could not be sent before the time was over.
+    /// Messages that were due and could not be sent before the end.
     pub unsent: u64,
     /// Reads that returned data; `received / reads` is the number of frames that arrive together.
     pub reads: u64,
-    /// Connections that were lost, or never came about; slow ones that the server closed as its policy says are not.
+    /// Connections that were lost or never opened, without slow ones that the server closed as its
+    /// policy says.
     pub absent: u64,
-    /// First publication until last delivery.
+    /// From the first publication to the last delivery.
     pub elapsed_ns: u64,
-    /// CPU time of this process over the same stretch, without what it spent in waiting.
+    /// CPU time of this process over the same time, without polls that found no event.
     pub client_cpu_ns: u64,
-    /// How long it was ready in the same stretch and its core was taken.
+    /// How long this process was ready in the same time while its core was taken.
     pub client_waited_ns: u64,
-    /// Due until received, for each delivery.
+    /// From due until received, for each delivery.
     pub deliveries: Latencies,
-    /// Due until the last subscriber has it, for each message that everybody has.
+    /// From due until the last subscriber has it, for each message that every subscriber has.
     pub last_subscriber: Latencies,
 }
 
 impl Counted {
-    /// Whether everybody was there to the end, and every delivery that was expected came, once and in the one order, and
-    /// nothing else.
+    /// Whether all connections stayed open, and every expected delivery arrived, once and in the
+    /// one order, and nothing else.
     #[must_use]
     pub fn is_all(&self) -> bool {
         self.absent == 0 && self.counts.is_all()
     }
 
-    /// What it cost the client.
+    /// The cost of the client.
     #[must_use]
     pub fn client(&self) -> ClientFigures {
         ClientFigures::new(self.client_cpu_ns, self.client_waited_ns, self.elapsed_ns, self.counts.received)
@@ -92,9 +96,9 @@ pub struct Fanout {
     pub(super) churn: Option<Churn>,
     pub(super) slow: SlowReaders,
     housekeeping_ns: u64,
-    /// How long connecting took.
+    /// Time that connecting took.
     pub(super) connecting: Duration,
-    /// CPU time of the server when everybody was connected, if it is known which process that is.
+    /// CPU time of the server when all clients were connected, if its process is known.
     pub(super) server_cpu_connected: Option<Duration>,
     progress: Progress,
 }
@@ -107,10 +111,11 @@ pub(super) fn resolve(target: &Target) -> Result<SocketAddr, LoadError> {
 }
 
 impl Fanout {
-    /// Connects everybody, and the publishing connections. Some may have failed, see [`Self::require_all_connected`].
+    /// Connects all clients and the publishing connections. Some may fail, see
+    /// [`Self::require_all_connected`].
     ///
     /// # Errors
-    /// When there is no server, or what answers is none.
+    /// When there is no server, or it is not a WebSocket server.
     pub fn connect(options: &Options) -> Result<Self, LoadError> {
         process::require_open_files(options)?;
         let clock = Clock::start();
@@ -183,10 +188,11 @@ impl Fanout {
         Ok(())
     }
 
-    /// Makes sure that a figure about so many subscribers is one: everybody is connected.
+    /// Checks that all clients are connected, so that a figure is about all of them.
     ///
     /// # Errors
-    /// When a connection is missing, other than a slow one that the server closed as its policy says.
+    /// When a connection is missing, other than a slow one that the server closed as its policy
+    /// says.
     pub fn require_all_connected(&self) -> Result<(), LoadError> {
         match self.pool.missing() {
             0 => Ok(()),
@@ -198,8 +204,8 @@ impl Fanout {
         }
     }
 
-    /// Brings sockets, caches and batch sizes to where they stay; the time per message at the end of it, if there was enough
-    /// to tell.
+    /// Brings sockets, caches and batch sizes to their steady state. Returns the time per message
+    /// at the end of it, if there were enough messages.
     ///
     /// # Errors
     /// When a message is missing, or the server fails.
@@ -219,7 +225,7 @@ impl Fanout {
         Ok(Some(elapsed.div_f64(rest as f64)))
     }
 
-    /// Publishes unmeasured; an error if a message is missing.
+    /// Publishes without a measurement; an error if a message is missing.
     fn publish_all(&mut self, pace: Pace, messages: u64) -> Result<Duration, LoadError> {
         let now_ns = self.clock.now_ns();
         let elapsed_ns = self.publish(&mut PublishPlan::new(pace, messages, now_ns, u64::MAX))?;
@@ -233,16 +239,16 @@ impl Fanout {
         Ok(Duration::from_nanos(elapsed_ns))
     }
 
-    /// Publishes `messages` and counts until everybody has them all, or nothing has moved for the time of
-    /// [`Options::patience`].
+    /// Publishes `messages` and counts until every subscriber has all of them, or until nothing has
+    /// arrived for [`Options::patience`].
     ///
     /// # Errors
-    /// When the server fails; a loss is none, it is counted.
+    /// When the server fails. A lost message is counted and is no error.
     pub fn run(&mut self, messages: u64) -> Result<Counted, LoadError> {
         self.measure(messages, u64::MAX)
     }
 
-    /// The measured load of the options.
+    /// Runs the measured load of the options.
     pub(super) fn run_scenario(&mut self) -> Result<Counted, LoadError> {
         let duration_ns = self.options.duration.as_nanos() as u64;
         match (self.options.scenario, self.options.messages) {
@@ -288,7 +294,8 @@ impl Fanout {
         self.publisher.as_ref().map_or(0, Publisher::refused)
     }
 
-    /// Listens for what should not come; lets everybody finish joining, and slow readers learn what became of them.
+    /// Listens for unexpected messages, lets clients finish joining, and lets slow readers read to
+    /// the end.
     fn finish(&mut self) -> Result<(), LoadError> {
         if let Some(churn) = &mut self.churn {
             churn.stop();
@@ -311,12 +318,12 @@ impl Fanout {
         Ok(())
     }
 
-    /// What changes when a slow reader gets one of our messages, or its end.
+    /// Changes when a slow reader gets a message of this run, or its end.
     fn learnt_of_slow(&self) -> (u64, usize) {
         (self.subscribers.tracker.counts().slow_received, self.pool.open)
     }
 
-    /// Takes in what arrives until then; how long that was, in nanoseconds.
+    /// Handles events until `until_ns`; returns how long that was, in nanoseconds.
     fn wait_until(&mut self, until_ns: u64) -> Result<u64, LoadError> {
         let start_ns = self.clock.now_ns();
         let mut now_ns = start_ns;
@@ -331,8 +338,9 @@ impl Fanout {
         Ok(now_ns - start_ns)
     }
 
-    /// Publishes everything and returns when everybody has it, or when nothing has moved for too long. The answer is the time
-    /// from the first publication to the last delivery, in nanoseconds.
+    /// Publishes all messages. Returns when every subscriber has them, or when nothing has arrived
+    /// for too long. The return value is the time from the first publication to the last delivery,
+    /// in nanoseconds.
     fn publish(&mut self, plan: &mut PublishPlan) -> Result<u64, LoadError> {
         let start_ns = self.clock.now_ns();
         let (mut end_ns, mut moved_ns, mut moved) = (start_ns, start_ns, self.progress_marks());
@@ -363,9 +371,9 @@ impl Fanout {
                 until_ns => (now_ns - start_ns) as f64 / (until_ns - start_ns).max(1) as f64,
             };
             let (sent, in_flight) = (state.sent, self.subscribers.tracker.in_flight());
-            self.progress.show(now_ns, done, || format!("{sent} messages published, {in_flight} on their way"));
+            self.progress.show(now_ns, done, || format!("{sent} messages published, {in_flight} in flight"));
             let due_ns = if state.is_over(now_ns) { u64::MAX } else { state.due_ns(now_ns).min(state.until_ns) };
-            // What is due and could not be sent waits for an event.
+            // A message that is due and cannot be sent waits for an event.
             let until_ns = if due_ns <= now_ns { u64::MAX } else { due_ns };
             self.poll_once(&mut plan, until_ns)?;
         }
@@ -375,14 +383,15 @@ impl Fanout {
         Ok(end_ns - start_ns)
     }
 
-    /// What changes when something moves, a refusal not being one; the second tells of deliveries.
+    /// Published and received messages: they change when the load makes progress. A refusal is no
+    /// progress.
     fn progress_marks(&self) -> (u64, u64) {
         let counts = self.subscribers.tracker.counts();
         (counts.published, counts.received)
     }
 
-    /// One turn of the event loop, until something happens but not beyond `until_ns`. Publishes as soon as there is room for
-    /// the next message, not only at the end of the turn.
+    /// Polls once: handles events until one comes or `until_ns` is reached. It publishes as soon as
+    /// there is room for the next message, not only at the end.
     fn poll_once(&mut self, plan: &mut Option<&mut PublishPlan>, until_ns: u64) -> Result<(), LoadError> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         let retry_ns = self.publisher.as_ref().map_or(u64::MAX, Publisher::retry_ns);
@@ -412,7 +421,7 @@ impl Fanout {
         Ok(())
     }
 
-    /// Publishes what is due as far as there is room for it.
+    /// Publishes due messages as far as there is room.
     fn refill(&mut self, plan: &mut Option<&mut PublishPlan>, now_ns: u64) -> Result<(), LoadError> {
         let (Some(plan), Some(publisher)) = (plan, &mut self.publisher) else {
             return Ok(());

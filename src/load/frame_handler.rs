@@ -1,22 +1,24 @@
-//! Who listens to a pool, and how the frames of one client get there.
+//! The trait that gives the frames of a [`ClientPool`](super::client_pool::ClientPool) their
+//! meaning, and the adapter from the frame parser to it.
 
 use super::frames::{self, FrameSink};
 
-/// Who listens to what the members receive.
+/// Receives the messages and ends of all clients of a pool.
 pub(crate) trait FrameHandler {
-    /// How many bytes of the start of each message [`Self::head`] wants; at least 1.
+    /// Length of the start of each message that [`Self::head`] gets, in bytes; at least 1.
     fn head_bytes(&self) -> usize;
-    /// A client's handshake has been answered.
+    /// The handshake of a client has been answered.
     fn joined(&mut self, client: usize, now_ns: u64);
-    /// The start of a message; the answer comes back with [`Self::message`].
+    /// The start of a message. The returned mark comes back with [`Self::message`].
     fn head(&mut self, client: usize, head: &[u8]) -> u32;
     /// A message is complete.
     fn message(&mut self, client: usize, mark: u32, now_ns: u64);
-    /// The server has ended a connection, with this close code; `false` if it had no reason to.
+    /// The server has ended a connection with this close code. Returns `false` if it had no reason
+    /// to.
     fn ended(&mut self, client: usize, code: u16, now_ns: u64) -> bool;
 }
 
-/// Hands on what one read of one client holds.
+/// Passes on the frames of one read of one client.
 pub(crate) struct FrameReader<'a, H> {
     pub(crate) handler: &'a mut H,
     pub(crate) client: usize,

@@ -1,9 +1,9 @@
-//! The frames of a server, parsed in the pieces in which they are read.
+//! Parses the frames of a server in the pieces in which they are read.
 //!
-//! Owns the little that has to be remembered between two reads of one connection: 24 bytes, and a box only while a header,
-//! a control frame or the head of a message is cut in two. Knows every form that RFC 6455 allows a server: lengths of 1, 2
-//! and 8 bytes, messages in fragments, control frames between them. Looks at no more of a payload than the head that it
-//! was asked for, and never copies one that lies in the buffer. Any split of a stream gives the same events.
+//! Owns the state between two reads of one connection: 24 bytes, and a box only while a header, a
+//! control frame or the head of a message is split. Knows every form that RFC 6455 allows a server:
+//! lengths of 1, 2 and 8 bytes, messages in fragments, control frames between them. It never copies
+//! a payload that lies in the buffer. Any split of a stream gives the same events.
 
 /// Longest header of a frame without a mask, in bytes (RFC 6455, section 5.2).
 const HEADER_BYTES_MAX: usize = 10;
@@ -14,20 +14,20 @@ const CONTROL_BYTES_MAX: u64 = 125;
 const IN_FRAME: u8 = 1;
 /// That frame is a control frame.
 const CONTROL: u8 = 2;
-/// That frame is the last of its message.
+/// That frame is the last one of its message.
 const LAST: u8 = 4;
 /// A message has begun and is incomplete.
 const IN_MESSAGE: u8 = 8;
-/// The head of that message was handed out.
+/// The head of that message was passed on.
 const MARKED: u8 = 16;
 
-/// Why a stream is not one that a server may send.
+/// Why a stream is not valid for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Violation {
     /// A mask, which only clients use (section 5.1).
     #[error("a frame of the server is masked")]
     Masked,
-    /// A reserved bit; no extension was asked for (section 5.2).
+    /// A reserved bit without a negotiated extension (section 5.2).
     #[error("a reserved bit is set")]
     ReservedBit,
     /// An opcode without a meaning (section 5.2).
@@ -47,13 +47,14 @@ pub(crate) enum Violation {
     BadClose,
 }
 
-/// Who hears of what was found.
+/// Receives the events of a parser.
 pub(crate) trait FrameSink {
-    /// The first bytes of a message: as many as were asked for, or all it has. The answer comes back when it is complete.
+    /// The first bytes of a message: as many as the parser was asked for, or all of a shorter one.
+    /// The returned mark comes back when the message is complete.
     fn head(&mut self, head: &[u8]) -> u32;
-    /// A message is complete; `mark` is what [`FrameSink::head`] answered.
+    /// A message is complete; `mark` is the return value of [`FrameSink::head`].
     fn message(&mut self, mark: u32);
-    /// A ping, to be answered with the same payload.
+    /// A ping, which needs a pong with the same payload.
     fn ping(&mut self, payload: &[u8]);
     /// A pong.
     fn pong(&mut self);
@@ -61,22 +62,22 @@ pub(crate) trait FrameSink {
     fn close(&mut self, code: Option<u16>);
 }
 
-/// What was cut.
+/// The parts that a read has split.
 #[derive(Debug, Default)]
 struct Held {
     header: [u8; HEADER_BYTES_MAX],
     header_bytes: usize,
-    /// Opcode and payload so far of the control frame.
+    /// Opcode of the control frame and its payload so far.
     opcode: u8,
     control: Vec<u8>,
-    /// The head so far of the message.
+    /// The head of the message so far.
     head: Vec<u8>,
 }
 
-/// Where one connection's stream is.
+/// The position in the stream of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct FrameParser {
-    /// Payload of the current frame that is still to come, in bytes.
+    /// Missing payload of the current frame, in bytes.
     left: u64,
     held: Option<Box<Held>>,
     mark: u32,
@@ -84,10 +85,10 @@ pub(crate) struct FrameParser {
 }
 
 impl FrameParser {
-    /// Takes in the next bytes; heads of messages have `head_bytes` (at least 1).
+    /// Parses the next bytes; heads of messages have `head_bytes` (at least 1).
     ///
     /// # Errors
-    /// What no server may send. The stream is of no use afterwards.
+    /// A frame that no server may send. The stream is unusable afterwards.
     pub(crate) fn parse(
         &mut self,
         mut bytes: &[u8],
@@ -115,7 +116,7 @@ impl FrameParser {
         self.held.get_or_insert_default()
     }
 
-    /// Gives the box back when nothing is cut any more.
+    /// Frees the box when nothing is split any more.
     fn release(&mut self) {
         let is_empty = |held: &Held| held.header_bytes == 0 && held.head.is_empty();
         if self.flags & CONTROL == 0 && self.held.as_deref().is_some_and(is_empty) {
@@ -123,7 +124,7 @@ impl FrameParser {
         }
     }
 
-    /// Completes a header; the bytes behind it, or nothing if it is still cut.
+    /// Completes a header. Returns the bytes behind it, or `None` if it is still split.
     fn header<'a>(&mut self, mut bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Violation> {
         let mut header = [0; HEADER_BYTES_MAX];
         let mut have = 0;
@@ -187,7 +188,7 @@ impl FrameParser {
         Ok(Some(bytes))
     }
 
-    /// Takes in payload of a data frame; what is behind it.
+    /// Handles payload of a data frame. Returns the bytes behind it.
     fn data<'a>(&mut self, bytes: &'a [u8], head_bytes: usize, sink: &mut impl FrameSink) -> &'a [u8] {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
@@ -218,7 +219,7 @@ impl FrameParser {
         rest
     }
 
-    /// Takes in payload of a control frame; what is behind it.
+    /// Handles payload of a control frame. Returns the bytes behind it.
     fn control<'a>(&mut self, bytes: &'a [u8], sink: &mut impl FrameSink) -> Result<&'a [u8], Violation> {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
@@ -242,7 +243,7 @@ impl FrameParser {
     }
 }
 
-/// The part of a header that stands in its first byte.
+/// Checks the first byte of a header.
 fn check_first(first: u8) -> Result<(), Violation> {
     match first & 0x0f {
         _ if first & 0x70 != 0 => Err(Violation::ReservedBit),
@@ -251,8 +252,8 @@ fn check_first(first: u8) -> Result<(), Violation> {
     }
 }
 
-/// Takes the unfragmented messages that lie in `bytes` from end to end, which is nearly all there is under load; what
-/// comes behind them.
+/// Handles the whole unfragmented messages at the start of `bytes`, which is nearly everything
+/// under load. Returns the bytes behind them.
 fn whole_messages<'a>(mut bytes: &'a [u8], head_bytes: usize, sink: &mut impl FrameSink) -> &'a [u8] {
     loop {
         let (start, length) = match *bytes {
@@ -269,7 +270,8 @@ fn whole_messages<'a>(mut bytes: &'a [u8], head_bytes: usize, sink: &mut impl Fr
     }
 }
 
-/// A client's frame: masked, as it has to be, with zeroes, so that the payload stands as it is.
+/// Writes a frame of a client. It is masked, as the standard demands, with zeroes, so that the
+/// payload stays as it is.
 pub(crate) fn write_client_frame(out: &mut Vec<u8>, first_byte: u8, payload: &[u8]) {
     out.push(first_byte);
     match payload.len() {

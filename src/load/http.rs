@@ -1,9 +1,10 @@
-//! As much of HTTP/1.1 as a load needs: where a response ends, its status, whether its connection may be used again.
+//! The part of HTTP/1.1 that a load needs: the end of a response, its status, and whether its
+//! connection may be used again.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-/// How the end of a body is found (RFC 9112, section 6.3).
+/// How a body ends (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Body {
     Bytes(usize),
@@ -28,7 +29,7 @@ impl Head<'_> {
         lines.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 
-    /// Whether the server will close the connection behind this response.
+    /// Whether the server closes the connection after this response.
     pub(crate) fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
             || self.text.starts_with("HTTP/1.0")
@@ -47,10 +48,10 @@ impl Head<'_> {
     }
 }
 
-/// The head at the start of `response`; nothing as long as its end has not arrived.
+/// The head at the start of `response`; `None` while it is incomplete.
 ///
 /// # Errors
-/// When it is no HTTP/1 response.
+/// When it is not an HTTP/1 response.
 pub(crate) fn head(response: &[u8]) -> io::Result<Option<Head<'_>>> {
     let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
@@ -64,18 +65,18 @@ pub(crate) fn head(response: &[u8]) -> io::Result<Option<Head<'_>>> {
     Ok(Some(Head { status, bytes: end + 4, text }))
 }
 
-/// Longest response, in bytes: of what a load asks for, none is longer.
+/// Longest response that is accepted, in bytes.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
 fn too_long() -> io::Error {
     io::Error::other(format!("a response is longer than {RESPONSE_BYTES_MAX} bytes"))
 }
 
-/// Length of the response at the start of `received`, in bytes; nothing as long as its end has not arrived. `ended` says that
-/// nothing more will come.
+/// Length of the response at the start of `received`, in bytes; `None` while it is incomplete.
+/// `ended` says that nothing more will arrive.
 ///
 /// # Errors
-/// When it cannot be understood.
+/// When it is not a valid response.
 pub(crate) fn response_bytes(received: &[u8], ended: bool) -> io::Result<Option<usize>> {
     let Some(head) = head(received)? else {
         return if received.len() > RESPONSE_BYTES_MAX { Err(too_long()) } else { Ok(None) };
@@ -108,10 +109,10 @@ fn chunks_bytes(body: &[u8]) -> io::Result<Option<usize>> {
     }
 }
 
-/// The body of the answer to one `GET`.
+/// The body of the response to one `GET`.
 ///
 /// # Errors
-/// When the server cannot be reached, or answers anything else than 200.
+/// When the server cannot be reached, or its status is not 200.
 pub fn get(server: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(server)?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
@@ -127,7 +128,7 @@ pub fn get(server: SocketAddr, path: &str) -> io::Result<String> {
 mod tests {
     use super::*;
 
-    /// Length of the response, found at no shorter part of it.
+    /// Length of the response; no shorter part of it may give another.
     fn end(response: &[u8]) -> Option<usize> {
         for cut in 0..response.len() {
             if let Some(early) = response_bytes(&response[..cut], false).unwrap() {

@@ -1,5 +1,6 @@
-//! Publishing by `POST` on keep-alive connections, each with at most one request on its way. Does not wait, but for a
-//! connection that has to be opened anew. What is refused with 503 is sent again.
+//! Publishes by `POST` on keep-alive connections, each with at most one request in flight. It does
+//! not wait, except for a connection that has to be opened again. A publication that is refused
+//! with 503 is sent again.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -21,18 +22,18 @@ use super::{LoadError, http};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a refused publication is sent again, in nanoseconds.
 const RETRY_NS: u64 = 20_000_000;
-/// Idle time after which a connection is replaced before it is used again, in nanoseconds: servers close idle connections,
-/// and a request that meets the close is lost.
+/// Idle time after which a connection is replaced before its next request, in nanoseconds: servers
+/// close idle connections, and a request that meets the close is lost.
 const IDLE_NS: u64 = 2_000_000_000;
 
-/// One connection that publishes, with at most one request on its way.
+/// One connection that publishes, with at most one request in flight.
 struct Exchange {
     stream: Option<Stream>,
-    /// The publication whose answer is still to come.
+    /// The publication without a response.
     number: Option<u32>,
-    /// As much of the answer as has arrived.
+    /// The part of the response that has arrived.
     answer: Vec<u8>,
-    /// As much of the request as the socket did not take.
+    /// The part of the request that the socket has not taken.
     unsent: Vec<u8>,
     free_since_ns: u64,
 }
@@ -43,11 +44,11 @@ pub(crate) struct HttpPublisher {
     tls: Option<Tls>,
     first_token: usize,
     exchanges: Vec<Exchange>,
-    /// Indices of the exchanges without a request on its way.
+    /// Indices of the connections without a request in flight.
     free: Vec<usize>,
     /// Start of every request, up to the payload, by room.
     heads: Vec<Vec<u8>>,
-    /// Refused publications, with the time to send them again.
+    /// Refused publications, with their next due time.
     refused: VecDeque<(u64, u32)>,
     refusals: u64,
     tags: Tags,
@@ -57,12 +58,12 @@ pub(crate) struct HttpPublisher {
 }
 
 impl HttpPublisher {
-    /// Whether a connection is free, and nothing that was refused waits for it.
+    /// Whether a connection is free and no refused publication waits for it.
     pub(super) fn is_ready(&self) -> bool {
         !self.free.is_empty() && self.refused.is_empty()
     }
 
-    /// Whether every answer has come, and nothing was refused.
+    /// Whether every response has arrived and no refused publication waits.
     pub(super) fn is_idle(&self) -> bool {
         self.free.len() == self.exchanges.len() && self.refused.is_empty()
     }
@@ -72,12 +73,12 @@ impl HttpPublisher {
         self.refusals
     }
 
-    /// When the next refused publication is to be sent again.
+    /// When the next refused publication is due.
     pub(super) fn retry_ns(&self) -> u64 {
         self.refused.front().map_or(u64::MAX, |(due_ns, _)| *due_ns)
     }
 
-    /// Sends again what was refused and is due.
+    /// Sends refused publications that are due again.
     pub(super) fn retry(&mut self, now_ns: u64, registry: &Registry) -> Result<(), LoadError> {
         while let Some((_, number)) = self.refused.front().copied().filter(|(due_ns, _)| *due_ns <= now_ns) {
             if self.free.is_empty() {
@@ -129,7 +130,7 @@ impl HttpPublisher {
         Ok(http)
     }
 
-    /// Gives an exchange a new connection. Waits for it: the kernel answers, not the server.
+    /// Opens a new connection. Waits for it: the kernel answers, not the server.
     fn open(&mut self, index: usize, registry: &Registry) -> Result<(), LoadError> {
         let server = self.server;
         let open = || {
@@ -152,14 +153,14 @@ impl HttpPublisher {
 
     pub(super) fn publish(&mut self, number: u32, registry: &Registry) -> Result<(), LoadError> {
         let Some(index) = self.free.pop() else {
-            return Err(LoadError::Publish("every publishing connection is busy".to_owned()));
+            return Err(LoadError::Publish("all publishing connections are busy".to_owned()));
         };
         let idle_ns = self.clock.now_ns() - self.exchanges[index].free_since_ns;
         if self.exchanges[index].stream.is_none() || idle_ns > IDLE_NS {
             self.open(index, registry)?;
         }
         self.scratch.clear();
-        // As the tracker has it: message n belongs to room n mod rooms.
+        // As in the tracker, message n belongs to room n mod rooms.
         self.scratch.extend_from_slice(&self.heads[number as usize % self.heads.len()]);
         self.tags.write_payload(&mut self.scratch, number, self.payload);
         let exchange = &mut self.exchanges[index];
@@ -184,14 +185,14 @@ impl HttpPublisher {
         let Some(stream) = &mut exchange.stream else {
             return Ok(());
         };
-        // Of a failure, the read below tells.
+        // A failure shows in the read below.
         let _ = stream.flush();
         while !exchange.unsent.is_empty() {
             match stream.write(&exchange.unsent) {
                 Ok(written) => drop(exchange.unsent.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The server may have said why.
+                // The server may have sent the reason.
                 Err(_) => exchange.unsent.clear(),
             }
         }
@@ -217,7 +218,7 @@ impl HttpPublisher {
             if ended {
                 exchange.stream = None;
                 if exchange.number.is_some() {
-                    let sentence = "the server closed a publishing connection before it had answered";
+                    let sentence = "the server closed a publishing connection before it answered the request";
                     return Err(LoadError::Publish(sentence.to_owned()));
                 }
             }
@@ -226,7 +227,7 @@ impl HttpPublisher {
         self.answered(index, end, ended)
     }
 
-    /// Takes in a whole answer.
+    /// Handles a complete response.
     fn answered(&mut self, index: usize, end: usize, ended: bool) -> Result<(), LoadError> {
         let exchange = &mut self.exchanges[index];
         let quote = || {

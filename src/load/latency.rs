@@ -1,16 +1,16 @@
-//! How long things took: a histogram with three digits of precision and the quantiles that are reported.
+//! Latencies: a histogram with three digits of precision, and the quantiles of the report.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Shortest time told apart, in nanoseconds.
+/// Shortest time that is resolved, in nanoseconds.
 const NS_MIN: u64 = 100;
-/// Longest time told apart, in nanoseconds: ten minutes.
+/// Longest time that is resolved, in nanoseconds: ten minutes.
 const NS_MAX: u64 = 600_000_000_000;
 /// Digits of precision.
 const DIGITS: u8 = 3;
 
-/// Times in nanoseconds. Travels between processes as pairs of a time and how often it was seen.
+/// Times in nanoseconds. Serialised as pairs of a time and its count.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(from = "Vec<(u64, u64)>", into = "Vec<(u64, u64)>")]
 pub struct Latencies(Histogram<u64>);
@@ -37,36 +37,36 @@ impl From<Latencies> for Vec<(u64, u64)> {
 }
 
 impl Latencies {
-    /// Notes one time in nanoseconds.
+    /// Records one time in nanoseconds.
     #[inline]
     pub(crate) fn record(&mut self, ns: u64) {
         self.0.saturating_record(ns);
     }
 
-    /// Forgets everything.
+    /// Removes all times.
     pub(crate) fn clear(&mut self) {
         self.0.reset();
     }
 
-    /// Takes in all of `other`.
+    /// Adds all times of `other`.
     pub fn add(&mut self, other: &Self) {
-        // Both have the same bounds, so nothing in `other` is out of range.
+        // Both have the same bounds, so no time of `other` is out of range.
         self.0.add(&other.0).expect("the same bounds");
     }
 
-    /// How many were noted.
+    /// Number of recorded times.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The time in nanoseconds below which this share of them lies; 0 without any.
+    /// The time in nanoseconds below which this share of the times lies; 0 without any.
     #[must_use]
     pub fn quantile_ns(&self, share: f64) -> u64 {
         self.0.value_at_quantile(share)
     }
 
-    /// What is reported; nothing without any.
+    /// The quantiles; `None` without any time.
     #[must_use]
     pub fn summary(&self) -> Option<Summary> {
         let us = |share| self.quantile_ns(share) as f64 / 1000.0;
@@ -84,9 +84,9 @@ impl Latencies {
 /// Quantiles in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Summary {
-    /// Half of them took at most this.
+    /// Half of the times are at most this.
     pub p50: f64,
-    /// Nine of ten.
+    /// 9 of 10 times are at most this.
     pub p90: f64,
     /// 99 of 100.
     pub p99: f64,
@@ -94,7 +94,7 @@ pub struct Summary {
     pub p99_9: f64,
     /// 9,999 of 10,000.
     pub p99_99: f64,
-    /// All of them.
+    /// The longest time.
     pub max: f64,
 }
 

@@ -1,14 +1,15 @@
-//! The bytes of one message: a tag, and a filler of `x` up to the length asked for. It is valid text, and stands as it is
-//! in JSON.
+//! The bytes of one message: a tag, and a filler of `x` up to the requested length. It is valid
+//! text and needs no escapes in JSON.
 //!
-//! A tag is four letters that name the run and the number of the publication as eight hexadecimal digits. The letters are
-//! none of the digits, so a tag is found inside other text as well, and another run's tag is not taken for ours.
+//! A tag is four letters that name the run, and the number of the publication as eight hexadecimal
+//! digits. The letters are no hexadecimal digits, so a tag is found inside other text too, and the
+//! tag of another run is not mistaken for one of this run.
 
 /// Length of a tag, in bytes.
 pub const TAG_BYTES: usize = RUN_BYTES + 8;
 const RUN_BYTES: usize = 4;
 
-/// What was found where no tag of this run is. No publication has this number.
+/// The result where no tag of this run was found. No publication has this number.
 pub(crate) const NO_TAG: u32 = u32::MAX;
 
 /// Writes and finds the tags of one run.
@@ -18,7 +19,7 @@ pub(crate) struct Tags {
 }
 
 impl Tags {
-    /// The tags of the run that this number stands for.
+    /// The tags of the run with this seed.
     pub(crate) fn new(mut seed: u64) -> Self {
         let run = std::array::from_fn(|_| {
             let letter = b'g' + (seed % 20) as u8;
@@ -48,20 +49,20 @@ impl Tags {
         if [a, b, c, d] == self.run { hexadecimal(u64::from_be_bytes(digits)).unwrap_or(NO_TAG) } else { NO_TAG }
     }
 
-    /// The same, with the tag anywhere in `head`.
+    /// Like [`Self::read`], with the tag anywhere in `head`.
     pub(crate) fn find(self, head: &[u8]) -> u32 {
         let tags = head.windows(TAG_BYTES).filter(|window| window.starts_with(&self.run));
         tags.map(|window| self.read(window)).find(|number| *number != NO_TAG).unwrap_or(NO_TAG)
     }
 }
 
-/// Eight digits at once, the first in the highest byte; nothing if one of them is no digit.
+/// Converts eight digits at once, the first in the highest byte; `None` if one of them is no digit.
 fn hexadecimal(digits: u64) -> Option<u32> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     // A digit is 0x3d, a letter 0x61 to 0x66: bit 6 tells them apart and is worth 9.
     let letters = (digits >> 6) & ONES;
     let values = (digits & (0x0f * ONES)) + 9 * letters;
-    // What was read is what these values are written as.
+    // Written as digits again, these values must give the input.
     let written = values + 0x30 * ONES + 0x27 * letters;
     if written != digits || letters != (((values + 6 * ONES) >> 4) & ONES) || values & (0xf0 * ONES) != 0 {
         return None;

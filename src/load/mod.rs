@@ -11,8 +11,8 @@
 //! | `fanout.rs`, `churn.rs`, `slow.rs` | the load that publishes, step by step: [`Fanout`] |
 //! | `chat.rs` | the article's test |
 //! | `client_pool.rs`, `connect.rs` | the clients' connections; their handshakes |
-//! | `frames.rs`, `frame_handler.rs` | the frames of a server, in any pieces; the trait that gets them |
-//! | `subscribers.rs`, `delivery_tracker.rs` | which subscriber has received which message, and in which order |
+//! | `frames.rs`, `frame_handler.rs` | parsing the frames of a server; the trait that gets them |
+//! | `subscribers.rs`, `delivery_tracker.rs` | the messages that each subscriber has received |
 //! | `message.rs` | the tag in each message |
 //! | `publisher.rs`, `http_publisher.rs`, `say_publisher.rs`, `http.rs` | sending the messages |
 //! | `schedule.rs`, `publish_plan.rs`, `latency.rs` | when messages are due; how long they took |
@@ -73,47 +73,47 @@ pub use self::target::Target;
 /// Why a load could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Nobody answers there.
+    /// The server cannot be reached.
     #[error("cannot connect to {address}: {source}")]
     Connect {
         /// Host and port.
         address: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The first connections failed.
     #[error("{0}")]
     Handshake(String),
-    /// Fewer are connected than a figure would say.
+    /// Fewer clients are connected than a figure would claim.
     #[error("{missing} of {requested} connections are missing: {first_error}")]
     MissingConnections {
         /// How many are missing.
         missing: u64,
-        /// How many were asked for.
+        /// How many were requested.
         requested: u64,
-        /// What went wrong first.
+        /// The first error.
         first_error: String,
     },
     /// A publication was not accepted.
     #[error("{0}")]
     Publish(String),
-    /// The warm-up got nothing at all.
+    /// The warm-up received nothing at all.
     #[error(
-        "nothing of what was published has come to --url, but {0} messages of somebody else: is --publish-url right?"
+        "no published message has arrived at --url, but {0} other messages: check that --publish-url belongs to the same server"
     )]
     NothingReceived(u64),
     /// The warm-up was not exact, so nothing was measured.
     #[error(
-        "the warm-up got {} of {} messages, with {} gaps, {} repeats, {} reordered",
+        "the warm-up received {} of {} messages, with {} gaps, {} repeats, {} reordered",
         .0.received, .0.expected, .0.gaps, .0.repeats, .0.reordered
     )]
     WarmUp(Counts),
-    /// The process given with --pid cannot be looked at.
+    /// The process given with --pid cannot be read.
     #[error("--pid {0}: {1}")]
     Process(u32, io::Error),
     /// There are more connections than open files allowed.
     #[error(
-        "{needed} open files are needed and {most} are allowed: fewer --connections, or a higher hard limit (ulimit -Hn)"
+        "the load needs {needed} open files and {most} are allowed: use fewer --connections, or raise the hard limit (ulimit -Hn)"
     )]
     OpenFiles {
         /// Files that the load would have open.
@@ -126,7 +126,7 @@ pub enum LoadError {
     Kernel(#[from] io::Error),
 }
 
-/// Readings of the server's process.
+/// A sample of the server's process.
 #[derive(Clone, Copy)]
 struct ServerSample {
     at: Instant,
@@ -144,7 +144,8 @@ impl ServerSample {
         options.pid.map(|pid| read(pid).map_err(|error| LoadError::Process(pid, error))).transpose()
     }
 
-    /// What the server did since `earlier`, for so many deliveries; `rss_bytes`: before anybody came, and with everybody.
+    /// The cost of the server since `earlier`, for this many deliveries. `rss_bytes` is the memory
+    /// before any client connected and with all of them.
     fn server_since(&self, earlier: &Self, deliveries: u64, rss_bytes: (u64, u64)) -> ServerFigures {
         let percent = |part: Duration| 100.0 * part.as_secs_f64() / (self.at - earlier.at).as_secs_f64();
         let (cpu, waited) = (self.cpu.saturating_sub(earlier.cpu), self.waited.saturating_sub(earlier.waited));
@@ -159,13 +160,13 @@ impl ServerSample {
     }
 }
 
-/// How long the server may finish what it still has on its hands before each reading. An idle server spends nothing in it.
+/// How long the server may finish its work before each sample. An idle server spends nothing in it.
 const QUIET_TIME: Duration = Duration::from_millis(20);
 
-/// Runs a load; `command` stands in the report.
+/// Runs a load; `command` is printed in the report.
 ///
 /// # Errors
-/// When it could not be run. Losses are no error: they are in the report.
+/// When it could not be run. Lost messages are no error: they are in the report.
 pub fn run(options: &Options, command: &str) -> Result<Report, LoadError> {
     match options.scenario {
         Scenario::Chat => run_chat(options, command),
@@ -173,7 +174,7 @@ pub fn run(options: &Options, command: &str) -> Result<Report, LoadError> {
     }
 }
 
-/// A report of nothing.
+/// A report without figures.
 fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
     let (commit, machine) = (environment::commit(), environment::machine());
     Report {
@@ -227,7 +228,7 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     std::thread::sleep(QUIET_TIME);
     let start = ServerSample::take(options)?;
     let counted = load.run_scenario()?;
-    // A server that has died has no figures; what was counted stands.
+    // A server that has died has no figures; the counts stay valid.
     let end = ServerSample::take(options).ok().flatten();
     let counts = &counted.counts;
     let handshakes_cpu = load.server_cpu_connected.zip(before).map(|(cpu, before)| cpu.saturating_sub(before.cpu));

@@ -1,4 +1,4 @@
-//! In place of `tls` in a build without it: nobody has a session.
+//! Replaces `tls` in a build without TLS: no session can exist.
 
 use std::io;
 
@@ -9,7 +9,7 @@ pub(crate) enum Tls {}
 
 impl Tls {
     pub(crate) fn new(_: &str) -> io::Result<Self> {
-        Err(io::Error::other("this hydrant was built without TLS"))
+        Err(io::Error::other("this build has no TLS: use ws:// and http://, or build with the feature tls"))
     }
 }
 

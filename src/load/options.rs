@@ -1,4 +1,4 @@
-//! The command line of `hydrant load`, and the checked [`Options`] that a load is run with. Owns every default.
+//! The command line of `hydrant load`, and the checked [`Options`] of a load. Owns every default.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,23 +10,24 @@ use super::message::TAG_BYTES;
 use super::target::Target;
 use crate::config::{SlowPolicy, parse_bytes, parse_duration};
 
-/// What a load does.
+/// The load to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Scenario {
-    /// Everybody is connected, then messages are published: latency, deliveries per second, exactness
+    /// All clients connect, then messages are published: latency, deliveries per second, exactness
     Fanout,
-    /// Everybody is connected and waits: memory, pings
+    /// All clients connect and wait: memory, pings
     Idle,
-    /// As fanout, while connections leave and others join; asks for a server that subscribes before it answers 101
+    /// Like fanout, while connections leave and others join; needs a server that subscribes before
+    /// it answers 101
     Churn,
-    /// The article's test: clients with a name speak, receive the tick, and leave
+    /// The article's test: clients with a name send messages, receive the tick, and leave
     Chat,
-    /// As fanout, beside subscribers that read slowly or not at all
+    /// Like fanout, beside subscribers that read slowly or not at all
     Slow,
 }
 
-/// Who sends the messages.
+/// How messages are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PublishBy {
@@ -39,82 +40,87 @@ pub enum PublishBy {
 /// When the next message is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub enum Pace {
-    /// So many a second, on a schedule.
+    /// This many per second, on a schedule.
     Rate(f64),
-    /// As soon as fewer than so many are on their way.
+    /// As soon as fewer than this many are in flight.
     InFlight(usize),
     /// As soon as a publishing connection is free.
     Flood,
 }
 
-/// Put a load on a WebSocket server that sends what is published to every subscriber, and count what arrives.
+/// Loads a WebSocket server that sends each published message to every subscriber, and counts the
+/// messages that arrive.
 ///
-/// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit code 0 when everything arrived
-/// that had to; 1 when something is missing, came twice or in another order, a connection was lost, or more than a hundredth
-/// of the messages could not be sent at the --rate asked for within the --duration; 64 for a wrong command line; 69 when the load could not be
-/// run to its end.
+/// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit codes:
+/// 0 when every expected message arrived; 1 when messages were lost, repeated or reordered, a
+/// connection was lost, or more than a hundredth of the messages could not be sent at --rate within
+/// --duration; 64 for a wrong command line; 69 when the load could not be run to its end.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {
-    /// What to do
+    /// The load to run
     #[arg(value_enum, default_value = "fanout")]
     scenario: Scenario,
-    /// Where subscribers connect; with wss://, the certificate may be anyone's
+    /// URL for subscribers; with wss:// any certificate is accepted
     #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
     url: String,
-    /// Where messages are posted [default: --url with http or https, and /publish in place of /ws]
+    /// URL for publishing by POST [default: --url with http or https, and /publish in place of /ws]
     #[arg(long)]
     publish_url: Option<String>,
     /// Bearer token for publishing
     #[arg(long)]
     token: Option<String>,
-    /// Rooms: subscriber i is in room i mod N, at the paths of both URLs with /rK behind them; 0 takes the URLs as they are
+    /// Number of rooms: subscriber i is in room i mod N, and the path of both URLs gets /rK
+    /// appended; 0 takes the URLs as they are
     #[arg(long, default_value_t = 0)]
     rooms: usize,
-    /// Connections; in the chat, clients
+    /// Number of connections; for chat, of clients
     #[arg(long, default_value_t = 1000)]
     connections: usize,
-    /// New connections per second; 0 is as fast as the server answers, 64 handshakes at once
+    /// New connections per second; 0 is as fast as the server answers, with 64 handshakes in flight
     #[arg(long, default_value_t = 0)]
     ramp: u32,
-    /// Source addresses, taken in turn [default: the kernel's choice; towards a 127.x server 127.0.0.1, then .2 and so on,
-    /// for 20,000 connections each]
+    /// Source addresses, used in turn [default: the kernel's choice; towards a 127.x server
+    /// 127.0.0.1, then .2 and so on, for 20,000 connections each]
     #[arg(long, value_delimiter = ',')]
     source: Vec<IpAddr>,
-    /// How long messages are published; for idle, how long to stay; for chat, how long sessions begin
+    /// How long messages are published; for idle, how long clients stay; for chat, how long
+    /// sessions begin
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     duration: Duration,
-    /// Messages to publish; goes before --duration
+    /// Number of messages to publish; overrides --duration
     #[arg(long)]
     messages: Option<u64>,
     /// Length of a message in bytes; the first 12 are a tag
     #[arg(long, value_parser = parse_bytes, default_value = "100")]
     payload: usize,
-    /// Messages per second, on a schedule [default: 10]. Latency counts from the schedule; with --in-flight and --flood it
-    /// counts from the plan, and what waits to be sent is not in it
+    /// Messages per second, on a schedule [default: 10]. Latency counts from the schedule; with
+    /// --in-flight and --flood it counts from the sending, without the wait before it
     #[arg(long, conflicts_with_all = ["in_flight", "flood"])]
     rate: Option<f64>,
-    /// Messages on their way at once; a message is, until every subscriber has it
+    /// Messages in flight at once; a message is in flight until every subscriber has received it
     #[arg(long, conflicts_with = "flood")]
     in_flight: Option<usize>,
-    /// Publish as fast as --publishers connections are answered
+    /// Publish as fast as --publishers connections get responses
     #[arg(long)]
     flood: bool,
-    /// Who sends the messages
+    /// How messages are sent
     #[arg(long, value_enum, default_value = "http")]
     publish_by: PublishBy,
-    /// Connections that publish [default: as many as --in-flight, or 16; with --publish-by say one for each room]
+    /// Number of connections that publish [default: as many as --in-flight, or 16; with
+    /// --publish-by say one for each room]
     #[arg(long)]
     publishers: Option<usize>,
-    /// slow: what the server does with clients that read slowly. With disconnect it may close those, with 1013; any other
-    /// connection that it closes is a fault, in every scenario and whatever the code
+    /// slow: the server's policy for clients that read slowly. With disconnect the server may close
+    /// those, with 1013; any other connection that it closes is a fault, in every scenario and with
+    /// every code
     #[arg(long, value_enum, default_value = "disconnect")]
     policy: SlowPolicy,
-    /// Messages before the measured ones: a lead-in of 20 one at a time, the rest with as many in flight as will be measured
-    /// [default: 20, then twice --in-flight and at least 5]
+    /// Messages before the measurement: 20 one at a time, the rest with as many in flight as in the
+    /// measurement [default: 20, then twice --in-flight and at least 5]
     #[arg(long)]
     warmup: Option<usize>,
-    /// How long nothing may arrive before what is missing counts as lost
+    /// How long nothing may arrive before missing messages count as lost
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     patience: Duration,
     /// slow: share of the connections that read slowly, 0 to 1; the last ones
@@ -129,10 +135,12 @@ pub struct Arguments {
     /// churn: share of the connections that do so, 0 to 1; the first ones
     #[arg(long, default_value_t = 0.5)]
     churn_share: f64,
-    /// chat: mean time between two messages of a client; each time is between half and one and a half of it
+    /// chat: mean time between two messages of a client; each time is between half and one and a
+    /// half of it
     #[arg(long, value_parser = parse_duration, default_value = "2s")]
     say_interval: Duration,
-    /// chat: from connected to LEAVE; a client begins its next session one and a half of it after the last
+    /// chat: time from connected to LEAVE; a client begins its next session one and a half of it
+    /// after the last
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     session: Duration,
     /// chat: interval of the messages that the server sends on its own, its --tick; 0 expects none
@@ -141,8 +149,8 @@ pub struct Arguments {
     /// Process of the server on this machine: reports its CPU and memory
     #[arg(long)]
     pid: Option<u32>,
-    /// fanout, slow: sleep while nothing comes, in place of looking all the time: leaves the core to others, and makes each
-    /// delivery dearer for a server that has to wake somebody
+    /// fanout, slow: sleep while nothing arrives, in place of polling all the time: leaves the core
+    /// to others, and makes each delivery dearer for a server that has to wake a process
     #[arg(long)]
     sleep: bool,
     /// Print one JSON document in place of the report
@@ -151,57 +159,57 @@ pub struct Arguments {
     /// No progress on standard error
     #[arg(long)]
     quiet: bool,
-    /// Seed of every random choice [default: from the clock]
+    /// Seed of all random choices [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// What a load is run with; checked.
+/// The checked options of a load.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Options {
-    /// What to do.
+    /// The load to run.
     pub scenario: Scenario,
-    /// Where subscribers connect.
+    /// URL for subscribers.
     pub url: Target,
-    /// Where messages are posted.
+    /// URL for publishing.
     pub publish_url: Target,
     /// Bearer token for publishing.
     pub token: Option<String>,
-    /// Rooms; 0 takes the URLs as they are.
+    /// Number of rooms; 0 takes the URLs as they are.
     pub rooms: usize,
     /// Connections, slow ones included.
     pub connections: usize,
     /// New connections per second; 0 is as fast as the server answers.
     pub ramp: u32,
-    /// Source addresses, taken in turn; empty for the default.
+    /// Source addresses, used in turn; empty for the default.
     pub sources: Vec<IpAddr>,
     /// How long to publish.
     pub duration: Duration,
-    /// Messages to publish; goes before the duration.
+    /// Number of messages to publish; overrides the duration.
     pub messages: Option<u64>,
     /// Length of a message in bytes.
     pub payload: usize,
     /// When the next message is sent.
     pub pace: Pace,
-    /// Who sends it.
+    /// How messages are sent.
     pub publish_by: PublishBy,
-    /// Connections that publish.
+    /// Number of connections that publish.
     pub publishers: usize,
     /// Whether the server drops messages for slow clients in place of closing them.
     pub drops: bool,
-    /// Messages of the warm-up; nothing for the default.
+    /// Messages of the warm-up; `None` for the default.
     pub warm_up: Option<usize>,
-    /// How long nothing may arrive before what is missing counts as lost.
+    /// How long nothing may arrive before missing messages count as lost.
     pub patience: Duration,
-    /// How many of the connections read slowly; the last ones.
+    /// Number of connections that read slowly; the last ones.
     pub slow: usize,
     /// Bytes per second that each of them reads.
     pub slow_rate: usize,
-    /// Whether slow ones have a receive buffer as small as on a poor network.
+    /// Whether slow ones have a small receive buffer, as on a poor network.
     pub slow_small_buffer: bool,
     /// Connections that leave and join again per second.
     pub churn_rate: f64,
-    /// How many of the connections do so; the first ones.
+    /// Number of connections that do so; the first ones.
     pub churners: usize,
     /// Mean time between two messages of a client of the chat.
     pub say_interval: Duration,
@@ -211,7 +219,7 @@ pub struct Options {
     pub tick: Duration,
     /// Process of the server.
     pub pid: Option<u32>,
-    /// Whether to sleep while nothing comes.
+    /// Whether to sleep while nothing arrives.
     pub sleep: bool,
     /// JSON in place of the report.
     pub json: bool,
@@ -221,13 +229,13 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Messages, or joins, a second: more than one client can send.
+/// Messages, or joins, per second: more than one client can send.
 const RATE_MAX: f64 = 1_000_000.0;
 /// Most publishing connections: each is a file.
 const PUBLISHERS_MAX: usize = 4096;
-/// Publishing connections where nothing says how many.
+/// Default number of publishing connections.
 const PUBLISHERS: usize = 16;
-/// Messages per second where nothing says how many.
+/// Default number of messages per second.
 const RATE: f64 = 10.0;
 /// Longest message in bytes.
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
@@ -301,7 +309,7 @@ impl Options {
     /// A load on the server at `url` with every other option at its default.
     ///
     /// # Errors
-    /// When the URL is none.
+    /// When the URL is not valid.
     pub fn new(url: &str) -> Result<Self, String> {
         #[derive(clap::Parser)]
         struct Line {
@@ -312,7 +320,7 @@ impl Options {
         line.arguments.options()
     }
 
-    /// Refuses what cannot work, before anything is connected.
+    /// Rejects options that cannot work, before anything connects.
     ///
     /// # Errors
     /// One sentence that names the flag and the bound it breaks.
@@ -325,11 +333,11 @@ impl Options {
         } else if !(TAG_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload) {
             format!("--payload {} is outside {TAG_BYTES} bytes to 1GiB", self.payload)
         } else if self.pace == Pace::InFlight(0) || self.messages == Some(0) {
-            "--in-flight and --messages count from 1".to_owned()
+            "--in-flight and --messages have to be at least 1".to_owned()
         } else if !(1..=PUBLISHERS_MAX).contains(&self.publishers) {
             format!("--publishers {} is outside 1 to {PUBLISHERS_MAX}", self.publishers)
         } else if self.publish_by == PublishBy::Say && self.pace == Pace::Flood {
-            "--flood needs --publish-by http: nothing answers a SAY".to_owned()
+            "--flood needs --publish-by http: a server does not acknowledge a SAY".to_owned()
         } else if self.publish_by == PublishBy::Say && self.publishers < self.rooms {
             format!("--publishers {} is less than --rooms {}: a SAY reaches its own room", self.publishers, self.rooms)
         } else if matches!(self.pace, Pace::Rate(rate) if !is_rate(rate)) {
@@ -337,11 +345,11 @@ impl Options {
         } else if self.messages.is_some_and(|messages| messages >= 1 << 31) {
             "--messages has to be below 2,147,483,648".to_owned()
         } else if self.slow >= self.connections {
-            "--slow-share leaves nobody who reads".to_owned()
+            "--slow-share leaves no connection that reads: lower it".to_owned()
         } else if self.scenario == Scenario::Slow && self.slow == 0 {
-            "--slow-share of --connections is nobody".to_owned()
+            "--slow-share of --connections is less than one connection: raise one of them".to_owned()
         } else if self.scenario == Scenario::Churn && self.churners == 0 {
-            "--churn-share of --connections is nobody".to_owned()
+            "--churn-share of --connections is less than one connection: raise one of them".to_owned()
         } else if self.scenario == Scenario::Churn && !is_rate(self.churn_rate) {
             format!("--churn-rate has to be more than 0 and at most {RATE_MAX} a second")
         } else if self.duration.is_zero() && self.messages.is_none() && self.scenario != Scenario::Idle {
@@ -354,7 +362,7 @@ impl Options {
         Err(wrong)
     }
 
-    /// Number of rooms, at least the one without a name.
+    /// Number of rooms, with the one without a name.
     pub(crate) fn room_count(&self) -> usize {
         self.rooms.max(1)
     }

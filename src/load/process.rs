@@ -1,6 +1,6 @@
-//! What is asked of the kernel about processes: which cores there are, on which one a child runs, how much CPU time a
-//! process has used and how long it waited for more, what it holds in memory, how many files it may open. The only file of
-//! the load generator with `unsafe` in it.
+//! Questions to the kernel about processes: the available cores, the core of a child, CPU time,
+//! time spent waiting for a core, memory, the limit of open files. The only file of the load
+//! generator with `unsafe` in it.
 
 use std::fs;
 use std::io;
@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use super::{LoadError, Options};
 
-/// The cores for the server and for the client: the first two that this process may use. They are asked for rather
-/// than assumed to be 0 and 1, since a container may own any two. With a single core both share it.
+/// The cores for the server and for the client: the first two that this process may use, since a
+/// container may own any two. With a single core both share it.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn two_cores() -> io::Result<(usize, usize)> {
     // SAFETY: a `cpu_set_t` is an array of integers; all zeroes is the empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes at most `size_of::<cpu_set_t>()` bytes into `set`, which is that large.
+    // SAFETY: the kernel writes at most `size_of::<cpu_set_t>()` bytes into `set`, which is that
+    // large.
     let status = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
     if status != 0 {
         return Err(io::Error::last_os_error());
@@ -31,7 +32,8 @@ pub fn two_cores() -> io::Result<(usize, usize)> {
     Ok((first, cores.next().unwrap_or(first)))
 }
 
-/// Makes `command` run on `cores` alone, with all its future threads, and end when this process ends.
+/// Makes `command` run on `cores` alone, with all its future threads, and end when this process
+/// ends.
 pub fn pin(command: &mut Command, cores: &[usize]) {
     // SAFETY: as in `two_cores`; the cores came from there, so they are valid indices.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
@@ -48,17 +50,19 @@ pub fn pin(command: &mut Command, cores: &[usize]) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes two system calls and touches only its own stack: no allocation,
-    // no lock, nothing that another thread of the parent could have left half done.
+    // SAFETY: between fork and exec the closure makes two system calls and touches only its own
+    // stack: no allocation, no lock, nothing that another thread of the parent could have left half
+    // done.
     unsafe { command.pre_exec(enter) };
 }
 
-/// CPU time of the whole process `pid`, user and system, threads that have already ended included. It is the
-/// scheduler's own nanosecond count (the sum of the first fields of `/proc/PID/task/*/schedstat`), without the rounding
-/// to clock ticks of `/proc/PID/stat`, and current even for a thread that is running.
+/// CPU time of the whole process `pid`, user and system, with threads that have already ended. It
+/// is the scheduler's own nanosecond count (the sum of the first fields of
+/// `/proc/PID/task/*/schedstat`), without the rounding to clock ticks of `/proc/PID/stat`, and
+/// current even for a running thread.
 ///
 /// # Errors
-/// When there is no such process, or it may not be looked at.
+/// When there is no such process, or this one may not read it.
 pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     let mut clock: libc::clockid_t = 0;
@@ -87,8 +91,8 @@ fn read(clock: libc::clockid_t) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
-/// How long the threads of process `pid` have been ready to run and waited for their core, in sum: the second field of
-/// `/proc/PID/task/*/schedstat`.
+/// How long the threads of process `pid` were ready to run and waited for a core, in sum: the
+/// second field of `/proc/PID/task/*/schedstat`.
 ///
 /// # Errors
 /// As for [`cpu_time`].
@@ -109,7 +113,7 @@ pub fn time_waited(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(waited))
 }
 
-/// Memory that process `pid` holds in RAM, in bytes.
+/// Resident memory of process `pid`, in bytes.
 ///
 /// # Errors
 /// When there is no such process.
@@ -118,7 +122,7 @@ pub fn rss_bytes(pid: u32) -> io::Result<u64> {
     kib_of(&status, "VmRSS:").ok_or_else(|| io::Error::other(format!("process {pid} has no memory")))
 }
 
-/// Memory of the machine that could be had without swapping, in bytes.
+/// Available memory of the machine without swapping, in bytes.
 ///
 /// # Errors
 /// When the kernel does not say.
@@ -127,27 +131,28 @@ pub fn memory_available_bytes() -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("/proc/meminfo without MemAvailable"))
 }
 
-/// The bytes that a line of `/proc` names in KiB.
+/// The bytes in a line of `/proc` that is in KiB.
 fn kib_of(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
-/// Open files of a load beside its connections.
+/// Open files of a load besides its connections.
 const FILES_BESIDE: usize = 16;
 
-/// The hard limit of open files of a process.
+/// The hard limit of open files of this process.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn open_files_max() -> io::Result<u64> {
     Ok(open_files()?.rlim_max)
 }
 
-/// Raises the soft limit of open files of this process to the hard one: each connection is a file. The new limit.
+/// Raises the soft limit of open files of this process to the hard one, since each connection is a
+/// file. Returns the new limit.
 ///
 /// # Errors
-/// What the kernel said.
+/// The kernel's error.
 pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = open_files()?;
     limit.rlim_cur = limit.rlim_max;
@@ -158,7 +163,7 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_max)
 }
 
-/// Raises the limit of open files, and refuses what goes beyond it before anybody is connected.
+/// Raises the limit of open files, and rejects a load that needs more before anything connects.
 pub(super) fn require_open_files(options: &Options) -> Result<(), LoadError> {
     let (needed, most) = ((options.connections + options.publishers + FILES_BESIDE) as u64, raise_open_files()?);
     if needed > most { Err(LoadError::OpenFiles { needed, most }) } else { Ok(()) }

@@ -1,10 +1,11 @@
-//! How far a load is, on standard error: a bar on a terminal, a line a second elsewhere, nothing when asked for quiet.
+//! Progress on standard error: a bar on a terminal, a line each second elsewhere, nothing with
+//! `--quiet`.
 
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Between two looks at a bar, and between two lines, in nanoseconds.
+/// Time between two updates of a bar, and between two lines, in nanoseconds.
 const BAR_NS: u64 = 100_000_000;
 const LINE_NS: u64 = 1_000_000_000;
 
@@ -16,7 +17,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Nothing is shown yet.
+    /// Shows nothing yet.
     pub(crate) fn new(quiet: bool) -> Self {
         let bar = (!quiet && io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{bar:40} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -25,7 +26,7 @@ impl Progress {
         Self { bar, quiet, next_ns: 0 }
     }
 
-    /// Shows how much is done, from 0 to 1, if it is time to.
+    /// Shows the progress, from 0 to 1, if it is time to.
     pub(crate) fn show(&mut self, now_ns: u64, done: f64, text: impl FnOnce() -> String) {
         if self.quiet || now_ns < self.next_ns {
             return;
@@ -35,7 +36,7 @@ impl Progress {
                 bar.set_position((1000.0 * done.clamp(0.0, 1.0)) as u64);
                 bar.set_message(text());
             }
-            // Nobody may be there to read it; the load goes on.
+            // Standard error may be closed; the load goes on.
             None => drop(writeln!(io::stderr(), "{:>3.0} % {}", 100.0 * done.clamp(0.0, 1.0), text())),
         }
         self.next_ns = now_ns + if self.bar.is_some() { BAR_NS } else { LINE_NS };

@@ -1,23 +1,23 @@
-//! What is to be published, and when. Pure: time comes in as an argument.
+//! How many messages are to be published, and when. Time comes in as an argument.
 
 use super::options::Pace;
 use super::schedule::Schedule;
 
-/// What is to be published, and when.
+/// How many messages are to be published, and when.
 pub(super) struct PublishPlan {
     /// Messages still to publish.
     pub(super) left: u64,
-    /// When the time is over.
+    /// End of publishing, in nanoseconds of the run's clock.
     pub(super) until_ns: u64,
     schedule: Option<Schedule>,
     /// Messages published.
     pub(super) sent: u64,
-    /// Most messages on their way.
+    /// Most messages in flight.
     pub(super) in_flight: u64,
 }
 
 impl PublishPlan {
-    /// `messages` at this pace from now on, but none from `until_ns` on.
+    /// A plan for `messages` at this pace from now on, and none from `until_ns` on.
     pub(super) fn new(pace: Pace, messages: u64, now_ns: u64, until_ns: u64) -> Self {
         let (schedule, in_flight) = match pace {
             Pace::Rate(per_second) => (Some(Schedule::new(now_ns, per_second)), u64::MAX),
@@ -27,17 +27,17 @@ impl PublishPlan {
         Self { left: messages, until_ns, schedule, sent: 0, in_flight }
     }
 
-    /// Whether nothing more is to be published.
+    /// Whether nothing is left to publish.
     pub(super) fn is_over(&self, now_ns: u64) -> bool {
         self.left == 0 || now_ns >= self.until_ns
     }
 
-    /// When the next message is due.
+    /// The due time of the next message.
     pub(super) fn due_ns(&self, now_ns: u64) -> u64 {
         self.schedule.map_or(now_ns, |schedule| schedule.due_ns(self.sent))
     }
 
-    /// Messages that were due by the end of the time and have not been sent.
+    /// Messages that were due before the end and have not been sent.
     pub(super) fn unsent(&self) -> u64 {
         let Some(schedule) = self.schedule.filter(|_| self.until_ns < u64::MAX) else {
             return 0;

@@ -1,7 +1,9 @@
-//! Who sends the messages: `POST` on keep-alive connections, or the event SAY of clients of their own. Lives in the event
-//! loop and does not wait, but for a connection that has to be opened anew.
+//! Sends the messages: by `POST` on keep-alive connections, or as the event SAY of separate
+//! clients. It is part of the event loop and does not wait, except for a connection that has to be
+//! opened again.
 //!
-//! One publication is one write, also when several become due together, so that every server meets the same bursts.
+//! One publication is one write, even when several are due together, so that every server gets the
+//! same bursts.
 
 use std::net::SocketAddr;
 
@@ -49,7 +51,7 @@ impl Publisher {
         }
     }
 
-    /// Whether nothing is left to send, and every answer has come.
+    /// Whether everything is sent and every response has arrived.
     pub(crate) fn is_idle(&self) -> bool {
         match self {
             Self::Http(http) => http.is_idle(),
@@ -65,7 +67,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes message `number`. To be called when [`Self::is_ready`].
+    /// Publishes message `number`. To be called only when [`Self::is_ready`].
     pub(crate) fn publish(&mut self, number: u32, room: usize, registry: &Registry) -> Result<(), LoadError> {
         match self {
             Self::Http(http) => http.publish(number, registry),
@@ -76,7 +78,7 @@ impl Publisher {
         }
     }
 
-    /// When a refused publication is to be sent again.
+    /// When a refused publication is due again.
     pub(crate) fn retry_ns(&self) -> u64 {
         match self {
             Self::Http(http) => http.retry_ns(),
@@ -84,7 +86,7 @@ impl Publisher {
         }
     }
 
-    /// Sends again what was refused and is due.
+    /// Sends refused publications that are due again.
     pub(crate) fn retry(&mut self, now_ns: u64, registry: &Registry) -> Result<(), LoadError> {
         match self {
             Self::Http(http) => http.retry(now_ns, registry),
@@ -92,7 +94,7 @@ impl Publisher {
         }
     }
 
-    /// Takes in what has happened to a publishing connection.
+    /// Handles an event of a publishing connection.
     pub(crate) fn event(&mut self, event: &Event) -> Result<(), LoadError> {
         match self {
             Self::Http(http) => http.event(event),

@@ -1,4 +1,4 @@
-//! What comes out of a load: one JSON document, or one screen of plain words with the same figures.
+//! The report of a load: one JSON document, or one screen of text with the same figures.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -9,13 +9,13 @@ use super::chat::ChatCounts;
 use super::latency::Summary;
 use super::options::Scenario;
 
-/// Share of its core from which on the client is in the way of the server, in percent.
+/// Share of its core from which on the client counts as the bottleneck, in percent.
 const SATURATED_PERCENT: f64 = 95.0;
 
 /// The figures of one load; the names are those of the JSON document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What was done.
+    /// The load that was run.
     pub scenario: Scenario,
     /// Where subscribers connected.
     pub url: String,
@@ -28,21 +28,22 @@ pub struct Report {
     pub commit: Option<String>,
     /// Seed of every random choice.
     pub seed: u64,
-    /// What became of the connections.
+    /// The connections and their ends.
     pub connections: Connections,
-    /// How connecting went.
+    /// The handshakes.
     pub connect: Connect,
     /// Messages published.
     pub published: u64,
     /// Publications refused with 503 and sent again.
     pub refused: u64,
-    /// Messages that were due and could not be sent in the duration; the run has failed if they are more than a hundredth.
+    /// Messages that were due and could not be sent in the duration; the run has failed if they are
+    /// more than a hundredth.
     pub unsent: u64,
     /// Deliveries that had to follow.
     pub expected: u64,
-    /// Deliveries that did.
+    /// Deliveries that arrived.
     pub received: u64,
-    /// Exactly 1, or a number that cannot be taken for it; nothing if nothing was expected.
+    /// Exactly 1, or a number that cannot be mistaken for it; nothing if nothing was expected.
     #[serde(serialize_with = "share")]
     pub received_share: Option<f64>,
     /// Messages that a subscriber lacks although it has a later one.
@@ -55,19 +56,20 @@ pub struct Report {
     pub unexpected: u64,
     /// Lost deliveries. Nothing is expected of a slow subscriber that is closed as its policy says.
     pub lost_unexplained: u64,
-    /// First publication until last delivery, in nanoseconds.
+    /// From the first publication to the last delivery, in nanoseconds.
     pub elapsed_ns: u64,
-    /// Pace of the load.
+    /// Deliveries per second over that time.
     pub deliveries_per_second: f64,
-    /// How many frames arrived together; of fanout only, where nobody reads anything else.
+    /// How many frames arrived together; of fanout only, where clients read nothing else.
     pub frames_per_read: Option<f64>,
-    /// Due until received, for each delivery. A message is due on schedule with a rate, and else when it is sent.
+    /// From due until received, for each delivery. With a rate, a message is due on schedule, else
+    /// when it is sent.
     pub latency_us: Option<Summary>,
-    /// Due until the last subscriber has it, for each message that everybody has.
+    /// From due until the last subscriber has it, for each message that every subscriber has.
     pub last_subscriber_us: Option<Summary>,
-    /// What it cost the server, if it is known which process that is.
+    /// The cost of the server, if its process is known.
     pub server: Option<ServerFigures>,
-    /// What it cost the client.
+    /// The cost of the client.
     pub client: ClientFigures,
     /// The article's test.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,65 +80,66 @@ pub struct Report {
     /// Subscribers that read slowly.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow: Option<SlowFigures>,
-    /// What went wrong first.
+    /// The first error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_error: Option<String>,
-    /// Whether nearly everything that was due was sent, everything arrived that had to, and no connection was lost.
+    /// Whether nearly all due messages were sent, all expected deliveries arrived, no connection
+    /// was lost, and the load ran to its end.
     pub passed: bool,
 }
 
-/// What became of the connections.
+/// The connections and their ends.
 #[derive(Clone, Debug, Serialize)]
 pub struct Connections {
-    /// How many were asked for.
+    /// How many were requested.
     pub requested: u64,
-    /// Open at the end; in the chat, most at once.
+    /// Open at the end; in the chat, most at the same time.
     pub open: u64,
-    /// Did not come about, or did not end.
+    /// Could not be opened, or did not end.
     pub failed: u64,
     /// Ended by the server, by close code; 1006 is no close frame, 1005 one without a code.
     pub closed: BTreeMap<u16, u64>,
 }
 
-/// How connecting went.
+/// The handshakes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Connect {
     /// Handshakes per second.
     pub per_second: f64,
-    /// Beginning of a connection until its handshake was answered.
+    /// From the start of a connection until its handshake was answered.
     pub latency_us: Option<Summary>,
-    /// CPU of the server for each, and for the ping behind it.
+    /// CPU of the server for each handshake and the ping after it.
     pub server_cpu_ns_per_handshake: Option<f64>,
 }
 
-/// What it cost the server.
+/// The cost of the server.
 #[derive(Clone, Debug, Serialize)]
 pub struct ServerFigures {
-    /// CPU of the process for each delivery.
+    /// CPU for each delivery.
     pub cpu_ns_per_delivery: Option<f64>,
-    /// CPU of the process, in percent of one core, over the time between the two readings: the load, and the tenth of a
-    /// second or more after it in which the client still listens.
+    /// CPU in percent of one core, over the time between the two samples: the load, and the tenth
+    /// of a second or more after it in which the client still listens.
     pub cpu_percent: f64,
     /// How long its threads were ready and waited for a core, in percent of the same time.
     pub waited_percent: f64,
-    /// Memory before anybody was connected.
+    /// Memory before any client was connected.
     pub rss_bytes_before: u64,
-    /// Memory with everybody connected; in the chat, with most at once.
+    /// Memory with all clients connected; in the chat, with most at the same time.
     pub rss_bytes_connected: u64,
     /// Memory at the end.
     pub rss_bytes_after: u64,
 }
 
-/// What it cost the client.
+/// The cost of the client.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClientFigures {
-    /// CPU of this process without what it spent in waiting, in percent of a core.
+    /// CPU of this process without polls that found no event, in percent of a core.
     pub cpu_percent: f64,
     /// How long it was ready and waited for a core, in percent of the time.
     pub waited_percent: f64,
-    /// Whether it was the bottleneck: all its time went into work and into waiting for a core.
+    /// Whether it was the bottleneck: it spent all its time on work and on waiting for a core.
     pub saturated: bool,
-    /// Deliveries taken in per second of that CPU.
+    /// Deliveries per second of that CPU time.
     pub deliveries_per_cpu_second: f64,
 }
 
@@ -162,11 +165,11 @@ pub struct ChatFigures {
 pub struct ChurnFigures {
     /// How many connections take part.
     pub connections: u64,
-    /// How often one began to join again.
+    /// How often a client began to join again.
     pub joins: u64,
-    /// How often one left.
+    /// How often a client left.
     pub leaves: u64,
-    /// How often nobody was there to leave.
+    /// How often no client could leave.
     pub skipped: u64,
 }
 
@@ -183,12 +186,12 @@ pub struct SlowFigures {
     pub dropped: u64,
 }
 
-/// The quotient, and 0 where there is none.
+/// The quotient; 0 for a division by 0.
 pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// A whole 1 is written as such.
+/// A share of 1 is written as a whole number.
 fn share<S: Serializer>(share: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match share {
         Some(1.0) => serializer.serialize_u64(1),
@@ -251,12 +254,12 @@ impl fmt::Display for Report {
             let share = match self.received_share {
                 Some(1.0) => "exactly 1".to_owned(),
                 Some(share) => format!("{share:.9}"),
-                None => "nothing was expected".to_owned(),
+                None => "no message was expected".to_owned(),
             };
             let text = format!("{} of {} expected: {share}", grouped(self.received), grouped(self.expected));
             row("received", text)?;
             let text = format!(
-                "{} lost without a reason; {} gaps, {} repeats, {} reordered",
+                "{} lost, {} gaps, {} repeats, {} reordered",
                 grouped(self.lost_unexplained),
                 self.gaps,
                 self.repeats,
@@ -265,7 +268,7 @@ impl fmt::Display for Report {
             row("faults", text)?;
         }
         if self.unexpected > 0 {
-            row("not ours", format!("{} messages", grouped(self.unexpected)))?;
+            row("unexpected", format!("{} messages", grouped(self.unexpected)))?;
         }
         if self.received > 0 {
             let pace = grouped(self.deliveries_per_second as u64);
@@ -299,12 +302,12 @@ impl fmt::Display for Report {
             let among = grouped(churn.connections);
             row(
                 "churn",
-                format!("{leaves} left and {joins} joined, of {among}; {} times nobody was there", churn.skipped),
+                format!("{leaves} left and {joins} joined, of {among}; {} times no client could leave", churn.skipped),
             )?;
         }
         if let Some(slow) = &self.slow {
             let text = format!(
-                "{} of {} open; {} received, {} dropped on the way",
+                "{} of {} open; {} received, {} dropped by the server",
                 slow.open,
                 slow.connections,
                 grouped(slow.received),
@@ -314,18 +317,21 @@ impl fmt::Display for Report {
         }
         if let Some(server) = &self.server {
             let each = server.cpu_ns_per_delivery.map_or(String::new(), |ns| format!("{ns:.0} ns per delivery, "));
-            let text =
-                format!("{each}{:.0} % of a core, waited {:.0} % for one", server.cpu_percent, server.waited_percent);
+            let text = format!(
+                "{each}{:.0} % of a core, waited {:.0} % of the time for one",
+                server.cpu_percent, server.waited_percent
+            );
             row("server CPU", text)?;
             let (before, with) = (mebibytes(server.rss_bytes_before), mebibytes(server.rss_bytes_connected));
             row(
                 "server memory",
-                format!("{before} before, {with} with everybody, {} at the end", mebibytes(server.rss_bytes_after)),
+                format!("{before} before, {with} with all clients, {} at the end", mebibytes(server.rss_bytes_after)),
             )?;
         }
         let client = &self.client;
         let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };
-        let mut text = format!("{:.0} % of a core, waited {:.0} % for one", client.cpu_percent, client.waited_percent);
+        let mut text =
+            format!("{:.0} % of a core, waited {:.0} % of the time for one", client.cpu_percent, client.waited_percent);
         if self.received > 0 {
             write!(text, ", {} deliveries in a second of it", grouped(client.deliveries_per_cpu_second as u64))?;
         }
@@ -346,7 +352,7 @@ impl fmt::Display for Report {
             }
         }
         if let Some(first_error) = &self.first_error {
-            row("\nfirst first_error", format!(" {first_error}"))?;
+            row("\nfirst error", format!(" {first_error}"))?;
         }
         Ok(())
     }

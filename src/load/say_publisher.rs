@@ -1,5 +1,5 @@
-//! Publishing by the event SAY of clients that are nothing else. Nothing answers a SAY, so only an `ERROR` or the end of a
-//! connection says that one was not carried out.
+//! Publishes by the event SAY of clients that do nothing else. A server does not acknowledge a SAY,
+//! so only an `ERROR` or the end of a connection shows that one failed.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use super::message::Tags;
 use super::options::Options;
 use super::{LoadError, frames};
 
-/// The event SAY of clients that are nothing else.
+/// Clients that send the event SAY.
 pub(crate) struct SayPublisher {
     pool: ClientPool,
     replies: SenderReplies,
@@ -23,7 +23,7 @@ pub(crate) struct SayPublisher {
     sent: Vec<usize>,
 }
 
-/// Looks for what the server says to a sender; the messages themselves are the subscribers' matter.
+/// The [`FrameHandler`] of the senders: looks for errors. Messages are the subscribers' task.
 #[derive(Default)]
 struct SenderReplies {
     error: Option<String>,
@@ -83,7 +83,7 @@ impl SayPublisher {
         Ok(Self { sent: vec![0; rooms], pool, replies, rooms, tags, payload, scratch: Vec::new() })
     }
 
-    /// Whether the next sender of this room can speak.
+    /// Whether the next sender of this room can send.
     pub(super) fn is_ready(&self, room: usize) -> bool {
         self.pool.has_sent(self.sender(room))
     }
@@ -93,7 +93,7 @@ impl SayPublisher {
         (0..self.pool.len()).all(|sender| self.pool.has_sent(sender))
     }
 
-    /// Who speaks next in this room: sender i is in room i mod rooms, as subscribers are.
+    /// The next sender of this room: sender i is in room i mod rooms, as subscribers are.
     fn sender(&self, room: usize) -> usize {
         let senders = (self.pool.len() - room).div_ceil(self.rooms);
         room + self.rooms * (self.sent[room] % senders)

@@ -1,7 +1,7 @@
-//! When the next message is due. Pure: time comes in as an argument.
+//! Schedules, and random numbers. Time comes in as an argument.
 
-/// Messages at a steady rate from a moment on. They are due when they are due, whether or not the one before could be
-/// sent in time: who counts latency from here omits nothing.
+/// Messages at a steady rate. Due times do not depend on whether earlier messages could be sent in
+/// time, so latency counted from them omits nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     start_ns: u64,
@@ -9,29 +9,29 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The first is due at `start_ns`.
+    /// A schedule whose first message is due at `start_ns`.
     pub(crate) fn new(start_ns: u64, per_second: f64) -> Self {
         Self { start_ns, per_second }
     }
 
-    /// When the message with this number is due, counted from 0.
+    /// The due time of the message with this number, counted from 0.
     pub(crate) fn due_ns(&self, number: u64) -> u64 {
         self.start_ns.saturating_add((number as f64 * 1e9 / self.per_second) as u64)
     }
 
-    /// How many messages are due before this time.
+    /// Number of messages that are due before this time.
     pub(crate) fn due_before(&self, end_ns: u64) -> u64 {
         (end_ns.saturating_sub(self.start_ns) as f64 * self.per_second / 1e9).ceil() as u64
     }
 }
 
-/// Random numbers that follow from a seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>): enough to spread timers and
-/// to pick connections.
+/// Random numbers from a seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>): good enough to
+/// spread timers and to pick connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// The next number, of all that there are.
+    /// The next random number.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,7 +39,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A random number below `end`, which is not 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

@@ -1,4 +1,4 @@
-//! A socket of the load, with TLS or without. Never waits.
+//! A socket of the load, with or without TLS. Never waits.
 
 use std::io::{self, Read, Write};
 
@@ -16,7 +16,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// A socket that connects, or has connected.
+    /// A socket that connects or has connected.
     pub(crate) fn new(tcp: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
         Ok(Self { tcp, session: tls.map(Session::new).transpose()?.map(Box::new) })
     }
@@ -43,7 +43,8 @@ impl Write for Stream {
         }
     }
 
-    /// Writes what a session has taken and the socket takes now; the rest waits for the next call.
+    /// Writes pending bytes of the TLS session as far as the socket takes them; the rest waits for
+    /// the next call.
     fn flush(&mut self) -> io::Result<()> {
         self.session.as_mut().map_or(Ok(()), |session| session.flush(&mut self.tcp))
     }

@@ -1,20 +1,20 @@
-//! The subscribers of a load that publishes: finds the tag in each message, and tells the tracker.
+//! The [`FrameHandler`] of subscribers: finds the tag in each message and records the delivery.
 
 use super::client_pool::ABNORMAL;
 use super::delivery_tracker::DeliveryTracker;
 use super::frame_handler::FrameHandler;
 use super::message::{NO_TAG, TAG_BYTES, Tags};
 
-/// Bytes of a message in which the tag is looked for when it comes inside an event.
+/// Length of the start of an event in which the tag is searched, in bytes.
 const EVENT_HEAD_BYTES: usize = 256;
-/// The close code of a server that cannot keep up with a client.
+/// The close code of a server that cannot keep up with a client (1013, Try Again Later).
 const TRY_AGAIN_LATER: u16 = 1013;
 
-/// Listens for publications.
+/// Records deliveries.
 pub(super) struct Subscribers {
     pub(super) tracker: DeliveryTracker,
     pub(super) tags: Tags,
-    /// Whether the tag stands inside an event.
+    /// Whether the tag is inside an event.
     pub(super) inside: bool,
     pub(super) slow_from: usize,
     pub(super) rooms: usize,
@@ -47,8 +47,9 @@ impl FrameHandler for Subscribers {
 
     fn ended(&mut self, client: usize, code: u16, _: u64) -> bool {
         self.tracker.abort(client);
-        // A client that does not read may not get the close frame before the server cuts the connection. Who reads as fast
-        // as it can is never to be closed: what it lacks is lost, whatever the code says.
+        // A client that does not read may not get the close frame before the server closes the
+        // socket. A client that reads as fast as it can must never be closed: messages that it
+        // lacks are lost, whatever the code says.
         client >= self.slow_from && !self.drops && (code == TRY_AGAIN_LATER || code == ABNORMAL)
     }
 }

@@ -1,5 +1,5 @@
-//! Where a load goes: `ws://host:port/path` and `http://host:port/path`, or with an `s`, and the path of each room. Parses text; does not
-//! look names up.
+//! The URLs of a load: `ws://host:port/path` and `http://host:port/path`, or the same with TLS, and
+//! the path of each room. Parses text; does not resolve names.
 
 use std::{fmt, io};
 
@@ -11,7 +11,7 @@ use super::tls::Tls;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Target {
     scheme: String,
-    /// Host and port as they stand in the URL: the `Host` header.
+    /// Host and port as in the URL: the `Host` header.
     pub(crate) authority: String,
     /// Host and port, with the default port if the URL has none.
     pub(crate) address: String,
@@ -20,13 +20,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads a URL with this scheme, `ws` or `http`, or the same with TLS.
+    /// Parses a URL with this scheme, `ws` or `http`, or the same with TLS.
     ///
     /// # Errors
     /// One sentence that says what to write.
     pub fn parse(text: &str, scheme: &str) -> Result<Self, String> {
         let (found, rest) =
-            text.split_once("://").ok_or_else(|| format!("no URL: write for example {scheme}://127.0.0.1:3000/"))?;
+            text.split_once("://").ok_or_else(|| format!("not a URL: write for example {scheme}://127.0.0.1:3000/"))?;
         let secure = found.strip_suffix('s') == Some(scheme);
         if found != scheme && !secure {
             return Err(format!("the scheme has to be {scheme} or {scheme}s, not {found}"));
@@ -38,13 +38,15 @@ impl Target {
         let port = authority.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.ends_with(':'));
         let has_port = port.is_some_and(|(host, _)| !host.starts_with('[') || host.ends_with(']'));
         if has_port && port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err("the port is no number below 65536".to_owned());
+            return Err("the port is not a number below 65536".to_owned());
         }
         if authority.is_empty()
             || authority.contains('@')
             || text.contains(|c: char| c.is_whitespace() || c.is_control())
         {
-            return Err(format!("no host, a user name or a blank in it: write for example {scheme}://127.0.0.1:3000/"));
+            return Err(format!(
+                "the URL has no host, or a user name or a blank: write for example {scheme}://127.0.0.1:3000/"
+            ));
         }
         let default_port = if secure { 443 } else { 80 };
         let address = if has_port { authority.to_owned() } else { format!("{authority}:{default_port}") };
@@ -60,10 +62,10 @@ impl Target {
         Ok(target)
     }
 
-    /// What its sessions are made from, if it asks for TLS.
+    /// The settings of its TLS sessions, if it needs TLS.
     ///
     /// # Errors
-    /// When this build has none, or the host is no name for it.
+    /// When this build has no TLS, or the host is not a valid name.
     pub(crate) fn tls(&self) -> io::Result<Option<Tls>> {
         if !matches!(self.scheme.as_str(), "wss" | "https") {
             return Ok(None);
@@ -72,7 +74,8 @@ impl Target {
         Tls::new(host.trim_start_matches('[').trim_end_matches(']')).map(Some)
     }
 
-    /// Where to publish for those who subscribe here: HTTP, and `/publish` in place of `/ws`.
+    /// The URL at which messages for its subscribers are published: HTTP, and `/publish` in place
+    /// of `/ws`.
     #[must_use]
     pub fn publish(&self) -> Self {
         let path = match self.path.strip_prefix("/ws") {
@@ -83,7 +86,7 @@ impl Target {
         Self { scheme: scheme.to_owned(), path, query: String::new(), ..self.clone() }
     }
 
-    /// Path and query of a request, in this room if there are any.
+    /// Path and query of a request, in this room if there is one.
     pub(crate) fn request(&self, room: Option<usize>) -> String {
         match room {
             Some(room) => format!("{}/r{room}{}", self.path.trim_end_matches('/'), self.query),

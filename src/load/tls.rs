@@ -1,5 +1,5 @@
-//! The client's end of TLS. Whom the certificate names is not looked at: a load measures whoever answers, and most often that
-//! one's certificate is its own.
+//! The client's end of TLS. It accepts any certificate: a load measures the server that answers,
+//! and most test servers have a self-signed one.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
 
-/// What every session is made from.
+/// The settings of all sessions.
 #[derive(Clone)]
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
@@ -19,10 +19,10 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// For sessions with the server of this name.
+    /// Settings for sessions with the server of this name.
     ///
     /// # Errors
-    /// When it is no name.
+    /// When `host` is not a valid name.
     pub(crate) fn new(host: &str) -> io::Result<Self> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let provider = Arc::new(ring::default_provider());
@@ -36,7 +36,7 @@ impl Tls {
     }
 }
 
-/// Takes any certificate, and checks that the server has its key.
+/// Accepts any certificate, and checks that the server has its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -75,7 +75,7 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// One session.
+/// One TLS session.
 pub(crate) struct Session(ClientConnection);
 
 impl fmt::Debug for Session {
@@ -89,7 +89,8 @@ impl Session {
         ClientConnection::new(tls.config.clone(), tls.name.clone()).map(Self).map_err(io::Error::other)
     }
 
-    /// As much as there is, up to the length of `buffer`: less says that the socket is empty.
+    /// Reads as much as there is, up to the length of `buffer`. Less than that means that the
+    /// socket is empty.
     pub(crate) fn read(&mut self, tcp: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         loop {
@@ -100,7 +101,7 @@ impl Session {
                     Ok(0) => return Ok(filled),
                     Ok(_) => {
                         let state = self.0.process_new_packets();
-                        // What the handshake answers, or why it failed.
+                        // The answer of the handshake, or the alert that says why it failed.
                         self.flush(tcp)?;
                         state.map_err(io::Error::other)?;
                     }
@@ -116,7 +117,7 @@ impl Session {
     }
 
     pub(crate) fn write(&mut self, tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-        // A session takes so much and no more before the socket has taken what was before.
+        // A session buffers a limited amount until the socket has taken what was before.
         let mut taken = 0;
         loop {
             self.flush(tcp)?;
@@ -128,7 +129,7 @@ impl Session {
         }
     }
 
-    /// Writes what the socket takes now.
+    /// Writes as much as the socket takes now.
     pub(crate) fn flush(&mut self, tcp: &mut TcpStream) -> io::Result<()> {
         while self.0.wants_write() {
             match self.0.write_tls(tcp) {
