@@ -29,6 +29,15 @@ impl fmt::Debug for TokenKey {
 struct Claims {
     exp: u64,
     channels: Option<Vec<String>>,
+    sub: Option<Subject>,
+}
+
+/// RFC 7519 wants a string; some issuers write a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Subject {
+    Text(String),
+    Number(serde_json::Number),
 }
 
 /// What the bearer of a token may do.
@@ -38,6 +47,8 @@ pub struct Grant {
     pub expires: u64,
     /// Names of channels, or beginnings of names with a `*` behind them; without any claim, every channel.
     channels: Option<Box<[String]>>,
+    /// The claim `sub`, if it is not empty: the name of the client in `CHAT_MSG`.
+    pub user: Option<Box<str>>,
 }
 
 impl Grant {
@@ -98,7 +109,12 @@ impl TokenKey {
         if header.crit.is_some() || claims.exp <= UNIX_EPOCH.elapsed().unwrap_or_default().as_secs() {
             return Err(Invalid);
         }
-        Ok(Grant { expires: claims.exp, channels: claims.channels.map(Vec::into_boxed_slice) })
+        let user = claims.sub.map(|sub| match sub {
+            Subject::Text(text) => text,
+            Subject::Number(number) => number.to_string(),
+        });
+        let user = user.filter(|user| !user.is_empty()).map(String::into_boxed_str);
+        Ok(Grant { expires: claims.exp, channels: claims.channels.map(Vec::into_boxed_slice), user })
     }
 }
 
@@ -137,6 +153,16 @@ MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAECIVobM0q87sy7M4g8R5SGzrv2uA3R2EL
             [true, false, true, false, false]
         );
         assert!(!key.verify(&token(json!({"exp": FAR, "channels": []}), "s")).unwrap().allows("a"));
+    }
+
+    #[test]
+    fn the_subject_is_the_user() {
+        let key = TokenKey::from_secret("s");
+        let subjects = [json!("ann"), json!(42), json!(""), json!(null)];
+        let users = subjects.map(|sub| key.verify(&token(json!({"exp": FAR, "sub": sub}), "s")).unwrap().user);
+        assert_eq!(users, [Some("ann".into()), Some("42".into()), None, None]);
+        assert_eq!(key.verify(&token(json!({"exp": FAR}), "s")).unwrap().user, None);
+        assert_eq!(key.verify(&token(json!({"exp": FAR, "sub": ["ann"]}), "s")), Err(Invalid));
     }
 
     #[test]

@@ -203,7 +203,7 @@ async fn next(timer: &mut Option<Interval>) {
 
 /// The server's message to `all`.
 fn tick(engine: &Engine) {
-    let frame = event::chat_msg("server", "hello, this is server", ChannelName::ALL);
+    let frame = event::chat_msg(event::SERVER_NAME, "hello, this is server", ChannelName::ALL);
     let publication = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
     if let Err(refused) = engine.publish(publication) {
         tracing::warn!("the tick was not sent: {refused}");

@@ -4,6 +4,7 @@
 //! answered with an `ERROR` event; it never ends the connection. A `SAY` is published through the
 //! sequencer like any other publication, never sent to subscribers directly.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::publication::{ChannelName, Origin, Publication};
@@ -50,12 +51,7 @@ impl Shard {
 
     fn on_event(&self, connection: &Rc<Conn>, event: ClientEvent<'_>) -> Result<(), EventError> {
         match event {
-            ClientEvent::SetName { new_name } => {
-                if !(1..=USER_NAME_BYTES_MAX).contains(&new_name.len()) {
-                    return Err(EventError::InvalidName(USER_NAME_BYTES_MAX));
-                }
-                connection.name.set(Some(Box::new(new_name.into())));
-            }
+            ClientEvent::SetName { new_name } => return self.set_name(connection, new_name),
             ClientEvent::Say { message, channel } => return self.say(connection, &message, channel.as_deref()),
             ClientEvent::Leave => self.end(connection, CloseReason::Left),
             ClientEvent::Subscribe { channel } => {
@@ -77,6 +73,22 @@ impl Shard {
                 self.answer(connection, event::unsubscribed(channel.as_str()));
             }
         }
+        Ok(())
+    }
+
+    /// Sets the name of a client whose token has no `sub`.
+    fn set_name(&self, connection: &Conn, name: Cow<'_, str>) -> Result<(), EventError> {
+        if !(1..=USER_NAME_BYTES_MAX).contains(&name.len()) {
+            return Err(EventError::InvalidName(USER_NAME_BYTES_MAX));
+        }
+        if event::is_reserved_name(&name) {
+            return Err(EventError::ReservedName);
+        }
+        let grants = self.grants.borrow();
+        if let Some(user) = grants.get(&connection.slot).and_then(|grant| grant.user.as_deref()) {
+            return if *user == *name { Ok(()) } else { Err(EventError::NameOfToken) };
+        }
+        connection.name.set(Some(Box::new(name.into())));
         Ok(())
     }
 
@@ -115,9 +127,14 @@ impl Shard {
             channels.retain(is_published);
             channels
         };
+        let grants = self.grants.borrow();
+        let sub = grants.get(&connection.slot).and_then(|grant| grant.user.as_deref());
+        if sub.is_some_and(|sub| event::is_reserved_name(sub) || !event::fits_name(sub)) {
+            return Err(EventError::UnusableSub);
+        }
         self.says.set(self.says.get() + 1);
         let name = connection.name.take();
-        let user = name.as_deref().map_or(NAMELESS, Box::as_ref);
+        let user = sub.or(name.as_deref().map(Box::as_ref)).unwrap_or(NAMELESS);
         let mut result = Ok(());
         for channel in channels {
             let frame = event::chat_msg(user, message, channel.as_str());

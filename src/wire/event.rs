@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::Frame;
+use crate::config::USER_NAME_BYTES_MAX;
 
 /// An event that a client may send.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -63,6 +64,15 @@ pub enum EventError {
     /// A name that is empty or too long.
     #[error("new_name must have 1 to {0} bytes")]
     InvalidName(usize),
+    /// A name that looks like the server's own; see [`is_reserved_name`].
+    #[error("no client can have the name server: choose another new_name")]
+    ReservedName,
+    /// The client's token says who it is.
+    #[error("your name is the sub of your token: SET_NAME cannot change it")]
+    NameOfToken,
+    /// The `sub` of the client's token is too long, or the server's own name.
+    #[error("the sub of your token cannot be a name here: it is too long, or the server's own name")]
+    UnusableSub,
     /// A channel name that cannot be one.
     #[error("{0}")]
     InvalidChannel(String),
@@ -96,10 +106,10 @@ impl EventError {
             Self::InvalidJson => "INVALID_JSON",
             Self::InvalidEvent(_) => "INVALID_EVENT",
             Self::UnknownEvent => "UNKNOWN_EVENT",
-            Self::InvalidName(_) => "INVALID_NAME",
+            Self::InvalidName(_) | Self::ReservedName => "INVALID_NAME",
             Self::InvalidChannel(_) | Self::TooManyChannels { .. } => "INVALID_CHANNEL",
             Self::NotSubscribed(_) => "NOT_SUBSCRIBED",
-            Self::Forbidden(_) | Self::SayDisabled(_) => "FORBIDDEN",
+            Self::NameOfToken | Self::UnusableSub | Self::Forbidden(_) | Self::SayDisabled(_) => "FORBIDDEN",
             Self::Overloaded(_) => "OVERLOADED",
         }
     }
@@ -117,6 +127,9 @@ impl EventError {
             | Self::InvalidEvent(_)
             | Self::UnknownEvent
             | Self::InvalidName(_)
+            | Self::ReservedName
+            | Self::NameOfToken
+            | Self::UnusableSub
             | Self::InvalidChannel(_) => None,
         }
     }
@@ -126,6 +139,34 @@ impl EventError {
     pub fn frame(&self) -> Frame {
         ServerEvent::Error { code: self.code(), message: &self.to_string(), channel: self.channel() }.frame()
     }
+}
+
+/// The name under which the server itself sends `CHAT_MSG`.
+pub const SERVER_NAME: &str = "server";
+
+/// Whether a client with this name could be taken for the server: in any case of letters, and with
+/// spaces or invisible characters added. Look-alike letters of other scripts are not recognised.
+#[must_use]
+pub fn is_reserved_name(name: &str) -> bool {
+    let is_invisible = |char: char| {
+        let formatting = ['\u{ad}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{200e}', '\u{200f}', '\u{feff}'];
+        char.is_control()
+            || formatting.contains(&char)
+            || ('\u{202a}'..='\u{202e}').contains(&char)
+            || ('\u{2060}'..='\u{206f}').contains(&char)
+    };
+    let visible: String = name.chars().filter(|&char| !is_invisible(char)).collect();
+    visible.trim().eq_ignore_ascii_case(SERVER_NAME)
+}
+
+/// Whether a `CHAT_MSG` has room for this name: the room that the longest name of SET_NAME takes if
+/// each of its bytes is escaped.
+#[must_use]
+pub fn fits_name(name: &str) -> bool {
+    // A control character is the longest escape: \u0001.
+    const ESCAPED_BYTES_MAX: usize = 6;
+    let json = serde_json::to_string(name).expect("a string serialises");
+    json.len() - "\"\"".len() <= ESCAPED_BYTES_MAX * USER_NAME_BYTES_MAX
 }
 
 /// An event that the server may send.
@@ -263,6 +304,30 @@ mod tests {
         for event in CLIENT_EVENTS {
             let text = format!(r#"{{"event":"{event}"}}"#);
             assert_ne!(parse(&text), Err(EventError::UnknownEvent), "{event}");
+        }
+    }
+
+    #[test]
+    fn names_that_look_like_the_servers_are_reserved() {
+        for name in ["server", "Server", "SERVER", " server ", "ser\u{200b}ver", "\u{202e}server", "server\u{0}"] {
+            assert!(is_reserved_name(name), "{name:?}");
+        }
+        for name in ["", " ", "serve", "servers", "my server", "Croc 1"] {
+            assert!(!is_reserved_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_fit_by_their_escaped_length() {
+        for (name, fits) in [
+            ("x".repeat(384), true),
+            ("x".repeat(385), false),
+            ("\u{1}".repeat(64), true),
+            ("\u{1}".repeat(65), false),
+            ("\"".repeat(192), true),
+            ("\"".repeat(193), false),
+        ] {
+            assert_eq!(fits_name(&name), fits, "{} bytes", name.len());
         }
     }
 

@@ -5,6 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use hydrant::config::{Config, SayPolicy};
+use hydrant::jwt::TokenKey;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
 
 use crate::support::{Received, STRATEGIES, TestServer, config, publish};
 
@@ -71,6 +74,8 @@ fn an_invalid_event_is_answered_with_an_error_and_the_connection_stays() {
         (r#"{"event":"DANCE"}"#, "UNKNOWN_EVENT"),
         (r#"{"event":"SET_NAME","new_name":""}"#, "INVALID_NAME"),
         (&long, "INVALID_NAME"),
+        (r#"{"event":"SET_NAME","new_name":"server"}"#, "INVALID_NAME"),
+        (r#"{"event":"SET_NAME","new_name":" SerVer"}"#, "INVALID_NAME"),
         (r#"{"event":"SUBSCRIBE","channel":"a b"}"#, "INVALID_CHANNEL"),
         (r#"{"event":"UNSUBSCRIBE","channel":"a b"}"#, "INVALID_CHANNEL"),
         (r#"{"event":"UNSUBSCRIBE","channel":"never"}"#, "NOT_SUBSCRIBED"),
@@ -80,7 +85,7 @@ fn an_invalid_event_is_answered_with_an_error_and_the_connection_stays() {
         (r#"{"event":"SAY","message":"x","channel":"never"}"#, "NOT_SUBSCRIBED"),
     ] {
         client.text(event);
-        let answer: serde_json::Value = serde_json::from_str(&client.receive_text()).unwrap();
+        let answer: Value = serde_json::from_str(&client.receive_text()).unwrap();
         assert_eq!((&answer["event"], &answer["code"]), (&"ERROR".into(), &code.into()), "{event}");
         assert!(answer["message"].as_str().is_some_and(|message| !message.is_empty()));
     }
@@ -213,6 +218,38 @@ fn say_with_a_channel_obeys_the_policy() {
         let says = u64::from(room) + u64::from(all);
         assert_eq!(server.stats().says, says, "{say:?}");
     }
+}
+
+#[test]
+fn the_sub_of_a_token_is_the_name_of_its_client() {
+    let server = TestServer::start(Config { subscriber_key: Some(TokenKey::from_secret("secret")), ..config() });
+    let connect = |sub: Value| {
+        let claims = json!({"exp": 4_000_000_000_u64, "sub": sub});
+        let token = encode(&Header::default(), &claims, &EncodingKey::from_secret(b"secret")).unwrap();
+        server.client(&format!("/ws/room?token={token}"))
+    };
+    let chat = |user: &str| format!(r#"{{"event":"CHAT_MSG","user":"{user}","message":"x","channel":"room"}}"#);
+    let mut ann = connect(json!("ann"));
+    ann.text(r#"{"event":"SET_NAME","new_name":"bob"}"#);
+    assert_eq!(
+        ann.receive_text(),
+        r#"{"event":"ERROR","code":"FORBIDDEN","message":"your name is the sub of your token: SET_NAME cannot change it"}"#
+    );
+    // Its own name is no change.
+    ann.text(r#"{"event":"SET_NAME","new_name":"ann"}"#);
+    ann.text(r#"{"event":"SAY","message":"x"}"#);
+    assert_eq!(ann.receive_text(), chat("ann"));
+    for sub in [json!("server"), json!("x".repeat(385))] {
+        let mut unusable = connect(sub);
+        unusable.text(r#"{"event":"SAY","message":"x"}"#);
+        let error = unusable.receive_text();
+        assert!(error.contains("FORBIDDEN") && error.contains("the sub of your token"), "{error}");
+    }
+    // Without `sub`, the client chooses its name.
+    let mut nameless = connect(json!(null));
+    nameless.text(r#"{"event":"SET_NAME","new_name":"carl"}"#);
+    nameless.text(r#"{"event":"SAY","message":"x"}"#);
+    assert_eq!(nameless.receive_text(), chat("carl"));
 }
 
 #[test]
