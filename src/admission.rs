@@ -1,9 +1,10 @@
-//! Who may be connected: permits, limits, and the count of everybody who was turned away.
+//! Admission: permits, limits per address, the pace of accepting, and the counters of rejections.
 //!
-//! A [`Permit`] is taken when a socket is accepted and given back when it is dropped, wherever the connection ends. The
-//! number of permits of a shard is its load: the accept thread hands a socket to the shard with the fewest. Rejections are
-//! decided where the right answer can be given: per address when a socket is accepted, everything else when it asks for a
-//! WebSocket, so that a full server still answers `/healthz` and publishers.
+//! A [`Permit`] is taken when a socket is accepted and given back when it is dropped, wherever the
+//! connection ends. The number of permits of a shard is its load: the accept thread hands a socket
+//! to the shard with the fewest. A client is rejected where the right answer can be given. The
+//! limit per address applies when a socket is accepted, all others when it asks for a WebSocket, so
+//! a full server still answers `/healthz` and publishers.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -14,29 +15,29 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
-/// Why somebody was turned away.
+/// Why a socket or a request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// There are as many WebSockets as there may be.
+    /// The server has as many WebSockets as it may have.
     Connections,
     /// The client's address has as many connections as it may have.
     Address,
-    /// The heap is at its bound.
+    /// The heap has reached its bound.
     Memory,
-    /// As many sockets as may be have not finished their requests.
+    /// Too many sockets have not finished their requests.
     Handshakes,
-    /// A page of another origin.
+    /// The request comes from a page of another origin.
     Origin,
-    /// The server drains.
+    /// The server is draining.
     Draining,
     /// No token, or one that grants nothing.
     Unauthorized,
-    /// A token for other channels.
+    /// The token grants other channels only.
     Forbidden,
 }
 
 impl Rejection {
-    /// Every reason, in the order of their numbers.
+    /// Every reason, in the order of their discriminants.
     pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::Address,
@@ -74,43 +75,43 @@ impl Rejection {
         }
     }
 
-    /// What the answer says.
+    /// The text of the answer.
     #[must_use]
     pub const fn sentence(self) -> &'static str {
         match self {
-            Self::Connections => "the server has as many connections as it takes (--max-connections): try again later",
-            Self::Address => "your address has as many connections as it may have (--max-per-address)",
-            Self::Memory => "the server has as much memory in use as it may have (--max-memory): try again later",
+            Self::Connections => "the server has as many connections as --max-connections allows: try again later",
+            Self::Address => "your address has as many connections as --max-per-address allows",
+            Self::Memory => "the server uses as much memory as --max-memory allows: try again later",
             Self::Handshakes => "too many requests are unfinished (--max-handshakes): try again later",
             Self::Draining => "the server is shutting down",
             Self::Unauthorized => "a WebSocket needs a valid token: Authorization: Bearer TOKEN, or ?token=TOKEN",
-            Self::Forbidden => "your token does not reach as far as this channel",
+            Self::Forbidden => "your token does not grant this channel",
             Self::Origin => "pages of this origin may not connect: see --allow-origin",
         }
     }
 }
 
-/// How often each [`Rejection`] was given.
+/// How often each [`Rejection`] occurred.
 #[derive(Debug, Default)]
 pub struct Rejections([AtomicU64; Rejection::ALL.len()]);
 
 impl Rejections {
-    /// One more; the rejection, to answer it.
+    /// Counts one rejection, and returns it for the answer.
     pub fn count(&self, rejection: Rejection) -> Rejection {
-        // Relaxed, here and below: a figure to show.
+        // Relaxed, here and below: only metrics read it.
         self.0[rejection as usize].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(reason = rejection.label(), "refused");
         rejection
     }
 
-    /// How often so far.
+    /// How often it has occurred so far.
     #[must_use]
     pub fn get(&self, rejection: Rejection) -> u64 {
         self.0[rejection as usize].load(Ordering::Relaxed)
     }
 }
 
-/// How fast sockets are accepted. Pure: time comes in as an argument.
+/// The pace at which sockets are accepted. Pure: time is an argument.
 #[derive(Debug)]
 pub struct AcceptPace {
     per_second: f64,
@@ -120,13 +121,13 @@ pub struct AcceptPace {
 }
 
 impl AcceptPace {
-    /// So many in a second, and a tenth of them at once.
+    /// `per_second` sockets a second, of which a tenth may be accepted at once.
     #[must_use]
     pub fn new(per_second: NonZeroU32, now: Instant) -> Self {
         Self { per_second: per_second.get().into(), left: 1.0, at: now }
     }
 
-    /// How long the next socket has to wait; nothing if it may be accepted now.
+    /// How long the next socket has to wait; `None` if it may be accepted now.
     #[must_use]
     pub fn wait(&mut self, now: Instant) -> Option<Duration> {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
@@ -135,51 +136,52 @@ impl AcceptPace {
         (self.left < 1.0).then(|| Duration::from_secs_f64((1.0 - self.left) / self.per_second))
     }
 
-    /// One was accepted.
+    /// Notes that one socket was accepted.
     pub fn accepted(&mut self) {
         self.left -= 1.0;
     }
 }
 
-/// The connections of one shard, whatever phase they are in.
+/// The number of connections of one shard, in any phase.
 #[derive(Clone, Debug, Default)]
-pub struct Load(Arc<Place>);
+pub struct Load(Arc<PermitCount>);
 
 impl Load {
-    /// Number of permits out.
+    /// The number of permits that are taken.
     #[must_use]
     pub fn get(&self) -> usize {
-        // Relaxed: a hint for balance, nothing is published by it.
+        // Relaxed: a hint for the choice of a shard; it publishes no other memory.
         self.0.count.load(Ordering::Relaxed)
     }
 
-    /// One more connection.
+    /// Takes a permit.
     #[must_use]
     pub fn permit(&self) -> Permit {
         self.0.count.fetch_add(1, Ordering::Relaxed);
         Permit(self.0.clone())
     }
 
-    /// One more connection of `address`, if it has fewer than `most`.
+    /// Takes a permit for a connection of `address`, if that address has fewer than `most`.
     #[must_use]
     pub fn permit_of(&self, address: IpAddr, most: usize, addresses: &Arc<Addresses>) -> Option<Permit> {
         addresses.enter(address, most).then(|| {
             let of_address = Some((self.permit(), address, addresses.clone()));
-            Permit(Arc::new(Place { count: AtomicUsize::new(1), of_address }))
+            Permit(Arc::new(PermitCount { count: AtomicUsize::new(1), of_address }))
         })
     }
 }
 
-/// What permits are counted in: shared by all of a shard, or that of one connection with an address.
+/// The count behind permits: one shared by a whole shard, or the one of a connection with an
+/// address.
 #[derive(Debug, Default)]
-struct Place {
+struct PermitCount {
     count: AtomicUsize,
     of_address: Option<(Permit, IpAddr, Arc<Addresses>)>,
 }
 
-/// One connection's place; given back on drop.
+/// The right to be connected; given back on drop.
 #[derive(Debug)]
-pub struct Permit(Arc<Place>);
+pub struct Permit(Arc<PermitCount>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -190,7 +192,7 @@ impl Drop for Permit {
     }
 }
 
-/// How many connections each address has; only those that have any.
+/// The number of connections of each address; addresses without any are not kept.
 #[derive(Debug, Default)]
 pub struct Addresses(DashMap<IpAddr, usize>);
 
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_so_many_and_no_more() {
+    fn an_address_has_at_most_its_limit() {
         let (load, addresses) = (Load::default(), Arc::default());
         let address = |last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
         let permit = |last| load.permit_of(address(last), 2, &addresses);
@@ -240,7 +242,7 @@ mod tests {
         assert!(other.is_some());
         assert_eq!(load.get(), 3);
         drop(first);
-        assert!(permit(1).is_some(), "a place is free again");
+        assert!(permit(1).is_some(), "the address may connect again");
         drop((second, other));
         assert_eq!((load.get(), addresses.0.len()), (0, 0));
     }
@@ -254,14 +256,14 @@ mod tests {
         assert_eq!(pace.wait(start), Some(Duration::from_millis(50)));
         let later = start + Duration::from_secs(10);
         for _ in 0..2 {
-            assert_eq!(pace.wait(later), None, "a tenth of a second's at once");
+            assert_eq!(pace.wait(later), None, "a tenth of a second's sockets at once");
             pace.accepted();
         }
         assert!(pace.wait(later).is_some());
     }
 
     #[test]
-    fn refusals_are_counted_by_reason() {
+    fn rejections_are_counted_by_reason() {
         let rejections = Rejections::default();
         for (number, rejection) in Rejection::ALL.into_iter().enumerate() {
             assert_eq!(rejection as usize, number);

@@ -1,7 +1,7 @@
-//! Where the memory is: the allocator, its figures, and the memory_stats.
+//! The memory of the process: the allocator, its figures, and the memory stats.
 //!
-//! Owns the choice of the allocator, everything that asks an allocator or the kernel for figures, and the memory_stats of
-//! `GET /debug/mem`. A figure that does not exist is `None`, never a guess.
+//! Owns the choice of the allocator, every question to the allocator or the kernel about memory,
+//! and the stats of `GET /debug/mem`. A figure that does not exist is `None`, never a guess.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,7 +13,7 @@ compile_error!("features `jemalloc` and `mimalloc` exclude each other: for mimal
 #[cfg(not(any(feature = "jemalloc", feature = "mimalloc")))]
 compile_error!("an allocator is needed: leave the default features on, or add --features mimalloc");
 
-/// What the allocator itself says; `None` where it does not say it. All in bytes.
+/// The allocator's own figures, in bytes; `None` where the allocator does not report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
     /// In use by the program.
@@ -34,17 +34,18 @@ pub use self::allocator::{NAME, dump_heap, figures, flush, purge};
 #[cfg(feature = "profiling")]
 pub use self::allocator::{sample_heap, take_no_samples};
 
-/// Without profiles nobody takes samples of the heap.
+/// Without profiles the heap is not sampled.
 #[cfg(not(feature = "profiling"))]
 pub fn sample_heap(_: usize) {}
 
 /// Why there is no dump of the heap.
 #[derive(Debug, thiserror::Error)]
 pub enum NoDump {
-    /// This allocator, as it was built or started, has none; the sentence says what to do.
+    /// The allocator has no heap profiles, as it was built or started; the sentence says what to
+    /// do.
     #[error("{0}")]
     Unavailable(&'static str),
-    /// It could not be written or read.
+    /// The dump could not be written or read.
     #[error("the heap could not be dumped: {0}")]
     Failed(#[from] io::Error),
 }
@@ -65,27 +66,31 @@ mod allocator {
     #[global_allocator]
     static GLOBAL: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-    /// What jemalloc reads before its first allocation. Free pages go back to the system after a second at most, by a
-    /// thread of jemalloc's own; by default they would wait ten seconds, and for somebody to allocate.
+    /// jemalloc's options, which it reads before its first allocation. A thread of jemalloc's own
+    /// returns free pages to the system after a second at most. By default free pages would wait
+    /// ten seconds, and then for the next allocation.
     #[cfg(not(feature = "profiling"))]
     const OPTIONS: &CStr = c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0";
 
-    /// The same, ready to take samples for heap profiles; how many, [`sample_heap`] says.
+    /// The same, ready to sample the heap for profiles; [`sample_heap`] sets how often.
     #[cfg(feature = "profiling")]
     const OPTIONS: &CStr = c"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0,prof:true,prof_accum:true";
 
-    /// The symbol under which jemalloc looks for its options: a pointer to the first byte of a C string.
-    // SAFETY: no other symbol of this name exists: jemalloc declares it weak, for the program to define.
+    /// The symbol in which jemalloc looks for its options: a pointer to the first byte of a C
+    /// string.
+    // SAFETY: no other symbol of this name exists: jemalloc declares it weak, for the program to
+    // define.
     #[unsafe(export_name = "_rjem_malloc_conf")]
     static MALLOC_CONF: &u8 = &OPTIONS.to_bytes_with_nul()[0];
 
     /// The allocator's name.
     pub const NAME: &str = "jemalloc";
 
-    /// The figures of this moment.
+    /// The present figures.
     #[must_use]
     pub fn figures() -> Figures {
-        // jemalloc's figures are those of the last epoch; a failure leaves them older, or unread and so `None`.
+        // jemalloc reports the figures of the last epoch. If the advance fails, they are older or
+        // stay unread, and so `None`.
         let _ = epoch::advance();
         let bytes = |read: Result<usize, jemalloc_ctl::Error>| read.ok().map(|bytes| bytes as u64);
         Figures {
@@ -102,14 +107,16 @@ mod allocator {
     pub fn purge() {
         // 4096 stands for all arenas (MALLCTL_ARENAS_ALL).
         let name = c"arena.4096.purge";
-        // SAFETY: the name is a C string, and this control takes and gives no value: all other arguments are null.
+        // SAFETY: the name is a C string, and this control neither takes nor returns a value: all
+        // other arguments are null.
         let error = unsafe { mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
         if error != 0 {
             tracing::warn!(error, "jemalloc did not purge");
         }
     }
 
-    /// Gives back what the calling thread has freed and keeps for later; the figures would count it as allocated.
+    /// Returns what the calling thread has freed and keeps for later; otherwise it would count as
+    /// allocated.
     pub fn flush() {
         let name = c"thread.tcache.flush";
         // SAFETY: as in `purge`.
@@ -119,8 +126,8 @@ mod allocator {
         }
     }
 
-    /// Takes a sample for heap profiles of every `bytes` allocated, a power of two or the next one above; 0 takes none.
-    /// What was sampled before is forgotten.
+    /// Samples the heap for profiles once every `bytes` allocated, rounded up to a power of two; 0
+    /// stops sampling. Earlier samples are dropped.
     #[cfg(feature = "profiling")]
     pub fn sample_heap(bytes: usize) {
         let log2 = bytes.next_power_of_two().trailing_zeros() as usize;
@@ -128,26 +135,27 @@ mod allocator {
         let result =
             unsafe { raw::write(b"prof.reset\0", log2).and_then(|()| raw::write(b"prof.active\0", bytes > 0)) };
         if let Err(error) = result {
-            tracing::warn!("the samples of the heap are as they were: {error}");
+            tracing::warn!("jemalloc did not change how it samples the heap: {error}");
         }
     }
 
-    /// Leaves what the calling thread allocates from now on out of heap profiles. Samples are kept for ever with their
-    /// thread, also when it has ended: one that comes and goes would add to them each time.
+    /// Excludes the calling thread's later allocations from heap profiles. jemalloc keeps a
+    /// thread's samples for ever, also after its end: threads that come and go would add samples
+    /// each time.
     #[cfg(feature = "profiling")]
     pub fn take_no_samples() {
         // SAFETY: the type is that of jemalloc's manual, and the name ends in a NUL byte.
         let result = unsafe { raw::write(b"thread.prof.active\0", false) };
         if let Err(error) = result {
-            // So it is when the process was started with prof:false.
-            tracing::debug!("jemalloc goes on to take samples: {error}");
+            // The process was started with prof:false.
+            tracing::debug!("jemalloc still samples this thread: {error}");
         }
     }
 
-    /// What jemalloc knows of the heap, in its text format; see `profile::heap`, which reads it.
+    /// A dump of jemalloc's heap samples, in its text format, which `profile::heap` reads.
     ///
     /// # Errors
-    /// When it takes no samples, or the dump cannot be written to memory.
+    /// When the heap is not sampled, or the dump cannot be written to memory.
     pub fn dump_heap() -> Result<String, NoDump> {
         // SAFETY: the type is that of jemalloc's manual, and the name ends in a NUL byte.
         let takes_samples = unsafe { raw::read::<bool>(b"opt.prof\0") };
@@ -159,15 +167,16 @@ mod allocator {
                 return Err(NoDump::Unavailable(sentence));
             }
         }
-        // SAFETY: the name is a C string; a descriptor or -1 comes back.
+        // SAFETY: the name is a C string; the call returns a descriptor or -1.
         let memory = unsafe { libc::memfd_create(c"heap".as_ptr(), libc::MFD_CLOEXEC) };
         if memory < 0 {
             return Err(io::Error::last_os_error().into());
         }
-        // SAFETY: it was just opened, and nobody else has it.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let mut memory = unsafe { File::from_raw_fd(memory) };
         let path = CString::new(format!("/proc/self/fd/{}", memory.as_raw_fd())).map_err(io::Error::from)?;
-        // SAFETY: the type is that of jemalloc's manual, a pointer to a C string, which outlives the call.
+        // SAFETY: the type is that of jemalloc's manual, a pointer to a C string, which outlives
+        // the call.
         unsafe { raw::write(b"prof.dump\0", path.as_ptr()) }.map_err(|error| io::Error::other(error.to_string()))?;
         let mut dump = String::new();
         memory.read_to_string(&mut dump)?;
@@ -194,7 +203,7 @@ mod allocator {
 
     use super::{Figures, NoDump};
 
-    // A fuzzer watches the allocations itself.
+    // A fuzzer tracks the allocations itself.
     #[cfg(not(fuzzing))]
     #[global_allocator]
     static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -202,7 +211,7 @@ mod allocator {
     /// The allocator's name.
     pub const NAME: &str = "mimalloc";
 
-    /// The figures of this moment: mimalloc knows what it has committed, and nothing else of what is asked.
+    /// The present figures: of these, mimalloc reports only the bytes that it has committed.
     #[must_use]
     pub fn figures() -> Figures {
         let mut committed = 0;
@@ -222,15 +231,15 @@ mod allocator {
         Figures { mapped_bytes: Some(committed as u64), ..Figures::default() }
     }
 
-    /// mimalloc takes none anyway.
+    /// mimalloc has no heap samples.
     #[cfg(feature = "profiling")]
     pub fn sample_heap(_: usize) {}
 
-    /// mimalloc takes none anyway.
+    /// mimalloc has no heap samples.
     #[cfg(feature = "profiling")]
     pub fn take_no_samples() {}
 
-    /// mimalloc has none.
+    /// mimalloc has no heap profiles.
     ///
     /// # Errors
     /// Always.
@@ -240,13 +249,13 @@ mod allocator {
         ))
     }
 
-    /// Returns free memory to the system, as far as it belongs to this thread or to none.
+    /// Returns free memory to the system, as far as it belongs to this thread or to no thread.
     pub fn purge() {
-        // SAFETY: no arguments to get wrong; it may be called from any thread.
+        // SAFETY: the call takes no pointer and may come from any thread.
         unsafe { libmimalloc_sys::mi_collect(true) };
     }
 
-    /// Gives back what the calling thread has freed and keeps for later.
+    /// Returns what the calling thread has freed and keeps for later.
     pub fn flush() {
         // SAFETY: as in `purge`.
         unsafe { libmimalloc_sys::mi_collect(false) };
@@ -258,14 +267,14 @@ mod allocator {
 pub fn rss_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    // SAFETY: sysconf takes any number and touches no memory of ours.
+    // SAFETY: sysconf accepts any number and touches no memory of the program.
     let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     Some(pages * u64::try_from(page_bytes).ok()?)
 }
 
-/// What the kernel holds for the queues of a socket, in bytes: received and not read, sent and not acknowledged, with
-/// their bookkeeping, and reserved ahead (`SO_MEMINFO`). The socket itself, about 2.5 KiB when idle, is not in it. 0 when
-/// the kernel does not say.
+/// Bytes that the kernel holds for the queues of a socket (`SO_MEMINFO`): received and not read,
+/// sent and not acknowledged, with their bookkeeping, and reserved ahead. The socket itself, about
+/// 2.5 KiB when idle, is not included. 0 when the kernel does not say.
 #[must_use]
 pub fn socket_bytes(socket: RawFd) -> u64 {
     let mut figures = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
@@ -281,7 +290,7 @@ pub fn socket_bytes(socket: RawFd) -> u64 {
     held.into_iter().map(|figure| u64::from(figures[figure as usize])).sum()
 }
 
-/// Figures of one moment.
+/// The figures of one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     figures: Figures,
@@ -289,23 +298,23 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The figures of this moment.
+    /// The present figures.
     #[must_use]
     pub fn take() -> Self {
         Self { figures: figures(), rss_bytes: rss_bytes() }
     }
 
-    /// Bytes in use by the program; resident ones where the allocator does not say.
+    /// Bytes in use by the program; resident bytes if the allocator does not report the former.
     #[must_use]
     pub fn in_use_bytes(&self) -> u64 {
         self.figures.allocated_bytes.or(self.rss_bytes).unwrap_or_default()
     }
 }
 
-/// What waits for the connections, in bytes.
+/// Bytes that wait for the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queues {
-    /// In backlogs, as if each connection had a copy of its own.
+    /// In backlogs, counted as if each connection had its own copy.
     pub outbox_bytes: u64,
     /// In the kernel; see [`socket_bytes`].
     pub kernel_socket_bytes: u64,
@@ -318,7 +327,7 @@ pub struct MemoryTracker {
     peak: Peak,
 }
 
-/// What `GET /debug/mem` answers; all figures in bytes, except the connections.
+/// The answer of `GET /debug/mem`; all figures are in bytes, except the connections.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemoryStats {
     /// `jemalloc` or `mimalloc`.
@@ -330,17 +339,19 @@ pub struct MemoryStats {
     pub figures: Figures,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
-    /// When the server listened and nobody had come.
+    /// The figures when the server had begun to listen, before the first connection.
     pub baseline: Baseline,
-    /// The highest figures so far; bytes as sampled once a second and at every memory_stats.
+    /// The highest figures so far. Bytes are sampled once a second and at every request for these
+    /// stats.
     pub peak: Peak,
-    /// Data that waits in backlogs, as if each connection had a copy of its own; copies are shared.
+    /// Data that waits in backlogs, counted as if each connection had its own copy; copies are
+    /// shared.
     pub outbox_bytes: u64,
-    /// Data kept for clients that come back; none is.
+    /// Data kept for clients that reconnect; always 0.
     pub history_bytes: u64,
-    /// What the kernel holds for the connections' sockets; see [`socket_bytes`].
+    /// Bytes that the kernel holds for the connections' sockets; see [`socket_bytes`].
     pub kernel_socket_bytes: u64,
-    /// What one connection costs.
+    /// The cost of one connection.
     pub per_connection: PerConnection,
 }
 
@@ -349,7 +360,7 @@ pub struct MemoryStats {
 pub struct Baseline {
     /// In use by the program.
     pub allocated_bytes: Option<u64>,
-    /// In physical memory, by the allocator's account.
+    /// In physical memory, as the allocator reports it.
     pub resident_bytes: Option<u64>,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
@@ -358,15 +369,15 @@ pub struct Baseline {
 /// Part of a [`MemoryStats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Peak {
-    /// Most connections at once.
+    /// The most connections at one time.
     pub connections: usize,
-    /// Most bytes in use by the program.
+    /// The most bytes in use by the program.
     pub allocated_bytes: Option<u64>,
-    /// Most resident memory of the process.
+    /// The most resident memory of the process.
     pub rss_bytes: Option<u64>,
 }
 
-/// Part of a [`MemoryStats`]: (now − baseline) ÷ connections; `None` with none.
+/// Part of a [`MemoryStats`]: (now − baseline) ÷ connections; `None` without connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PerConnection {
     /// Of the allocated bytes.
@@ -393,7 +404,7 @@ impl MemoryTracker {
         self.peak.rss_bytes = self.peak.rss_bytes.max(sample.rss_bytes);
     }
 
-    /// The memory_stats of `sample`, which has been noted.
+    /// The stats of `sample`, which [`MemoryTracker::note`] has seen before.
     #[must_use]
     pub fn memory_stats(&self, sample: Sample, connections: usize, queues: Queues) -> MemoryStats {
         let per_connection = |now: Option<u64>, then: Option<u64>| {
@@ -434,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_divides_what_has_grown() {
+    fn growth_is_divided_by_the_connections() {
         let mut tracker = MemoryTracker::new(sample(1000, 5000));
         tracker.note(sample(9000, 20_000), 30);
         let now = sample(3000, 4000);
@@ -450,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_counts_what_a_socket_holds() {
+    fn the_kernel_reports_the_bytes_of_a_socket() {
         use std::io::Write;
         use std::net::{TcpListener, TcpStream};
         use std::os::fd::AsRawFd;
@@ -465,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_memory() {
+    fn this_process_has_resident_memory() {
         assert!(rss_bytes().unwrap() > 100_000);
     }
 }

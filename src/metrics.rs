@@ -1,8 +1,8 @@
-//! The counters: what became of every frame for every subscriber.
+//! The delivery counters: what happened to every frame for every subscriber.
 //!
-//! Owns the counters of the conservation law, `matched = delivered + dropped{reason} + pending`, and nothing else.
-//! [`DeliveryCounters`] belong to one shard and are plain cells; [`Totals`] is what crosses threads. A channel's counters write
-//! through to the shard's, so that both agree at every instant.
+//! Owns the counters of the conservation law, `matched = delivered + dropped{reason} + pending`,
+//! and nothing else. [`DeliveryCounters`] belong to one shard and are plain cells; [`Totals`] cross
+//! threads. A channel's counters write through to the shard's, so that both agree at every instant.
 
 use std::cell::Cell;
 use std::ops::AddAssign;
@@ -20,7 +20,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    /// Every reason, in the order of their numbers.
+    /// Every reason, in the order of their discriminants.
     pub const ALL: [Self; 2] = [Self::Slow, Self::Closed];
 
     /// The value of the metric label `reason`.
@@ -43,13 +43,13 @@ pub struct DeliveryCounters {
 }
 
 impl DeliveryCounters {
-    /// DeliveryCounters that write through to `parent`.
+    /// Counters that write through to `parent`.
     #[must_use]
     pub fn within(parent: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { parent: Some(parent.clone()), ..Self::default() })
     }
 
-    /// `frames` were due to a subscriber; until delivered or dropped they are pending.
+    /// `frames` match a subscriber; until they are delivered or dropped they are pending.
     pub fn matched(&self, frames: u64) {
         self.matched.set(self.matched.get() + frames);
         if let Some(parent) = &self.parent {
@@ -74,7 +74,7 @@ impl DeliveryCounters {
         }
     }
 
-    /// The figures as they stand.
+    /// The present figures.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let dropped = DropReason::ALL.map(|reason| self.dropped[reason as usize].get());
@@ -86,7 +86,7 @@ impl DeliveryCounters {
 /// Sums of [`DeliveryCounters`], in frames times subscribers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// Frames that were due to subscribers.
+    /// Frames that matched subscribers.
     pub matched: u64,
     /// Frames handed to the kernel, whole.
     pub delivered: u64,
@@ -103,8 +103,9 @@ impl Totals {
         self.dropped_slow + self.dropped_closed
     }
 
-    /// What the law says is waiting: matched and neither delivered nor dropped. An independent count, of what the
-    /// backlogs really hold, is `engine::Report::pending`; the two agree whenever the server is quiet.
+    /// The pending frames by the conservation law: matched, and neither delivered nor dropped.
+    /// `engine::ShardStats::pending` is an independent count of the frames in the backlogs. The two
+    /// agree whenever the server is quiet.
     #[must_use]
     pub fn unsettled(&self) -> u64 {
         self.matched - self.delivered - self.dropped()
