@@ -1,0 +1,95 @@
+"""Real clients, browsers, proxies and publishers against one binary: run.py SERVER_BINARY [--table FILE] [WORD…].
+
+Started by ../clients.sh, which installs the programs. A line for each row when it ends, then what failed with the
+command that shows it again, then the tables. WORD runs only the rows whose name contains it.
+"""
+
+import argparse
+import concurrent.futures
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import harness
+import libraries
+import tools
+from harness import Row
+
+ROWS = []
+
+
+def add(table, name, function, missing=None):
+    ROWS.append((Row(table, name), function, missing))
+
+
+def add_libraries():
+    for name, start, can in tools.library_clients():
+        run = lambda row, start=start, can=can: libraries.library_row(row, start, can)  # noqa: E731
+        add("clients", name, run, None if start else "its package or compiler is not here")
+
+
+def run_row(entry):
+    row, function, missing = entry
+    begin = time.monotonic()
+    if missing:
+        row.missing = missing
+        print(f"NOT INSTALLED HERE  {row.table}: {row.name}: {missing}", flush=True)
+        return row
+    try:
+        function(row)
+    except Exception as error:
+        what = str(error) if isinstance(error, harness.Failed) else traceback.format_exc()
+        row.failures.append(("", f"stopped: {what}", ""))
+    word = "FAILED" if row.failures else "ok"
+    print(f"{word:6} {row.table}: {row.name}: {row.checks} checks, {len(row.failures)} failed, "
+          f"{time.monotonic() - begin:.1f} s", flush=True)
+    return row
+
+
+def tables():
+    text = []
+    for table in dict.fromkeys(row.table for row, *_ in ROWS):
+        rows = [row for row, *_ in ROWS if row.table == table]
+        columns = list(dict.fromkeys(column for row in rows for column in row.cells))
+        text.append("| " + " | ".join([table, *columns]) + " |")
+        text.append("|---" * (len(columns) + 1) + "|")
+        text += ["| " + " | ".join([row.name, *(row.cell(column) for column in columns)]) + " |" for row in rows]
+        text.append("")
+    return "\n".join(text)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("binary", type=Path)
+    parser.add_argument("--table", type=Path, help="write the tables here as well")
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args()
+    harness.Server.binary = options.binary.resolve()
+    shutil.rmtree(harness.WORK, ignore_errors=True)
+    harness.WORK.mkdir(parents=True)
+    add_libraries()
+    if options.words:
+        ROWS[:] = [entry for entry in ROWS if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)]
+    begin = time.monotonic()
+    # Most of a row is waiting; the longest rows are the first.
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        rows = list(pool.map(run_row, ROWS))
+    for row in rows:
+        for column, what, reproduce in row.failures:
+            print(f"\nFAILED {row.table}: {row.name}{', ' + column if column else ''}: {what}" + (f"\n    {reproduce}" if reproduce else ""))
+    text = tables()
+    print("\n" + text)
+    if options.table:
+        options.table.write_text(text)
+    failed = sum(bool(row.failures) for row in rows)
+    missing = [row.name for row in rows if row.missing]
+    if missing:
+        print("NOT INSTALLED HERE: " + ", ".join(missing))
+    print(f"clients: {len(rows) - failed - len(missing)} rows passed, {failed} failed, {len(missing)} not installed here, "
+          f"{sum(row.checks for row in rows)} checks in {time.monotonic() - begin:.0f} s; logs in {harness.WORK}")
+    sys.exit(bool(failed) or not rows)
+
+
+main()
