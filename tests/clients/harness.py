@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -99,6 +100,12 @@ class Server:
             self.command = [str(self.binary), "--listen", self.clients, "--admin-listen", self.admin, *self.flags]
             if "--tick" not in flags:
                 self.command += ["--tick", "0"]
+            if os.environ.get("OLD"):
+                for new in ("--subprotocol", "--trusted-proxy", "--keep-alive-timeout"):
+                    while new in self.command:
+                        at = self.command.index(new)
+                        del self.command[at : at + 2]
+                self.command = [c for c in self.command if c != "--proxy-protocol"]
             environment = {k: v for k, v in os.environ.items() if not k.startswith("HYDRANT_")}
             limit = (lambda: __import__("resource").setrlimit(7, (open_files, open_files))) if open_files else None
             with open(self.log, "w") as log:
@@ -144,7 +151,8 @@ class Server:
     def request(self, method, path, body=None, headers=None, port=None):
         """One request over a connection of its own: status, headers, body as text."""
         host, number = (port or self.admin).split(":")
-        connection = http.client.HTTPConnection(host, int(number), timeout=LIMIT)
+        # Of another address than proxies, so that the server never takes it for one.
+        connection = http.client.HTTPConnection(host, int(number), timeout=LIMIT, source_address=("127.0.0.9", 0))
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -207,8 +215,9 @@ def silent_client(server):
             f"GET /ws/silent HTTP/1.1\r\nHost: {server.clients}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
         )
-        while raw.recv(4096):
-            pass
+        with contextlib.suppress(ConnectionResetError):
+            while raw.recv(4096):
+                pass
 
 
 def wired(server, data, port=None, half_close=False):
@@ -298,7 +307,8 @@ class Driver:
         line = "\t".join(fields)
         self.send(line)
         answer = Answer()
-        answer.attempt = f"printf '{chr(92) + 't'}'.. | {' '.join(self.command)}".split(" | ")[1] + f" <<< $'{line.replace(chr(9), chr(92) + 't')}'"
+        # An attempt that can be typed in again.
+        answer.attempt = f"{' '.join(self.command)} <<< {shlex.quote(line)}".replace("\t", "\\t").replace("<<< '", "<<< $'")
         while True:
             try:
                 said = self.lines.get(timeout=LIMIT)

@@ -12,8 +12,11 @@ import time
 import traceback
 from pathlib import Path
 
+import browsers
 import harness
 import libraries
+import proxies
+import publishers
 import tools
 from harness import Row
 
@@ -28,6 +31,23 @@ def add_libraries():
     for name, start, can in tools.library_clients():
         run = lambda row, start=start, can=can: libraries.library_row(row, start, can)  # noqa: E731
         add("clients", name, run, None if start else "its package or compiler is not here")
+
+
+def add_browsers():
+    for name, program, start in browsers.installed():
+        run = lambda row, program=program, start=start: browsers.browser_row(row, program, start)  # noqa: E731
+        add("clients", name, run, None if program else "apt has no such package, or may not install")
+
+
+def add_publishers():
+    for name, run, program in publishers.ROWS:
+        add("publishers", name, run, None if not program or shutil.which(program) else f"{program} is not here")
+
+
+def add_proxies():
+    for name, options in proxies.ROWS:
+        run = lambda row, options=options: proxies.one_proxy(row, **options)  # noqa: E731
+        add("proxies", name, run, None if shutil.which(options["kind"]) else f"{options['kind']} is not here")
 
 
 def run_row(entry):
@@ -64,20 +84,25 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary", type=Path)
     parser.add_argument("--table", type=Path, help="write the tables here as well")
+    parser.add_argument("--failures", type=int, default=20, help="how many failures of a row are described")
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     harness.Server.binary = options.binary.resolve()
     shutil.rmtree(harness.WORK, ignore_errors=True)
     harness.WORK.mkdir(parents=True)
+    add_browsers()
     add_libraries()
+    add_publishers()
+    add_proxies()
     if options.words:
         ROWS[:] = [entry for entry in ROWS if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)]
     begin = time.monotonic()
     # Most of a row is waiting; the longest rows are the first.
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         rows = list(pool.map(run_row, ROWS))
+    proxies.CHROMIUM.stack.close()
     for row in rows:
-        for column, what, reproduce in row.failures:
+        for column, what, reproduce in row.failures[: options.failures]:
             print(f"\nFAILED {row.table}: {row.name}{', ' + column if column else ''}: {what}" + (f"\n    {reproduce}" if reproduce else ""))
     text = tables()
     print("\n" + text)

@@ -1,7 +1,6 @@
 """Which programs are here, and how each is started; a program that is missing is None, with a reason."""
 
 import functools
-import platform
 import re
 import shutil
 import subprocess
@@ -33,10 +32,14 @@ def node_package(name):
     return re.search(r'"version": "([^"]+)"', path.read_text())[1] if path.exists() else None
 
 
+@functools.cache
 def bun():
-    machine = {"x86_64": "x64", "aarch64": "aarch64"}.get(platform.machine(), "")
-    path = DIR / "npm" / "node_modules" / "@oven" / f"bun-linux-{machine}" / "bin" / "bun"
-    return path if path.exists() else shutil.which("bun")
+    """The package's set-up moves the program, where npm lets it."""
+    modules = DIR / "npm" / "node_modules"
+    for path in [*modules.glob("@oven/*/bin/bun"), modules / "bun" / "bin" / "bun.exe"]:
+        if path.exists() and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return shutil.which("bun")
 
 
 def _module(file):

@@ -14,7 +14,11 @@ drive((attempt, ready) => new Promise(done => {
     return done({...found, error: String(error)});
   }
   socket.binaryType = "arraybuffer";
-  socket.onerror = event => { found.error = event.message ?? String(event.error); };
+  // Node 20 tells of a refused handshake with an error, and of no close.
+  socket.onerror = event => {
+    found.error = event.message ?? String(event.error);
+    if (!found.open) done(found);
+  };
   socket.onopen = () => {
     found.open = 1;
     found.protocol = socket.protocol;
