@@ -1,7 +1,9 @@
-//! A CPU profile: a timer on the CPU clock of every thread, whose signals copy stacks until the time is over.
+//! A CPU profile: one timer on the CPU clock of each thread, whose signals copy stacks until the
+//! time is over.
 //!
-//! Each thread has a timer of its own: the process-wide one signals at most once a clock tick, whichever thread runs.
-//! A thread that starts while the profile is made is not in it; the threads of a server start with it.
+//! Each thread has its own timer, because the process-wide one signals at most once a clock tick,
+//! whichever thread runs. A thread that starts while the profile is made is not in it; the threads
+//! of a server start with the server.
 
 use std::collections::HashMap;
 use std::mem::zeroed;
@@ -12,15 +14,15 @@ use std::{fs, io, thread};
 
 use super::NoProfile;
 use super::make::{Measured, Sample, Value};
-use super::modules::{Modules, Walker};
+use super::modules::{Modules, StackUnwinder};
 use super::signal::Activated;
 
-/// What a CPU profile counts; [`super::VALUES_CPU`] is an index into it.
+/// The values of a CPU profile; [`super::VALUES_CPU`] is an index into it.
 const VALUES: &[Value] = &[Value { what: "samples", unit: "count" }, Value { what: "cpu", unit: "nanoseconds" }];
-/// How often the copied stacks are walked, so that a slot is free for the next.
+/// How often the copied stacks are unwound, so that slots become free.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Samples every other thread for `duration`, or until nobody wants it any more.
+/// Samples every other thread for `duration`, or until `is_wanted` returns false.
 pub(super) fn measure(
     modules: &Modules,
     duration: Duration,
@@ -30,8 +32,8 @@ pub(super) fn measure(
     let failed = |error: io::Error| NoProfile::Failed(error.to_string());
     let period = Duration::from_secs(1) / frequency_hz.get();
     let (started, begin) = (SystemTime::now(), Instant::now());
-    let mut walker = Walker::new(modules);
-    // Dropped last: no timer may run without it.
+    let mut unwinder = StackUnwinder::new(modules);
+    // Dropped last, because no timer may run without it.
     let slots = Activated::new().map_err(failed)?;
     let threads = threads().map_err(failed)?;
     let timers: Vec<_> =
@@ -40,11 +42,11 @@ pub(super) fn measure(
         return Err(NoProfile::Failed("no thread could be given a timer".to_owned()));
     }
     let mut counts: HashMap<(usize, Vec<u64>), i64> = HashMap::new();
-    let mut cut_off = 0;
+    let mut truncated = 0;
     let mut drain = || {
         slots.drain(|copied| {
-            let (stack, is_whole) = walker.walk(copied);
-            cut_off += if is_whole { 0 } else { copied.periods };
+            let (stack, is_whole) = unwinder.unwind(copied);
+            truncated += if is_whole { 0 } else { copied.periods };
             *counts.entry((copied.thread, stack)).or_default() += copied.periods;
         });
     };
@@ -66,7 +68,7 @@ pub(super) fn measure(
         .collect();
     samples.sort_by(|one, other| (&one.thread, &one.stack).cmp(&(&other.thread, &other.stack)));
     let comment = format!(
-        "{taken} samples at {frequency_hz} Hz of each thread's CPU time; {} lost for want of a slot, {cut_off} without their outermost frames",
+        "{taken} samples at {frequency_hz} Hz of each thread's CPU time; {} lost because no slot was free, {truncated} without their outermost frames",
         slots.lost(),
     );
     Ok(Measured {
@@ -94,7 +96,7 @@ fn threads() -> io::Result<Vec<Thread>> {
         let entry = entry?;
         let id = entry.file_name().to_str().and_then(|id| id.parse().ok());
         let Some(id) = id.filter(|&id| id != own) else { continue };
-        // It may have ended.
+        // The thread may have ended.
         let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
         threads.push(Thread { id, name: name.trim_end().to_owned() });
     }
@@ -106,11 +108,12 @@ fn threads() -> io::Result<Vec<Thread>> {
 struct Timer(libc::timer_t);
 
 impl Timer {
-    /// Signals the thread after every `period` of its CPU time, with `index`; `None` when it has ended, or when the kernel
-    /// has no timer left to give (each counts against the limit of pending signals): the profile lacks that thread.
+    /// Signals the thread with `index` after every `period` of its CPU time. `None` when the thread
+    /// has ended, or when the kernel has no timer left (each counts against the limit of pending
+    /// signals): the profile lacks that thread.
     fn start(thread: &Thread, index: usize, period: Duration) -> Option<Self> {
-        // The kernel's number for the CPU clock of a thread: its id, inverted, above the bits "scheduler" (2) and "per
-        // thread" (4).
+        // The kernel's number for the CPU clock of a thread: its id, inverted, above the bits
+        // "scheduler" (2) and "per thread" (4).
         let clock: libc::clockid_t = (!thread.id << 3) | 6;
         // SAFETY: zeroes are a valid description, whose fields are set below.
         let mut event: libc::sigevent = unsafe { zeroed() };
@@ -159,7 +162,7 @@ mod tests {
         time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     }
 
-    /// Says again and again how much CPU time it has burnt.
+    /// Burns CPU time, and stores again and again how much it has burnt.
     #[inline(never)]
     fn spin(spent: &AtomicU64, stop: &AtomicBool) {
         let mut number = 0_u64;
@@ -170,18 +173,19 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_spins_is_seen_from_its_beginning_on() {
+    fn a_profile_has_the_whole_stack_of_a_spinning_thread() {
         let (spent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         let (modules, seconds) = (Modules::loaded(), Duration::from_secs(20));
         let frequency = NonZeroU32::new(500).unwrap();
         let measured = thread::scope(|scope| {
             let body = || spin(&spent, &stop);
             thread::Builder::new().name("spinner".to_owned()).spawn_scoped(scope, body).unwrap();
-            // From then on the thread has its name.
+            // Once it has burnt CPU time, the thread has its name.
             while spent.load(Ordering::Relaxed) == 0 {
                 thread::yield_now();
             }
-            // Ends when the thread has burnt enough for fifty samples since its timer was set, however busy the machine is.
+            // The profile ends when the thread has burnt enough for fifty samples since its timer
+            // was set, however busy the machine is.
             let begun = OnceCell::new();
             let is_wanted = || {
                 let now = spent.load(Ordering::Relaxed);
@@ -193,7 +197,7 @@ mod tests {
         });
         let of_spinner = |sample: &&Sample| sample.thread.as_deref() == Some("spinner");
         let samples: i64 = measured.samples.iter().filter(of_spinner).map(|sample| sample.values[0]).sum();
-        // There are about fifty; on a machine that is busy enough some find no free slot.
+        // There are about fifty; on a busy machine some find no free slot.
         assert!(samples >= 10, "{samples} samples in 100 ms at 500 Hz");
         let stacks = measured.samples.iter().map(|sample| sample.stack.as_slice());
         let symbols = resolve(&modules, stacks);

@@ -1,7 +1,7 @@
-//! A flamegraph as SVG: one box for each function below its callers, as wide as its share.
+//! A flamegraph as SVG: one box for each function above its caller, as wide as its share.
 //!
-//! The picture has no script and depends on the profile alone: the same stacks give the same bytes. Hovering shows a
-//! name in full; the boxes too narrow to be seen are left out.
+//! The picture has no script and depends on the profile alone: the same stacks give the same bytes.
+//! Hovering shows a name in full. Boxes that are too narrow to be seen are left out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,15 +11,16 @@ use super::make::{Profile, Value};
 /// The picture's width, and the height of one row, in pixels.
 const WIDTH: f64 = 1200.0;
 const ROW: f64 = 17.0;
-/// Above the first row, for the title; and around everything.
+/// Space above the first row, for the title; and around everything; in pixels.
 const HEAD: f64 = 44.0;
 const MARGIN: f64 = 10.0;
-/// Narrower boxes, a thousandth of the whole, are left out, in pixels: it keeps a picture below 150 KiB.
+/// Narrower boxes, less than a thousandth of the whole, are left out, in pixels: a picture stays
+/// below 150 KiB.
 const NARROWEST: f64 = 1.18;
-/// A letter of the labels is about so wide, in pixels.
+/// The approximate width of a letter of the labels, in pixels.
 const LETTER: f64 = 6.7;
 
-/// A function below its callers.
+/// A function, called along one path.
 #[derive(Default)]
 struct Node<'a> {
     total: i64,
@@ -36,14 +37,15 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Rows of boxes, without those too narrow.
+    /// The number of rows, without boxes that are too narrow.
     fn depth(&self, scale: f64) -> usize {
         let callees = self.callees.values().filter(|callee| callee.total as f64 * scale >= NARROWEST);
         1 + callees.map(|callee| callee.depth(scale)).max().unwrap_or(0)
     }
 }
 
-/// The picture of the value with this index; its outermost row is the whole, the next one threads where there are any.
+/// The picture of the value with this index. Its outermost row is the whole; the next row is the
+/// threads, where the profile has any.
 pub(super) fn write(profile: &Profile, value: usize) -> String {
     let mut root = Node::default();
     for (index, sample) in profile.measured.samples.iter().enumerate() {
@@ -79,7 +81,7 @@ struct Picture {
 }
 
 impl Picture {
-    /// Draws a function and what it calls; `x` in pixels, `row` counted from the bottom.
+    /// Draws a function and its callees; `x` in pixels, `row` counted from the bottom.
     fn draw(&self, out: &mut String, name: &str, node: &Node<'_>, x: f64, row: usize) {
         let width = node.total as f64 * self.scale;
         if width < NARROWEST {
@@ -125,7 +127,7 @@ fn label(name: &str, letters: usize) -> String {
     format!("…{end}")
 }
 
-/// A number with its unit, as people read it.
+/// A number with its unit, in readable form.
 fn amount(number: i64, unit: &str) -> String {
     let number_f = number as f64;
     match unit {
@@ -136,12 +138,12 @@ fn amount(number: i64, unit: &str) -> String {
     }
 }
 
-/// The same for everything in a crate, by its name: this program's own in orange, others from yellow to red, and what
-/// has no path (C, the kernel's doorstep) in blue.
+/// A colour that is the same for all functions of a crate, by its name: orange for this program,
+/// yellow to red for other crates, and blue for names without a path (C, the entry to the kernel).
 fn colour(name: &str) -> String {
     let path = name.trim_start_matches(['<', '&', '*']);
     let (crate_name, rest) = path.split_once("::").unwrap_or(("", path));
-    // FNV-1a: stable between versions of the compiler, unlike the standard library's.
+    // FNV-1a is stable between versions of the compiler, unlike the standard library's hash.
     let hash = |text: &str| {
         text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     };
@@ -179,8 +181,8 @@ mod tests {
             ("<title>b (1.00 MiB, 25.0 %)</title>", "x=\"10.0\" y=\"44\" width=\"294.7\""),
             ("<title>hydrant::a&lt;T&gt; (3.00 MiB, 75.0 %)</title>", "x=\"305.0\" y=\"44\" width=\"884.7\""),
         ];
-        for (found, (title, place)) in boxes.iter().zip(expect) {
-            assert!(found.contains(title) && found.contains(place), "{found}");
+        for (found, (title, position)) in boxes.iter().zip(expect) {
+            assert!(found.contains(title) && found.contains(position), "{found}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! A heap profile: jemalloc's dump, read and scaled.
 //!
-//! jemalloc takes a sample of every so many bytes that are allocated and writes, for each stack, how many of these are
-//! in use and how many there were. What they stand for is computed here, by the formula of jemalloc's own `jeprof`.
+//! jemalloc samples one in so many allocated bytes. For each stack it writes how many of the
+//! samples are in use and how many there were. The estimate from these samples is computed here, by
+//! the formula of jemalloc's own `jeprof`.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,8 @@ use super::NoProfile;
 use super::make::{Measured, Sample, Value};
 use crate::mem;
 
-/// What a heap profile counts, as in Go's; [`super::VALUES_LIVE`] and [`super::VALUES_ALLOCATED`] are indices into it.
+/// The values of a heap profile, as in Go's; [`super::VALUES_LIVE`] and [`super::VALUES_ALLOCATED`]
+/// are indices into it.
 const VALUES: &[Value] = &[
     Value { what: "alloc_objects", unit: "count" },
     Value { what: "alloc_space", unit: "bytes" },
@@ -17,10 +19,10 @@ const VALUES: &[Value] = &[
     Value { what: "inuse_space", unit: "bytes" },
 ];
 
-/// The heap of this moment.
+/// Measures the present heap.
 pub(super) fn measure() -> Result<Measured, NoProfile> {
     let started = SystemTime::now();
-    let dump = mem::dump_heap().map_err(|refused| match refused {
+    let dump = mem::dump_heap().map_err(|error| match error {
         mem::NoDump::Unavailable(sentence) => NoProfile::Unavailable(sentence),
         mem::NoDump::Failed(error) => NoProfile::Failed(error.to_string()),
     })?;
@@ -36,7 +38,8 @@ pub(super) fn measure() -> Result<Measured, NoProfile> {
     })
 }
 
-/// Whether a function only carries an allocation out for the one that wants it. Left in, they would hold everything.
+/// Whether a function only carries out an allocation for its caller. If these stayed in, they would
+/// hold everything.
 pub(super) fn is_allocator(name: &str) -> bool {
     const PREFIXES: [&str; 8] = [
         "tikv_jemallocator::",
@@ -48,15 +51,15 @@ pub(super) fn is_allocator(name: &str) -> bool {
         "<alloc::raw_vec::",
         "<hashbrown::raw::inner::alloc::",
     ];
-    // jemalloc is in C, whose names have no path.
+    // jemalloc is written in C, whose names have no path.
     !name.contains("::") || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Reads a dump in jemalloc's text format, version 2: how many bytes lie between two samples on average, and what the
-/// samples of each stack stand for.
+/// Reads a dump in jemalloc's text format, version 2: the average number of bytes between two
+/// samples, and the estimate for each stack.
 fn read(dump: &str) -> Option<(i64, Vec<Sample>)> {
-    // "heap_v2/65536", then for each stack "@ 0x1 0x2", "  t*: 1: 16 [2: 32]" for all threads and one line for each;
-    // then "MAPPED_LIBRARIES:".
+    // The format is "heap_v2/65536", then for each stack "@ 0x1 0x2", "  t*: 1: 16 [2: 32]" for all
+    // threads and one line for each thread; then "MAPPED_LIBRARIES:".
     let mut lines = dump.lines();
     let interval: i64 = lines.next()?.strip_prefix("heap_v2/")?.parse().ok()?;
     let mut samples = Vec::new();
@@ -64,7 +67,7 @@ fn read(dump: &str) -> Option<(i64, Vec<Sample>)> {
     for line in lines.take_while(|line| !line.starts_with("MAPPED_LIBRARIES")) {
         if let Some(addresses) = line.strip_prefix("@ ") {
             let address = |text: &str| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-            // Each is where a call returns to; one less is inside the call.
+            // Each address is where a call returns to; one less is inside the call.
             stack =
                 Some(addresses.split_ascii_whitespace().map(|text| Some(address(text)? - 1)).collect::<Option<_>>()?);
         } else if let (Some(counts), Some(_)) = (line.trim_start().strip_prefix("t*: "), &stack) {
@@ -80,8 +83,8 @@ fn read(dump: &str) -> Option<(i64, Vec<Sample>)> {
     Some((interval, samples))
 }
 
-/// What `count` sampled objects of together `bytes` stand for: one of size s is sampled with the probability
-/// 1 − e^(−s/interval).
+/// The estimate for `count` sampled objects of `bytes` bytes together: an object of size s is
+/// sampled with the probability 1 − e^(−s/interval).
 fn scale(count: i64, bytes: i64, interval: i64) -> (i64, i64) {
     if count == 0 || bytes == 0 {
         return (0, 0);
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_dump_is_refused() {
+    fn other_text_is_not_read_as_a_dump() {
         for text in ["", "heap_v1/3\n", "heap_v2/x", "heap_v2/9\n@ 1\n", "heap_v2/9\n@ 0x1\n  t*: 1: 2 [3]\n"] {
             assert_eq!(read(text).map(|(interval, _)| interval), None, "{text:?}");
         }
@@ -120,17 +123,20 @@ mod tests {
 
     #[cfg(feature = "jemalloc")]
     #[test]
-    fn what_is_held_is_in_the_profile() {
+    fn allocations_in_use_are_in_the_profile() {
         mem::sample_heap(16 << 10);
-        // The thread draws how far it is to its next sample when it takes one: the first is still as far as it was before.
+        // A thread draws the distance to its next sample when it takes one, so the first sample
+        // still comes at the old distance.
         drop(std::hint::black_box(vec![1_u8; 64 << 20]));
         let held: Vec<Vec<u8>> = (0..400).map(|_| vec![1_u8; 112 << 10]).collect();
         let measured = measure().unwrap();
         let symbols = resolve(&Modules::loaded(), measured.samples.iter().map(|sample| sample.stack.as_slice()));
-        let own = |stack: usize| symbols.names(stack).any(|name| name.contains("what_is_held_is_in_the_profile"));
+        let own =
+            |stack: usize| symbols.names(stack).any(|name| name.contains("allocations_in_use_are_in_the_profile"));
         let samples = measured.samples.iter().enumerate().filter(|&(stack, _)| own(stack));
         let live: i64 = samples.map(|(_, sample)| sample.values[3]).sum();
-        // Objects larger than what lies between two samples: nearly every one is seen.
+        // The objects are larger than the distance between two samples: nearly every one is
+        // sampled.
         assert!((44_000_000..48_000_000).contains(&live), "{live} of 45,875,200");
         drop(held);
     }

@@ -1,4 +1,7 @@
-//! From a request to the bytes of the answer, on a thread of its own.
+//! Makes a profile, from the request to the bytes of the answer, on a thread of its own.
+//!
+//! Owns the right to make a profile (one of each subject at a time) and the types that the parts of
+//! a profile share. Never knows how a subject is measured or a format is written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,34 +14,34 @@ use super::symbols::{Symbols, resolve};
 use super::{Format, NoProfile, Request, Subject, cpu, flamegraph, heap, pprof};
 use crate::mem;
 
-/// What one number of a sample counts, as pprof names it.
+/// The kind of one number of a sample, as pprof names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) what: &'static str,
     pub(super) unit: &'static str,
 }
 
-/// One stack, and what was counted there.
+/// One stack, and the numbers that were counted there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sample {
     /// Addresses inside the instructions that were running or calling; the innermost first.
     pub(super) stack: Vec<u64>,
     /// One number for each [`Value`] of the profile.
     pub(super) values: Vec<i64>,
-    /// The thread that ran; `None` when the subject is not of threads.
+    /// The thread that ran; `None` when the subject has no threads.
     pub(super) thread: Option<String>,
 }
 
-/// What was measured; addresses have no names yet.
+/// The result of a measurement; its addresses have no names yet.
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) values: &'static [Value],
     pub(super) samples: Vec<Sample>,
-    /// Of the value that samples are taken of, how much lies between two; with its name.
+    /// The value that is sampled, and how much of it lies between two samples.
     pub(super) period: (Value, i64),
     pub(super) started: SystemTime,
     pub(super) duration: Duration,
-    /// What a reader of the profile has to know.
+    /// Facts that a reader of the profile has to know.
     pub(super) comments: Vec<String>,
 }
 
@@ -46,7 +49,7 @@ pub(super) struct Measured {
 #[derive(Debug)]
 pub(super) struct Profile {
     pub(super) measured: Measured,
-    /// Their stacks are in the order of the samples.
+    /// Its stacks are in the order of the samples.
     pub(super) symbols: Symbols,
 }
 
@@ -54,9 +57,9 @@ static HEAP_BUSY: AtomicBool = AtomicBool::new(false);
 static CPU_BUSY: AtomicBool = AtomicBool::new(false);
 
 /// The right to make a profile of one subject, given back on drop.
-struct Turn(&'static AtomicBool);
+struct Permit(&'static AtomicBool);
 
-impl Turn {
+impl Permit {
     fn take(subject: Subject) -> Option<Self> {
         let busy = match subject {
             Subject::Heap => &HEAP_BUSY,
@@ -67,7 +70,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
         // Release: pairs with the acquire of the next holder.
         self.0.store(false, Ordering::Release);
@@ -77,18 +80,18 @@ impl Drop for Turn {
 /// See [`super::start`].
 pub(super) fn start(request: Request) {
     let Request { subject, format, answer } = request;
-    let Some(turn) = Turn::take(subject) else {
-        // Whoever asked may have gone; so too below.
+    let Some(permit) = Permit::take(subject) else {
+        // The receiver may be gone; the same holds below.
         let _ = answer.send(Err(NoProfile::Busy));
         return;
     };
     let body = move || {
         mem::take_no_samples();
         let made = make(subject, format, &answer);
-        drop(turn);
+        drop(permit);
         let _ = answer.send(made);
     };
-    // Not joined: it ends when the profile does or when nobody wants it any more.
+    // Not joined: the thread ends with the profile, or when the receiver is gone.
     if let Err(error) = thread::Builder::new().name("profile".to_owned()).spawn(body) {
         tracing::warn!("cannot start a thread for a profile: {error}");
     }

@@ -1,16 +1,18 @@
 //! Profiles of this process: where its CPU time goes, and which code holds its heap.
 //!
-//! Owns the way from a request to the bytes of the answer: samples, the names of their functions, and the two formats
-//! (pprof's protobuf and a flamegraph). [`start`] promises to return at once: every profile is made on a thread of its
-//! own, and the threads that are profiled never do more for it than a signal handler that copies their stack. At most
-//! one profile of each kind is made at a time. Never knows a route, nor who asks.
+//! Owns the way from a request to the bytes of the answer: samples, the names of their functions,
+//! and the two formats (pprof's protobuf and a flamegraph). [`start`] returns at once: every
+//! profile is made on a thread of its own. A profiled thread only runs a signal handler that copies
+//! its stack. At most one profile of each subject is made at a time. Never knows a route or a
+//! client.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `cpu.rs` | the timers of a CPU profile, and its end |
-//! | `signal.rs` | the signal handler, and the slots it copies stacks to |
-//! | `modules.rs` | which files are loaded where, and how their stacks are walked |
+//! | `signal.rs` | the signal handler, and the slots for its copies of stacks |
+//! | `modules.rs` | the loaded files, and the unwinding of stacks |
 //! | `heap.rs` | jemalloc's dump, read and scaled |
+//! | `make.rs` | the thread that makes a profile |
 //! | `symbols.rs` | from addresses to the names of functions |
 //! | `pprof.rs`, `flamegraph.rs` | the two formats |
 
@@ -36,37 +38,38 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// What a profile is of.
+/// The subject of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// The live heap of this moment, with what has been allocated since the start beside it.
+    /// The present heap, and beside it everything allocated since the start.
     Heap,
     /// The CPU time of every thread.
     Cpu {
-        /// How long samples are taken.
+        /// For how long samples are taken.
         duration: Duration,
         /// Samples per second of each thread's CPU time.
         frequency_hz: NonZeroU32,
     },
 }
 
-/// How a profile is written.
+/// The format of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// pprof's protobuf (`profile.proto`), gzipped.
     Pprof,
-    /// A flamegraph as SVG, of the value with this index (see [`VALUES_ALLOCATED`] and [`VALUES_LIVE`]).
+    /// A flamegraph as SVG, of the value with this index (see [`VALUES_ALLOCATED`] and
+    /// [`VALUES_LIVE`]).
     Svg {
-        /// What the width of a function stands for.
+        /// The index of the value that the width of a function shows.
         value: usize,
     },
 }
 
-/// The value of a heap profile that counts the bytes allocated since the start.
+/// The index of the value of a heap profile that counts the bytes allocated since the start.
 pub const VALUES_ALLOCATED: usize = 1;
-/// The value of a heap profile that counts the bytes in use.
+/// The index of the value of a heap profile that counts the bytes in use.
 pub const VALUES_LIVE: usize = 3;
-/// The value of a CPU profile that counts nanoseconds.
+/// The index of the value of a CPU profile that counts nanoseconds.
 pub const VALUES_CPU: usize = 1;
 
 /// Why there is no profile.
@@ -75,22 +78,22 @@ pub enum NoProfile {
     /// This build, or this process, cannot make it; the sentence says what to build or to start.
     #[error("{0}")]
     Unavailable(&'static str),
-    /// Another one of the same subject is being made.
+    /// Another profile of the same subject is being made.
     #[error("another profile of the same kind is being made: try again when it has ended")]
     Busy,
-    /// It went wrong.
+    /// The profile failed.
     #[error("the profile failed: {0}")]
     Failed(String),
 }
 
-/// A profile that somebody wants. Dropping the receiver of `answer` ends it early.
+/// A request for a profile. Dropping the receiver of `answer` ends the profile early.
 #[derive(Debug)]
 pub struct Request {
-    /// What it is of.
+    /// The subject of the profile.
     pub subject: Subject,
-    /// How it is written.
+    /// Its format.
     pub format: Format,
-    /// Where it goes.
+    /// Receives the bytes of the profile.
     pub answer: oneshot::Sender<Result<Vec<u8>, NoProfile>>,
 }
 
@@ -101,7 +104,7 @@ pub fn start(request: Request) {
     #[cfg(not(feature = "profiling"))]
     {
         let sentence = "this server was built without profiles: build it with --features profiling";
-        // Whoever asked may have gone.
+        // The receiver may be gone.
         let _ = request.answer.send(Err(NoProfile::Unavailable(sentence)));
     }
 }

@@ -1,7 +1,8 @@
-//! Which files are loaded where, and the walk up a stack that was copied.
+//! The files that are loaded, and the unwinding of copied stacks.
 //!
-//! The walk follows the unwind tables (`.eh_frame`) that every program carries, so it needs no frame pointers, and it
-//! reads the copy alone: whatever the tables say, it cannot touch memory that is not there.
+//! A stack is unwound by the tables (`.eh_frame`) that every program carries, so no frame pointers
+//! are needed. Unwinding reads the copy alone: whatever the tables say, it cannot touch memory that
+//! is not mapped.
 
 use std::ffi::{CStr, OsStr, c_int, c_void};
 use std::ops::Range;
@@ -15,26 +16,28 @@ use framehop::{
 
 use super::signal::Copied;
 
-/// The program's own file, even when another one has its name by now. The loader has no name for it.
+/// The program's own file, even when another file has its name by now. The loader has no name for
+/// it.
 const PROGRAM: &str = "/proc/self/exe";
-/// Deepest stack that is followed, in frames.
+/// Most frames of a stack that are unwound.
 const FRAMES_MAX: usize = 256;
 
-/// A file that is loaded: the program, a library, or the kernel's own (the vDSO).
+/// A loaded file: the program, a library, or the kernel's own (the vDSO).
 #[derive(Debug)]
 pub(super) struct Module {
-    /// How the loader calls it.
+    /// The loader's name for it.
     pub(super) path: PathBuf,
-    /// Where its code is.
+    /// The addresses of its code.
     pub(super) code: Range<u64>,
-    /// What the addresses of the file are moved by.
+    /// The difference between an address in memory and the address in the file.
     pub(super) bias: u64,
-    /// `.eh_frame_hdr` and `.eh_frame`, each with its address; `None` when it has none of the usual form.
+    /// `.eh_frame_hdr` and `.eh_frame`, each with its address; `None` when the file has none in the
+    /// usual form.
     unwind: Option<[(u64, &'static [u8]); 2]>,
 }
 
 impl Module {
-    /// The name of the file.
+    /// The file's name.
     pub(super) fn name(&self) -> String {
         let path = if self.path == Path::new(PROGRAM) { std::env::current_exe().ok() } else { None };
         let path = path.as_ref().unwrap_or(&self.path);
@@ -42,15 +45,16 @@ impl Module {
     }
 }
 
-/// Everything that is loaded, in the order of the loader: the program comes first.
+/// All loaded files, in the loader's order: the program comes first.
 #[derive(Debug)]
 pub(super) struct Modules(pub(super) Vec<Module>);
 
 impl Modules {
-    /// What is loaded at this moment. Nothing here ever unloads a library.
+    /// The files that are loaded now. Nothing in this program unloads a library.
     pub(super) fn loaded() -> Self {
         let mut modules = Vec::new();
-        // SAFETY: the callback gets back the pointer given here, while `modules` is alive and not otherwise used.
+        // SAFETY: the callback gets the pointer given here, while `modules` is alive and not
+        // otherwise used.
         unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut modules).cast()) };
         Self(modules)
     }
@@ -67,7 +71,7 @@ unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, modules: *mut
     let (info, modules) = unsafe { (&*info, &mut *modules.cast::<Vec<Module>>()) };
     // SAFETY: the name is a C string that lives as long as the module.
     let name = unsafe { CStr::from_ptr(info.dlpi_name) };
-    // SAFETY: so many headers are there.
+    // SAFETY: the loader says how many headers there are.
     let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     let range = |header: &libc::Elf64_Phdr| {
         let start = info.dlpi_addr.wrapping_add(header.p_vaddr);
@@ -79,9 +83,11 @@ unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, modules: *mut
     let unwind = headers.iter().find(|header| header.p_type == libc::PT_GNU_EH_FRAME).and_then(|header| {
         let index = range(header);
         let holder = segments.find(|segment| range(segment).contains(&index.start)).map(range)?;
-        // SAFETY: the loader has mapped the segment, readable, for as long as the module is loaded: for ever.
+        // SAFETY: the loader has mapped the segment, readable, for as long as the module is loaded,
+        // which is for ever.
         let bytes = |from: u64, to: u64| unsafe { slice::from_raw_parts(from as *const u8, (to - from) as usize) };
-        // The usual form: version 1, the pointer to `.eh_frame` four bytes wide and relative to itself.
+        // The usual form is version 1, with a pointer to `.eh_frame` that is four bytes wide and
+        // relative to itself.
         let [1, 0x1b, _, _, pointer @ ..] = bytes(index.start, index.start + 8) else { return None };
         let pointer = i64::from(i32::from_ne_bytes(pointer.try_into().ok()?));
         let table = (index.start + 4).checked_add_signed(pointer).filter(|table| holder.contains(table))?;
@@ -91,13 +97,13 @@ unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, modules: *mut
     0
 }
 
-/// Walks stacks; remembers what it has learned of each address.
-pub(super) struct Walker {
+/// Unwinds stacks; remembers what it has learned about each address.
+pub(super) struct StackUnwinder {
     unwinder: UnwinderNative<&'static [u8], MayAllocateDuringUnwind>,
     cache: CacheNative<MayAllocateDuringUnwind>,
 }
 
-impl Walker {
+impl StackUnwinder {
     pub(super) fn new(modules: &Modules) -> Self {
         let mut unwinder = UnwinderNative::new();
         for module in &modules.0 {
@@ -119,9 +125,9 @@ impl Walker {
         Self { unwinder, cache: CacheNative::new() }
     }
 
-    /// Addresses inside the instructions that were running or calling, the innermost first; and whether the walk got to
-    /// the stack's beginning.
-    pub(super) fn walk(&mut self, copied: &Copied) -> (Vec<u64>, bool) {
+    /// Addresses inside the instructions that were running or calling, the innermost first; and
+    /// whether unwinding reached the beginning of the stack.
+    pub(super) fn unwind(&mut self, copied: &Copied) -> (Vec<u64>, bool) {
         let mut read = |address: u64| copied.word(address).ok_or(());
         let mut frames = self.unwinder.iter_frames(copied.pc, copied.registers(), &mut self.cache, &mut read);
         let mut stack = Vec::new();

@@ -1,7 +1,7 @@
 //! pprof's format: a protobuf message, gzipped.
 //!
-//! The numbers of the fields are those of `profile.proto` (github.com/google/pprof/proto). The message is written by
-//! hand: it is small, and only ever written.
+//! The numbers of the fields are those of `profile.proto` (github.com/google/pprof/proto). The
+//! message is written by hand, because it is small and never read here.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use super::make::{Profile, Value};
 use super::modules::Modules;
 
-/// A message of protobuf, written field by field.
+/// A protobuf message, written field by field.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -41,7 +41,7 @@ impl Message {
         self.0.extend(bytes);
     }
 
-    /// A message inside.
+    /// A field of a message type.
     fn message(&mut self, field: u64, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         fill(&mut inner);
@@ -54,7 +54,7 @@ impl Message {
     }
 }
 
-/// Every string once; the first is empty, as the format asks.
+/// The string table: each string once, the first one empty, as the format demands.
 #[derive(Default)]
 struct Strings<'a> {
     all: Vec<&'a str>,
@@ -70,10 +70,10 @@ impl<'a> Strings<'a> {
     }
 }
 
-/// The profile as `go tool pprof` reads it.
+/// The profile in the format of `go tool pprof`.
 ///
 /// # Errors
-/// None in practice: it writes to memory.
+/// None in practice, because it writes to memory.
 pub(super) fn write(profile: &Profile, modules: &Modules) -> io::Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(&message(profile, modules))?;
@@ -114,7 +114,8 @@ fn message(profile: &Profile, modules: &Modules) -> Vec<u8> {
             message.number(3, module.code.end.cast_signed());
             message.number(4, module.code.start.wrapping_sub(module.bias).cast_signed());
             message.number(5, strings.number(name));
-            // Functions, files, lines and inlined functions are here: there is nothing left to look up.
+            // The profile has functions, files, lines and inlined functions: a reader need not look
+            // them up.
             (7..=10).for_each(|field| message.number(field, 1));
         });
     }
@@ -146,9 +147,9 @@ fn message(profile: &Profile, modules: &Modules) -> Vec<u8> {
     for comment in &measured.comments {
         out.number(13, strings.number(comment));
     }
-    // The last kind of value is the one that most want to see.
+    // The default value is the last one, which most readers want to see.
     out.number(14, measured.values.last().map_or(0, |value| strings.number(value.what)));
-    // At last, because everything above has added to them.
+    // Written last, because everything above has added strings.
     strings.all.iter().for_each(|text| out.bytes(6, text.as_bytes()));
     out.0
 }

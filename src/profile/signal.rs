@@ -1,8 +1,9 @@
 //! The signal handler of a CPU profile, and the slots it copies stacks to.
 //!
-//! The handler does what is safe wherever it interrupts a thread, in the middle of an allocation too: it copies the
-//! registers and a piece of the stack to a free slot, by one system call that fails where a read would crash, and
-//! leaves. It takes no lock, allocates nothing and walks nothing: that is for the thread that makes the profile.
+//! The handler does only what is safe wherever it interrupts a thread, even in the middle of an
+//! allocation. It copies the registers and a piece of the stack to a free slot, by one system call
+//! that fails where a read would crash, and returns. It takes no lock, allocates nothing and
+//! unwinds nothing: the thread that makes the profile does that.
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
@@ -13,12 +14,13 @@ use std::thread;
 
 use framehop::UnwindRegsNative;
 
-/// Longest piece of a stack that is copied, in bytes. A shard's stack has 3 to 8 KiB in a release build; a longer one
-/// loses its outermost frames.
+/// Longest piece of a stack that is copied, in bytes. A shard's stack has 3 to 8 KiB in a release
+/// build; a longer one loses its outermost frames.
 const STACK_BYTES_MAX: usize = 64 * 1024;
 const WORDS: usize = STACK_BYTES_MAX / size_of::<u64>();
-/// Stacks that may wait to be walked; a further one is counted as lost. They are walked every few milliseconds, and at
-/// most one arrives per thread and millisecond. Only memory that has been copied to is real.
+/// Stacks that may wait to be unwound; a further one is counted as lost. They are unwound every few
+/// milliseconds, and at most one arrives per thread and millisecond. A slot takes physical memory
+/// only once something was copied to it.
 const SLOTS: usize = 64;
 /// The granularity at which the kernel copies or fails, in bytes.
 const PAGE: usize = 4096;
@@ -37,7 +39,7 @@ pub(super) struct Copied {
     lr: u64,
     /// The index of the thread's timer.
     pub(super) thread: usize,
-    /// How many periods of CPU time it stands for.
+    /// The number of periods of CPU time that the stack stands for.
     pub(super) periods: i64,
     bytes: usize,
     words: [u64; WORDS],
@@ -48,7 +50,8 @@ impl Copied {
     pub(super) fn word(&self, address: u64) -> Option<u64> {
         let offset = address.checked_sub(self.sp)? as usize;
         let end = offset.checked_add(size_of::<u64>())?;
-        // A word never lies across two here: stack pointers are aligned wherever frames are laid out.
+        // No word lies across two words of the copy: stack pointers are aligned wherever frames are
+        // laid out.
         (offset.is_multiple_of(size_of::<u64>()) && end <= self.bytes).then(|| self.words[offset / size_of::<u64>()])
     }
 
@@ -68,20 +71,20 @@ struct Slot {
     copied: UnsafeCell<Copied>,
 }
 
-/// Where the handler copies to.
+/// The slots for copies.
 pub(super) struct Slots {
     slots: Box<[Slot]>,
     /// Periods of CPU time for which there was no free slot.
     lost: AtomicUsize,
 }
 
-// SAFETY: the cells are written by whoever has set the state to FILLING, and read by the one thread that walks, while
-// it is FULL.
+// SAFETY: a cell is written by the handler that has set its state to FILLING, and read by the one
+// thread that drains, while it is FULL.
 unsafe impl Sync for Slots {}
 
 /// The slots in use; null while no profile is made.
 static ACTIVE: AtomicPtr<Slots> = AtomicPtr::new(null_mut());
-/// Handlers that may be using them.
+/// Handlers that may be using the slots.
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
 
 /// The slots, in use until it is dropped. There is at most one.
@@ -91,7 +94,8 @@ impl Activated {
     /// Installs the handler and gives it empty slots.
     ///
     /// # Errors
-    /// When the kernel does not let a process read its own memory by system call, or refuses the handler.
+    /// When the kernel does not let a process read its own memory by system call, or rejects the
+    /// handler.
     pub(super) fn new() -> io::Result<Self> {
         let probe = 7_u64;
         let mut read = 0_u64;
@@ -103,12 +107,13 @@ impl Activated {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = on_signal as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-        // SAFETY: the handler is safe wherever it interrupts; it stays, because a signal may still be on its way when
-        // a profile ends, and would otherwise end the process.
+        // SAFETY: the handler is safe wherever it interrupts. It stays installed, because a signal
+        // may still be pending when a profile ends, and would otherwise end the process.
         if unsafe { libc::sigaction(libc::SIGPROF, &raw const action, null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: zeroes are free slots, with nothing copied; zeroed memory is not touched, and so not yet real.
+        // SAFETY: zeroes are free slots with nothing copied. Zeroed memory is not touched, and so
+        // not yet physical.
         let slots = unsafe { Box::<[Slot]>::new_zeroed_slice(SLOTS).assume_init() };
         let slots = Box::into_raw(Box::new(Slots { slots, lost: AtomicUsize::new(0) }));
         // SeqCst: pairs with the load in the handler.
@@ -121,13 +126,13 @@ impl Activated {
         unsafe { &*self.0 }
     }
 
-    /// Hands every stack that waits to `walk`, and frees its slot.
-    pub(super) fn drain(&self, mut walk: impl FnMut(&Copied)) {
+    /// Hands every waiting stack to `unwind`, and frees its slot.
+    pub(super) fn drain(&self, mut unwind: impl FnMut(&Copied)) {
         for slot in &self.slots().slots {
-            // Acquire: pairs with the release in the handler: what it has written is seen.
+            // Acquire: pairs with the release in the handler, so that its writes are visible.
             if slot.state.load(Ordering::Acquire) == FULL {
-                // SAFETY: no handler touches a full slot, and nobody else drains.
-                walk(unsafe { &*slot.copied.get() });
+                // SAFETY: no handler touches a full slot, and only one thread drains.
+                unwind(unsafe { &*slot.copied.get() });
                 // Release: pairs with the acquire of the handler that takes the slot next.
                 slot.state.store(FREE, Ordering::Release);
             }
@@ -142,8 +147,8 @@ impl Activated {
 
 impl Drop for Activated {
     fn drop(&mut self) {
-        // SeqCst, three times: a handler raises INSIDE before it loads ACTIVE. Either it sees the null stored here, or
-        // its raise is seen below and waited for.
+        // SeqCst, three times: a handler raises INSIDE before it loads ACTIVE. Either the handler
+        // sees the null stored here, or its raise is seen below and waited for.
         ACTIVE.store(null_mut(), Ordering::SeqCst);
         while INSIDE.load(Ordering::SeqCst) != 0 {
             thread::yield_now();
@@ -153,7 +158,7 @@ impl Drop for Activated {
     }
 }
 
-/// What the kernel says with a timer's signal (`siginfo_t`), as far as it is needed here.
+/// The kernel's description of a timer's signal (`siginfo_t`), as far as it is needed here.
 #[repr(C)]
 struct TimerInfo {
     signal: c_int,
@@ -171,29 +176,31 @@ extern "C" fn on_signal(_: c_int, info: *mut libc::siginfo_t, context: *mut c_vo
     INSIDE.fetch_add(1, Ordering::SeqCst);
     // SeqCst: as above.
     let slots = ACTIVE.load(Ordering::SeqCst);
-    // SAFETY: errno is this thread's own, and always there. It is put back for the code that was interrupted.
+    // SAFETY: errno belongs to this thread and always exists. It is restored for the interrupted
+    // code.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let saved = unsafe { *errno };
-    // SAFETY: `Activated` frees the slots only when nobody is inside; the kernel passes valid descriptions.
+    // SAFETY: `Activated` frees the slots only when no handler is inside; the kernel passes valid
+    // descriptions.
     if let Some(slots) = unsafe { slots.as_ref() } {
         // SAFETY: as above.
         unsafe { fill(slots, &*info, &*context.cast()) };
     }
     // SAFETY: as above.
     unsafe { *errno = saved };
-    // SeqCst: see the drop of `Activated`; what was written to a slot came before.
+    // SeqCst: see the drop of `Activated`; the writes to the slot come before it.
     INSIDE.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Copies what was interrupted to a free slot.
+/// Copies the interrupted registers and stack to a free slot.
 fn fill(slots: &Slots, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     if info.si_code != libc::SI_TIMER {
         return;
     }
-    // SAFETY: this is how a timer's signal is described, and the description is longer.
+    // SAFETY: the kernel describes a timer's signal like this, and its description is longer.
     let info = unsafe { &*(&raw const *info).cast::<TimerInfo>() };
-    // SAFETY: asks for no memory, only the pointer, which is an index.
+    // SAFETY: reads the pointer only, which is an index, and no memory behind it.
     let thread = info.value.sival_ptr as usize;
     let periods = 1 + i64::from(info.overrun);
     // Acquire: pairs with the release of the drain that has freed the slot.
@@ -204,8 +211,8 @@ fn fill(slots: &Slots, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     };
     let copied = slot.copied.get();
     let (pc, sp, fp, lr) = registers(context);
-    // SAFETY: the slot is this handler's until it is full. Fields are written through the pointer: no reference to the
-    // words exists while the kernel writes them.
+    // SAFETY: the slot is this handler's until it is full. Fields are written through the pointer:
+    // no reference to the words exists while the kernel writes them.
     unsafe {
         (*copied).pc = pc;
         (*copied).sp = sp;
@@ -219,27 +226,29 @@ fn fill(slots: &Slots, info: &libc::siginfo_t, context: &libc::ucontext_t) {
     slot.state.store(FULL, Ordering::Release);
 }
 
-/// Copies up to `bytes_max` bytes from this process's own memory, as far as there is memory; how many.
+/// Copies up to `bytes_max` bytes of this process's own memory, up to the first unmapped page;
+/// returns how many.
 fn copy_from(address: u64, to: *mut c_void, bytes_max: usize) -> usize {
     const PIECES: usize = STACK_BYTES_MAX / PAGE + 1;
     let mut pieces = [libc::iovec { iov_base: null_mut(), iov_len: 0 }; PIECES];
     let (mut next, mut left, mut used) = (address as usize, bytes_max, 0);
-    // One piece for each page: the kernel copies whole pieces, up to the first that is not there.
+    // One piece for each page: the kernel copies whole pieces, up to the first one that is
+    // unmapped.
     while left > 0 && used < PIECES {
         let length = (PAGE - next % PAGE).min(left);
         pieces[used] = libc::iovec { iov_base: next as *mut c_void, iov_len: length };
         (next, left, used) = (next + length, left - length, used + 1);
     }
     let whole = libc::iovec { iov_base: to, iov_len: bytes_max };
-    // SAFETY: both lists are valid for the call, and `to` is writable for `bytes_max` bytes; of what is not readable
-    // the kernel says so.
+    // SAFETY: both lists are valid for the call, and `to` is writable for `bytes_max` bytes. The
+    // kernel reports unreadable memory.
     let copied = unsafe {
         libc::process_vm_readv(libc::getpid(), &raw const whole, 1, pieces.as_ptr(), used as libc::c_ulong, 0)
     };
     usize::try_from(copied).unwrap_or(0)
 }
 
-/// Program counter, stack pointer, frame pointer and link register of the code that was interrupted.
+/// Program counter, stack pointer, frame pointer and link register of the interrupted code.
 #[cfg(target_arch = "x86_64")]
 fn registers(context: &libc::ucontext_t) -> (u64, u64, u64, u64) {
     let register = |number: c_int| context.uc_mcontext.gregs[number as usize] as u64;
@@ -260,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_not_read() {
+    fn unmapped_memory_is_not_read() {
         let words = [1_u64, 2, 3];
         let mut read = [0_u64; 3];
         assert_eq!(copy_from(words.as_ptr() as u64, read.as_mut_ptr().cast(), 24), 24);
@@ -269,8 +278,9 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_ends_where_the_memory_does() {
-        // SAFETY: a new mapping of two pages; the second is made unreadable and then both are unmapped.
+    fn a_copy_ends_before_an_unreadable_page() {
+        // SAFETY: a new mapping of two pages; the second is made unreadable and then both are
+        // unmapped.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let pages = libc::mmap(null_mut(), 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);

@@ -1,6 +1,7 @@
 //! From addresses to the names of functions, inlined ones too.
 //!
-//! Reads the debug information of the loaded files, while a profile is made and no longer.
+//! Reads the debug information of the loaded files while a profile is made, and keeps nothing
+//! afterwards. An address without a name gets the name of its file in brackets.
 
 use std::collections::HashMap;
 
@@ -8,11 +9,11 @@ use addr2line::{Loader, demangle_auto};
 
 use super::modules::Modules;
 
-/// A function as it is called in the source.
+/// A function, under its name in the source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Function {
     pub(super) name: String,
-    /// Empty when it is not known.
+    /// Empty when unknown.
     pub(super) file: String,
 }
 
@@ -21,26 +22,26 @@ pub(super) struct Function {
 pub(super) struct Line {
     /// Index into [`Symbols::functions`].
     pub(super) function: usize,
-    /// 0 when it is not known.
+    /// 0 when unknown.
     pub(super) line: u32,
 }
 
-/// What is known of one address.
+/// The known facts about one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     pub(super) address: u64,
     /// Index into the modules.
     pub(super) module: Option<usize>,
-    /// The innermost inlined function first, last the one that they are inlined in; never empty.
+    /// The innermost inlined function first, the function that contains them last; never empty.
     pub(super) lines: Vec<Line>,
 }
 
-/// Everything that the stacks of a profile name.
+/// The functions and locations of a profile.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Symbols {
     pub(super) functions: Vec<Function>,
     pub(super) locations: Vec<Location>,
-    /// Of each stack, the indices of its locations, the innermost first.
+    /// For each stack, the indices of its locations, the innermost first.
     pub(super) stacks: Vec<Vec<usize>>,
 }
 
@@ -51,7 +52,7 @@ impl Symbols {
         lines.map(|line| self.functions[line.function].name.as_str())
     }
 
-    /// Takes away what lies innermost and is called so, from every stack, but never a whole stack.
+    /// Removes the innermost functions that are noise from every stack, but never a whole stack.
     pub(super) fn strip(&mut self, is_noise: impl Fn(&str) -> bool) {
         let Self { functions, locations, stacks } = self;
         for stack in stacks {
@@ -88,14 +89,15 @@ pub(super) fn resolve<'a>(modules: &Modules, stacks: impl Iterator<Item = &'a [u
 
 struct Resolver<'a> {
     modules: &'a Modules,
-    /// The debug information of each module; `None` until it is needed, and inside when it cannot be read.
+    /// The debug information of each module: `None` until it is needed, `Some(None)` when it cannot
+    /// be read.
     loaders: Vec<Option<Option<Loader>>>,
     of_function: HashMap<Function, usize>,
     symbols: Symbols,
 }
 
 impl Resolver<'_> {
-    /// The index of what is known of an address.
+    /// The index of the location of an address.
     fn locate(&mut self, address: u64) -> usize {
         let module = self.modules.find(address);
         let mut found = module.map_or_else(Vec::new, |module| self.look_up(module, address));
@@ -111,7 +113,8 @@ impl Resolver<'_> {
         self.symbols.locations.len() - 1
     }
 
-    /// The functions at an address of a module, the innermost first, with their lines; empty without information.
+    /// The functions at an address of a module, the innermost first, with their lines; empty
+    /// without debug information.
     fn look_up(&mut self, module: usize, address: u64) -> Vec<(Function, u32)> {
         let path = &self.modules.0[module].path;
         let Some(loader) = self.loaders[module].get_or_insert_with(|| Loader::new(path).ok()) else {
@@ -122,10 +125,11 @@ impl Resolver<'_> {
         let mut found = Vec::new();
         if let Ok(mut frames) = loader.find_frames(address) {
             while let Ok(Some(frame)) = frames.next() {
-                let (file, line) =
-                    frame.location.map_or((None, 0), |place| (place.file.map(str::to_owned), place.line.unwrap_or(0)));
+                let (file, line) = frame
+                    .location
+                    .map_or((None, 0), |position| (position.file.map(str::to_owned), position.line.unwrap_or(0)));
                 let name = frame.function.and_then(|name| Some(shorten(&name.demangle().ok()?)));
-                // Only the outermost one can be without a name: it is then the symbol.
+                // Only the outermost function can be without a name; the symbol names it then.
                 if let Some(name) = name.or_else(symbol) {
                     found.push((Function { name, file: file.unwrap_or_default() }, line));
                 }
@@ -145,12 +149,13 @@ impl Resolver<'_> {
     }
 }
 
-/// A name without what its generic parameters stand for, which may be thousands of letters long.
+/// A name without its generic arguments, which may be thousands of letters long.
 fn shorten(name: &str) -> String {
     let mut short = String::with_capacity(name.len());
     let (mut depth, mut before) = (0, ' ');
     for letter in name.chars() {
-        // The type that a method belongs to is in angle brackets too; parameters are those behind a name or a path.
+        // The type that owns a method is in angle brackets too; arguments are those behind a name
+        // or a path.
         let opens = letter == '<' && (depth > 0 || before.is_alphanumeric() || "_:}])>".contains(before));
         depth += usize::from(opens);
         if depth == 0 {
