@@ -71,7 +71,7 @@ impl Row {
 /// All cells of a run.
 pub(crate) struct Report {
     /// The conditions of the run, printed above the figures.
-    setting: Vec<(&'static str, String)>,
+    conditions: Vec<(&'static str, String)>,
     rows: Vec<Row>,
 }
 
@@ -80,7 +80,7 @@ impl Report {
     pub(crate) fn new(options: &Options) -> io::Result<Self> {
         let (server_cores, client_core) = options.cores()?;
         let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-        let setting = vec![
+        let conditions = vec![
             ("command", format!("cargo bench --bench delivery -- {}", arguments.join(" "))),
             ("commit", environment::commit()),
             ("machine", environment::machine()),
@@ -88,7 +88,7 @@ impl Report {
             ("subscribers", options.subscribers().to_string()),
             ("payload bytes", options.payload.to_string()),
         ];
-        Ok(Self { setting, rows: Vec::new() })
+        Ok(Self { conditions, rows: Vec::new() })
     }
 
     /// Adds one cell of the current round.
@@ -113,7 +113,7 @@ impl Report {
             return writeln!(stdout, "{:#}", self.json());
         }
         writeln!(stdout)?;
-        for (name, value) in &self.setting {
+        for (name, value) in &self.conditions {
             writeln!(stdout, "{name}: {value}")?;
         }
         writeln!(
@@ -213,9 +213,9 @@ impl Report {
                 })
             })
             .collect();
-        let setting: serde_json::Map<_, _> =
-            self.setting.iter().map(|(name, value)| (name.replace(' ', "_"), Value::from(value.as_str()))).collect();
-        json!({"setting": setting, "rows": rows})
+        let conditions: serde_json::Map<_, _> =
+            self.conditions.iter().map(|(name, value)| (name.replace(' ', "_"), Value::from(value.as_str()))).collect();
+        json!({"conditions": conditions, "rows": rows})
     }
 }
 

@@ -42,7 +42,7 @@ def main():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     cores = sorted(os.sched_getaffinity(0))
     core_of_server, core_of_client = cores[0], cores[min(1, len(cores) - 1)]
-    environment = describe_environment(options, cores)
+    conditions = describe_conditions(options, cores)
     samples = []
     for round_number in range(options.rounds):
         for in_flight, payload in options.cells:
@@ -56,8 +56,8 @@ def main():
                     cell["error"] = str(error)
                 print_cell(cell)
                 samples.append(cell)
-                save(environment, samples)
-    print_report(options, environment, samples)
+                save(conditions, samples)
+    print_report(options, conditions, samples)
     if any("error" in cell for cell in samples):
         sys.exit("peers.py: not every cell could be measured; the errors are above")
 
@@ -235,8 +235,8 @@ def print_cell(cell):
         print(f"{head}: {cpu_ns(cell):.0f} ns, received {received_share([cell])}", file=sys.stderr)
 
 
-def print_report(options, environment, samples):
-    for name, value in environment.items():
+def print_report(options, conditions, samples):
+    for name, value in conditions.items():
         print(f"{name}: {value}")
     print(
         "\nServer CPU per delivery in ns, median of the rounds; its ratio to Hydrant's in the same round, median and"
@@ -284,7 +284,7 @@ def row(candidate, cells, options):
     ]
 
 
-def describe_environment(options, cores):
+def describe_conditions(options, cores):
     """The conditions of the run, printed above the figures."""
 
     def output(*command):
@@ -310,9 +310,9 @@ def ws_version():
     return json.loads((PREFIX / "node_modules/ws/package.json").read_text())["version"]
 
 
-def save(environment, samples):
+def save(conditions, samples):
     """Called after every cell, so that an interrupted run keeps its figures."""
-    RESULTS.write_text(json.dumps({"environment": environment, "samples": samples}, indent=1))
+    RESULTS.write_text(json.dumps({"conditions": conditions, "samples": samples}, indent=1))
 
 
 def raise_open_files(connections):
