@@ -20,8 +20,9 @@ use fastwebsockets::{Payload, Role};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
+use super::socket::retry;
 use super::writer_kind::WriterKind;
-use super::{Connection, Phase, Socket, retry};
+use super::{Connection, Phase, Socket};
 use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};

@@ -13,8 +13,7 @@ use std::{fmt, io};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
 
-use super::retry;
-use super::socket::Socket;
+use super::socket::{Socket, retry};
 use crate::config::{TLS_READ_BYTES, TLS_SEND_BYTES};
 use crate::tls::Tls;
 

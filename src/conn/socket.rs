@@ -82,3 +82,13 @@ impl Socket for TcpStream {
         let _ = self.shutdown(Shutdown::Write);
     }
 }
+
+/// Repeats a call that a signal interrupted before it did anything.
+pub(super) fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
