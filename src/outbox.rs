@@ -224,10 +224,10 @@ impl Outbox {
     /// 0 or 1.
     fn split_started_frame(&mut self) -> usize {
         let Some(first) = self.data.front_mut() else { return 0 };
-        let Some(cut) = first.started_frame_end() else { return 0 };
-        if cut < first.end {
-            let rest = Entry { batch: first.batch.clone(), start: cut, end: first.end };
-            first.end = cut;
+        let Some(frame_end) = first.started_frame_end() else { return 0 };
+        if frame_end < first.end {
+            let rest = Entry { batch: first.batch.clone(), start: frame_end, end: first.end };
+            first.end = frame_end;
             self.data.insert(1, rest);
         }
         1
@@ -274,18 +274,18 @@ impl Outbox {
     /// for.
     pub fn fill<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> Write {
         let mut data = self.data.iter();
-        let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|cut| (entry, cut)));
+        let started = self.data.front().and_then(|entry| entry.started_frame_end().map(|frame_end| (entry, frame_end)));
         let control = [&self.pong, &self.close].into_iter().flatten().map(|frame| &frame.wire()[..]);
         let mut split_rest = None;
-        if let Some((entry, cut)) = started {
-            split_rest = (cut < entry.end).then(|| entry.batch.piece(cut..entry.end));
+        if let Some((entry, frame_end)) = started {
+            split_rest = (frame_end < entry.end).then(|| entry.batch.piece(frame_end..entry.end));
             data.next();
         }
         let started_control = (!self.started_control.is_empty()).then_some(&self.started_control[..]);
         let pieces = started_control
             .map(Piece::Bytes)
             .into_iter()
-            .chain(started.map(|(entry, cut)| entry.batch.piece(entry.start..cut)))
+            .chain(started.map(|(entry, frame_end)| entry.batch.piece(entry.start..frame_end)))
             .chain(control.map(Piece::Bytes))
             .chain(split_rest)
             .chain(data.map(|entry| entry.batch.piece(entry.start..entry.end)));
@@ -308,8 +308,8 @@ impl Outbox {
                 let now = sent.min(self.started_control.len());
                 self.started_control.advance(now);
                 sent -= now;
-            } else if let Some(cut) = self.data.front().and_then(Entry::started_frame_end) {
-                sent -= self.advance_data(sent, cut);
+            } else if let Some(frame_end) = self.data.front().and_then(Entry::started_frame_end) {
+                sent -= self.advance_data(sent, frame_end);
             } else if let Some(control) = self.pong.take().or_else(|| self.close.take()) {
                 self.started_control = control.into_wire();
             } else {

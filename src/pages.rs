@@ -55,7 +55,7 @@ impl PagePool {
 
     /// Batches that should have got pages and were copied instead.
     #[must_use]
-    pub fn refused(&self) -> u64 {
+    pub fn rejected(&self) -> u64 {
         self.rejected.get()
     }
 
@@ -142,11 +142,11 @@ mod tests {
         let pool = PagePool::new(0);
         let hold = || pool.hold(b"x", PAGES_SUBSCRIBERS_MIN);
         let mut all: Vec<_> = (0..PAGES_FILES_MAX).map(|_| hold().unwrap()).collect();
-        assert_eq!((hold().is_none(), pool.refused()), (true, 1));
+        assert_eq!((hold().is_none(), pool.rejected()), (true, 1));
         assert_eq!(pool.open(), PAGES_FILES_MAX);
         all.pop();
         assert_eq!(pool.open(), PAGES_FILES_MAX - 1);
-        assert_eq!((hold().is_some(), pool.refused()), (true, 1));
+        assert_eq!((hold().is_some(), pool.rejected()), (true, 1));
     }
 
     #[test]
@@ -155,6 +155,6 @@ mod tests {
         assert!(pool.hold(&[0; 99], PAGES_SUBSCRIBERS_MIN).is_none());
         assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN - 1).is_none());
         assert!(pool.hold(&[0; 100], PAGES_SUBSCRIBERS_MIN).is_some());
-        assert_eq!(pool.refused(), 0);
+        assert_eq!(pool.rejected(), 0);
     }
 }

@@ -37,7 +37,7 @@ pub struct Registry {
 
 impl Registry {
     /// Reserves room for one connection, if fewer than `most` are reserved or registered.
-    /// [`Registry::deregister`] releases the reservation, or [`Registry::give_back`] if no
+    /// [`Registry::deregister`] releases the reservation, or [`Registry::release`] if no
     /// connection was registered.
     #[must_use]
     pub fn reserve(&self, most: usize) -> bool {
@@ -47,13 +47,13 @@ impl Registry {
     }
 
     /// Releases a reservation that was not used.
-    pub fn give_back(&self) {
+    pub fn release(&self) {
         self.reserved.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Connections and reservations.
     #[must_use]
-    pub fn places(&self) -> usize {
+    pub fn reserved(&self) -> usize {
         self.reserved.load(Ordering::Relaxed)
     }
 
@@ -72,7 +72,7 @@ impl Registry {
     pub fn deregister(&self, id: ConnId) {
         if self.connections.remove(&id).is_some() {
             self.len.fetch_sub(1, Ordering::Relaxed);
-            self.give_back();
+            self.release();
         }
     }
 
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!((registry.len(), registry.find(first), registry.peak()), (1, None, 2));
         assert!(registry.on_shard(0).is_empty());
         assert!(registry.reserve(2) && !registry.reserve(2), "a reservation was released");
-        registry.give_back();
+        registry.release();
         registry.deregister(second);
         registry.shrink();
         assert!(registry.is_empty());

@@ -51,7 +51,7 @@ impl Drop for PendingSubscription {
             self.engine.count(channel, self.shard, false);
         }
         if self.place {
-            self.engine.registry.give_back();
+            self.engine.registry.release();
         }
     }
 }

@@ -295,7 +295,7 @@ impl Engine {
         if let Some(bytes_max) = self.live().memory_bytes_max {
             // Relaxed, here and below: an estimate.
             let (bytes, places) = (self.heap.0.load(Ordering::Relaxed), self.heap.1.load(Ordering::Relaxed));
-            let new = self.registry.places().saturating_sub(places);
+            let new = self.registry.reserved().saturating_sub(places);
             let tls = if self.config.tls.is_some() { TLS_BYTES_PROJECTED } else { 0 };
             if bytes.saturating_add(new * (CONNECTION_BYTES_PROJECTED + tls)) >= bytes_max.get() {
                 return Err(Rejection::Memory);
@@ -307,7 +307,7 @@ impl Engine {
     /// Notes how large the heap is.
     pub fn note_heap(&self, bytes: usize) {
         self.heap.0.store(bytes, Ordering::Relaxed);
-        self.heap.1.store(self.registry.places(), Ordering::Relaxed);
+        self.heap.1.store(self.registry.reserved(), Ordering::Relaxed);
     }
 
     /// Whether nothing new is taken.

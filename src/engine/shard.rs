@@ -348,7 +348,7 @@ impl Shard {
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
             pages_open: self.pages.open() as u64,
-            pages_refused: self.pages.refused(),
+            pages_refused: self.pages.rejected(),
             says: self.says.get(),
             ignored: self.ignored.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),

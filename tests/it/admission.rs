@@ -54,7 +54,7 @@ fn a_race_for_the_last_connections_admits_no_more_than_allowed() {
     assert_eq!((streams.len(), server.engine.rejections.get(Rejection::Connections)), (20, 60));
     drop(streams);
     server.wait_for_connections(0);
-    assert_eq!(server.engine.registry.places(), 0);
+    assert_eq!(server.engine.registry.reserved(), 0);
 }
 
 #[test]

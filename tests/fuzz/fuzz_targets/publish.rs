@@ -163,7 +163,7 @@ impl Stage {
         while let Some(item) = self.shard.engine.inboxes[0].pop() {
             self.take(item, refuses, &taken);
         }
-        assert_eq!(self.shard.engine.registry.places(), 0, "a place is not given back");
+        assert_eq!(self.shard.engine.registry.reserved(), 0, "a place is not given back");
         Outcome { output, publications: taken.into_inner(), ended_after }
     }
 }

@@ -41,7 +41,7 @@ enum Step {
     /// The server sends close_notify.
     Close,
     /// Everything that was sent arrives, in both directions, until both sides are idle.
-    Settle,
+    Exchange,
 }
 
 /// The server's socket.
@@ -170,7 +170,7 @@ impl Both {
         self.wire.arrived.borrow_mut().extend(self.on_the_way.drain(..bytes));
     }
 
-    fn settle(&mut self) {
+    fn exchange(&mut self) {
         for _ in 0..1000 {
             self.run_client();
             // Read the bytes that were decrypted earlier.
@@ -238,7 +238,7 @@ impl Both {
             }
             Step::Room(bytes) => self.wire.room.set(self.wire.room.get() + usize::from(bytes)),
             Step::Close => self.server.close(&self.wire),
-            Step::Settle => self.settle(),
+            Step::Exchange => self.exchange(),
         }
         assert!(self.server.unsent_bytes() < 80 * 1024, "what waits is bounded");
     }
@@ -248,14 +248,14 @@ fuzz_target!(|input: (bool, bool, Vec<Step>)| {
     let (old, begun, steps) = input;
     let mut both = Both::new(old);
     if begun {
-        both.settle();
+        both.exchange();
         assert!(!both.client.is_handshaking() && !both.server_failed);
     }
     let closes = steps.iter().any(|step| matches!(step, Step::Close));
     for step in steps.into_iter().take(64) {
         both.step(step);
     }
-    both.settle();
+    both.exchange();
     if !both.tampered {
         assert!(
             both.client_sent.starts_with(&both.server_received) && both.server_sent.starts_with(&both.client_received)
