@@ -163,7 +163,7 @@ def sigterm(binary, cores):
         wrong.append(f"of {len(answers)} newcomers {len(refused)} were told to come back, {len(late)} after that were not")
     if code != 0:
         wrong.append(f"exit code {code}")
-    report = re.search(r"drained cut=(\d+) closed=(\d+) refused=(\d+)", server.said())
+    report = re.search(r"drained aborted=(\d+) closed=(\d+) refused=(\d+)", server.said())
     if not report or int(report[1]) or int(report[2]) < CLIENTS or int(report[3]) < len(refused):
         wrong.append(f"the drain's report: {report and report[0]}")
     closed = (max(life.ended or 0 for life in lives) - began) * 1000

@@ -415,7 +415,7 @@ def judge(server, scene, name, fault, gaps):
         scene.expect(report["passed"], f"bystanders {when}: {report.get('first_error') or report['lost_unexplained']}")
     code = server.end()
     scene.expect(code == 0, f"exit code {code}")
-    scene.expect(not scene.stay or f" cut={VICTIMS} " in server.said(), "the victims were not cut by the drain")
+    scene.expect(not scene.stay or f" aborted={VICTIMS} " in server.said(), "the victims were not aborted by the drain")
     scene.leave()
     p99 = lambda report: report["last_subscriber_us"]["p99"] / 1000 if report["last_subscriber_us"] else float("nan")
     label = lambda name: name.split('"')[1]

@@ -67,7 +67,7 @@ fn a_drain_keeps_its_rate_and_answers_new_clients_with_retry_after() {
     drop(clients);
     assert_eq!(binary.wait().code(), Some(0));
     let report = binary.seen.iter().find(|line| line.contains("drained")).unwrap();
-    assert!(report.contains("cut=0") && report.contains("refused=1"), "{report}");
+    assert!(report.contains("aborted=0") && report.contains("refused=1"), "{report}");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_drain_aborts_clients_that_do_not_read() {
     }
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
-    assert!(binary.seen.iter().any(|line| line.contains("drained cut=1")), "{:?}", binary.seen);
+    assert!(binary.seen.iter().any(|line| line.contains("drained aborted=1")), "{:?}", binary.seen);
     drop(stalled);
 }
 
