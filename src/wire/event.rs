@@ -3,6 +3,25 @@
 //! Owns the parsing of client events and the encoding of server events. An invalid event is an
 //! [`EventError`] whose text tells the client what to send instead; it never ends a connection.
 //! Pure: what an event does is decided in `engine::events`.
+//!
+//! | client event | fields | effect and answer |
+//! |---|---|---|
+//! | `SET_NAME` | `new_name` | sets the client's name, 1 to 64 bytes; no answer |
+//! | `SAY` | `message` | publishes `CHAT_MSG` to the client's rooms, as `--say` allows |
+//! | `SAY` | `message`, `channel` | publishes `CHAT_MSG` to this room of the client |
+//! | `SUBSCRIBE` | `channel` | `SUBSCRIBED`, before the channel's first message |
+//! | `UNSUBSCRIBE` | `channel` | `UNSUBSCRIBED`, after the channel's last message |
+//! | `LEAVE` | | closes the connection with code 1000 |
+//!
+//! | server event | fields |
+//! |---|---|
+//! | `CHAT_MSG` | `user`, `message`, `channel` |
+//! | `SUBSCRIBED`, `UNSUBSCRIBED` | `channel` |
+//! | `ERROR` | `code`, `message`; `channel` if the error concerns one |
+//!
+//! Every message that is published after the client has seen `SUBSCRIBED` is sent to it. A repeated
+//! `SUBSCRIBE` is acknowledged again and changes nothing. Answers count against the client's
+//! backlog like messages: a policy that drops messages can drop them, too.
 
 use std::borrow::Cow;
 
