@@ -79,6 +79,11 @@ impl Tls {
         Ok(())
     }
 
+    /// Uses what `fresh` has read, for the connections to come.
+    pub fn adopt(&self, fresh: &Self) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh.current();
+    }
+
     /// What the next session is made from.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {

@@ -13,8 +13,49 @@ pub enum Origin {
     Flag,
     /// In this environment variable.
     Variable(String),
+    /// In the file of `--config`.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key: the present or an earlier name.
+        key: String,
+    },
     /// Nowhere: it is the default.
     Default,
+}
+
+impl Origin {
+    /// Which origin counts, of two that give a value: the larger.
+    pub(super) fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::File { .. } => 1,
+            Self::Variable(_) => 2,
+            Self::Flag => 3,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("flag"),
+            Self::Variable(name) => f.write_str(name),
+            Self::File { path, line, .. } => write!(f, "{}:{line}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The most similar of some names, if any is.
+pub(super) fn nearest(name: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    /// Below this two names have little in common, by Jaro and Winkler.
+    const SIMILAR: f64 = 0.8;
+    let scored = names.map(|known| (strsim::jaro_winkler(name, &known), known));
+    let best = scored.filter(|(score, _)| *score > SIMILAR).max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.map(|(_, known)| known)
 }
 
 /// A value as the user wrote it, to begin an error with: the flag or the variable, and the text unless it is secret.
@@ -37,6 +78,7 @@ impl fmt::Display for Written {
         match &self.origin {
             Origin::Flag | Origin::Default => write!(f, "--{} {}", self.setting.flag, self.text),
             Origin::Variable(name) => write!(f, "{name}={}", self.text),
+            Origin::File { path, line, key } => write!(f, "{}:{line}: {key} = {}", path.display(), self.text),
         }
     }
 }
@@ -88,4 +130,19 @@ pub enum SettingsError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A line of that file is wrong.
+    #[error(transparent)]
+    Line(#[from] FileError),
+}
+
+/// A line of a file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}:{line}: {reason}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, and what to write instead.
+    pub reason: String,
 }

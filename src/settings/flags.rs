@@ -1,13 +1,20 @@
 //! The flags and environment variables of all settings, as clap knows them.
 
+use std::path::PathBuf;
+
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
 use super::{Form, Origin, SETTINGS, Setting, variable};
 
-/// The settings that the command line and the environment give, as texts.
+/// The flag that names the file of settings.
+const CONFIG: &str = "config";
+
+/// The settings that the command line and the environment give, as texts, and the file that gives more.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
+    /// The file of `--config`.
+    pub(super) file: Option<PathBuf>,
     /// Each with its origin; a list's texts are joined with commas.
     pub(super) written: Vec<(&'static Setting, String, Origin)>,
 }
@@ -51,6 +58,7 @@ impl FromArgMatches for Flags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
         for setting in SETTINGS {
             let origin = match matches.value_source(setting.flag) {
                 Some(ValueSource::CommandLine) => Origin::Flag,
@@ -67,7 +75,17 @@ impl FromArgMatches for Flags {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        command.args(SETTINGS.iter().map(argument))
+        let file = Arg::new(CONFIG)
+            .long(CONFIG)
+            .env(variable(CONFIG))
+            .hide_env(true)
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help(
+                "File with settings, in TOML: max_connections = 1000 is --max-connections 1000. Flags and variables go \
+                 before it. `hydrant config template` prints one. SIGHUP has it read again.",
+            );
+        command.arg(file).args(SETTINGS.iter().map(argument))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

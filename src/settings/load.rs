@@ -1,10 +1,11 @@
-//! Merges what the user wrote into a [`Config`]: flags over environment over defaults.
+//! Merges what the user wrote into a [`Config`]: flags over environment over file over defaults.
 
 use std::fs;
 use std::path::Path;
+use std::ptr;
 
 use super::error::Written;
-use super::{Config, ConfigError, Flags, Form, Origin, SETTINGS, Setting, SettingsError};
+use super::{Config, ConfigError, Flags, Form, Origin, SETTINGS, Setting, SettingsError, file};
 use crate::jwt::TokenKey;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
@@ -21,6 +22,10 @@ pub struct Effective {
 }
 
 impl Effective {
+    fn default_of(setting: &'static Setting) -> Self {
+        Self { setting, text: setting.default.to_owned(), origin: Origin::Default }
+    }
+
     fn written(&self) -> Written {
         Written::new(self.setting, &self.text, &self.origin)
     }
@@ -41,29 +46,33 @@ const ALTERNATIVES: [&[&str]; 2] = [&["token", "token-file"], &["jwt-secret", "j
 /// Merges, reads the files that settings name, and checks.
 ///
 /// # Errors
-/// One line that names the flag or the variable that the user wrote.
+/// One line that names the flag, the variable or the line of the file that the user wrote.
 pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
-    let effective: Vec<Effective> = SETTINGS
-        .iter()
-        .map(|setting| {
-            let written = flags.written.iter().find(|(of, ..)| std::ptr::eq(*of, setting));
-            match written {
-                Some((_, text, origin)) => Effective { setting, text: text.clone(), origin: origin.clone() },
-                None => Effective { setting, text: setting.default.to_owned(), origin: Origin::Default },
-            }
-        })
-        .collect();
-    let mut config = Config::default();
-    for effective in &effective {
+    let in_file = match &flags.file {
+        Some(path) => {
+            let failed = |source| SettingsError::ConfigFile { path: path.clone(), source };
+            file::parse(&fs::read_to_string(path).map_err(failed)?, path)?
+        }
+        None => Vec::new(),
+    };
+    let written = |setting: &'static Setting| {
+        let all = flags.written.iter().chain(&in_file).filter(|(of, ..)| ptr::eq(*of, setting));
+        all.max_by_key(|(.., origin)| origin.rank())
+    };
+    let effective = SETTINGS.iter().map(|setting| match written(setting) {
+        Some((_, text, origin)) => Effective { setting, text: text.clone(), origin: origin.clone() },
+        None => Effective::default_of(setting),
+    });
+    let mut loaded = Loaded { config: Config::default(), effective: effective.collect() };
+    loaded.choose_alternatives()?;
+    for effective in &loaded.effective {
         let Effective { setting, text, origin } = effective;
         let wrong = |reason: String| SettingsError::Value { written: effective.written(), reason };
         if *origin != Origin::Default && text.is_empty() && setting.form != Form::List {
             return Err(wrong("it is empty: leave it out, or set a value".to_owned()));
         }
-        (setting.set)(&mut config, text).map_err(wrong)?;
+        (setting.set)(&mut loaded.config, text).map_err(wrong)?;
     }
-    let mut loaded = Loaded { config, effective };
-    loaded.check_alternatives()?;
     loaded.read_files()?;
     loaded.config.check().map_err(|source| loaded.contradiction(source))?;
     Ok(loaded)
@@ -82,12 +91,20 @@ impl Loaded {
         SettingsError::Contradiction { written, source }
     }
 
-    fn check_alternatives(&self) -> Result<(), SettingsError> {
+    /// Of settings that exclude each other, the one whose origin goes before counts.
+    fn choose_alternatives(&mut self) -> Result<(), SettingsError> {
         for flags in ALTERNATIVES {
-            let mut given = flags.iter().filter(|flag| self.of(flag).origin != Origin::Default);
-            if let (Some(first), Some(second)) = (given.next(), given.next()) {
+            let rank = |flag: &&&'static str| self.of(flag).origin.rank();
+            let most = flags.iter().map(|flag| rank(&flag)).max().unwrap_or(0);
+            let mut given = flags.iter().filter(|flag| rank(flag) == most);
+            if let (1.., Some(first), Some(second)) = (most, given.next(), given.next()) {
                 let problem = format!("--{second} and --{first} exclude each other: leave one of them out");
                 return Err(self.contradiction(ConfigError::new(&[second, first], problem)));
+            }
+            for effective in &mut self.effective {
+                if flags.contains(&effective.setting.flag) && effective.origin.rank() < most {
+                    *effective = Effective::default_of(effective.setting);
+                }
             }
         }
         Ok(())

@@ -9,9 +9,12 @@ mod bounds;
 mod check;
 mod declared;
 mod error;
+mod file;
 mod flags;
 mod listen;
 mod load;
+mod print;
+mod reload;
 mod value;
 
 use clap::ValueEnum;
@@ -19,10 +22,12 @@ use clap::ValueEnum;
 pub use bounds::*;
 pub use check::ConfigError;
 pub use declared::{Config, SETTINGS};
-pub use error::{Origin, SettingsError};
+pub use error::{FileError, Origin, SettingsError};
 pub use flags::Flags;
 pub use listen::ListenAddress;
 pub use load::{Effective, Loaded, load};
+pub use print::template;
+pub use reload::Reload;
 pub use value::{Network, Secret, is_origin_pattern, parse_bytes, parse_duration};
 
 /// One setting, however the user writes it.
