@@ -2,20 +2,29 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::NonBlockingBuilder;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
 
+use crate::engine::Engine;
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
 use crate::server::{Server, ServerError};
-use crate::settings::{self, Config, FILES_KEPT, Flags, Loaded};
+use crate::settings::{self, Config, FILES_KEPT, Flags, Loaded, Reload};
 
 /// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
 const LOG_LINES_MAX: usize = 4096;
+/// A second SIGTERM or SIGINT this soon is the first one again: a process group gets it from the terminal and from its leader.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 /// Exit code for a load that has lost something.
@@ -44,7 +53,22 @@ enum Command {
     /// Run the server; the same as no command.
     #[command(args_override_self = true, next_line_help = true)]
     Serve(Flags),
+    /// Print or check the settings, or print a file with all of them.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     Load(Box<load::Arguments>),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every setting in effect, and where it comes from: flag, variable, file or default. Secrets are masked.
+    #[command(args_override_self = true, next_line_help = true)]
+    Print(Flags),
+    /// Check the settings, and the certificates, keys and tokens that they name, and start nothing.
+    #[command(args_override_self = true, next_line_help = true)]
+    Check(Flags),
+    /// Print a file for --config: every setting with its help and its default, as comments.
+    Template,
 }
 
 /// Runs the command line; the exit code of the process.
@@ -64,40 +88,88 @@ pub fn run() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let flags = match cli.command {
-        Some(Command::Serve(flags)) => flags,
-        Some(Command::Load(arguments)) => return run_load(*arguments),
-        None => cli.flags,
-    };
-    let Loaded { mut config, .. } = match settings::load(&flags) {
-        Ok(loaded) => loaded,
+    match cli.command {
+        Some(Command::Load(arguments)) => run_load(*arguments),
+        Some(Command::Config(ConfigCommand::Template)) => print_text(&settings::template()),
+        Some(Command::Config(ConfigCommand::Print(flags))) => {
+            with_settings(&flags, |loaded| print_text(&loaded.print()))
+        }
+        Some(Command::Config(ConfigCommand::Check(flags))) => {
+            with_settings(&flags, |_| print_text("the settings are right\n"))
+        }
+        Some(Command::Serve(flags)) => with_settings(&flags, |loaded| serve(&flags, loaded)),
+        None => with_settings(&cli.flags, |loaded| serve(&cli.flags, loaded)),
+    }
+}
+
+/// Goes on with settings that work, or says in one line why they do not.
+fn with_settings(flags: &Flags, go_on: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
+    match settings::load(flags) {
+        Ok(loaded) => go_on(loaded),
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::from(USAGE);
+            ExitCode::from(USAGE)
         }
-    };
-    // Written by a thread of its own, which drops lines when it falls behind: nobody who reads the log slowly, or not at
-    // all, may hold up a shard. The guard writes what is left.
-    let (stderr, _log) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).finish(io::stderr());
-    let log = tracing_subscriber::fmt().with_max_level(config.log).with_writer(stderr).with_ansi(false);
-    log.with_target(false).log_internal_errors(false).init();
-    mem::sample_heap(config.heap_sample);
-    abort_on_panic();
-    match raise_open_files() {
-        Ok(limit) => {
-            tracing::info!(limit, "open files");
-            let files = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(FILES_KEPT).max(1);
-            config.connections_max = config.connections_max.min(files);
-        }
-        Err(error) => tracing::warn!("cannot raise the limit of open files: {error}"),
     }
-    match serve_until_signal(config) {
+}
+
+fn print_text(text: &str) -> ExitCode {
+    // A closed output, as of `| head`, loses nothing that matters.
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// Runs the server; the exit code of the process.
+fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
+    // The log's thread would panic if it could not be had.
+    if let Err(error) = thread::Builder::new().spawn(|| {}) {
+        eprintln!("error: cannot start a thread: {error}: allow more threads (ulimit -u) or memory (ulimit -v)");
+        return ExitCode::from(UNAVAILABLE);
+    }
+    // Written by a thread of its own, which drops lines when it falls behind: a reader of the log that is slow, or has
+    // stopped, may not hold up a shard. The guard writes what is left.
+    let (stderr, _log) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).finish(io::stderr());
+    let (level, level_handle) = reload::Layer::new(LevelFilter::from(loaded.config.log));
+    let lines = fmt::layer().with_writer(stderr).with_ansi(false).with_target(false).log_internal_errors(false);
+    tracing_subscriber::registry().with(level).with(lines).init();
+    mem::sample_heap(loaded.config.heap_sample);
+    abort_on_panic();
+    let clients_max = clients_of_open_files();
+    loaded.config.connections_max = within_open_files(&loaded.config, clients_max);
+    let reloader = Reloader { flags: flags.clone(), loaded, level: level_handle, clients_max };
+    match serve_until_signal(reloader) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(if matches!(error, ServerError::Listen { .. }) { UNAVAILABLE } else { SOFTWARE })
         }
     }
+}
+
+/// Raises the limit of open files, and says how many clients it allows.
+fn clients_of_open_files() -> usize {
+    match raise_open_files() {
+        Ok(limit) => {
+            let clients = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(FILES_KEPT).max(1);
+            tracing::info!("the limit of {limit} open files allows {clients} clients");
+            clients
+        }
+        Err(error) => {
+            tracing::warn!("cannot raise the limit of open files: {error}");
+            usize::MAX
+        }
+    }
+}
+
+/// The bound of connections that open files allow; a larger one gets a warning.
+fn within_open_files(config: &Config, clients_max: usize) -> usize {
+    let wanted = config.connections_max;
+    if wanted != usize::MAX && wanted > clients_max {
+        tracing::warn!(
+            "--max-connections {wanted} is more than the {clients_max} clients that the limit of open files allows: raise it (ulimit -n)"
+        );
+    }
+    wanted.min(clients_max)
 }
 
 fn run_load(arguments: load::Arguments) -> ExitCode {
@@ -133,11 +205,11 @@ fn print_report(report: &Report, as_json: bool) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn serve_until_signal(config: Config) -> Result<(), ServerError> {
+fn serve_until_signal(mut reloader: Reloader) -> Result<(), ServerError> {
     let failed = |error| ServerError::Thread("cannot start the admin thread", error);
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).map_err(failed)?;
     runtime.block_on(async {
-        let server = Server::bind(config)?;
+        let server = Server::bind(reloader.loaded.config.clone())?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
@@ -145,20 +217,22 @@ fn serve_until_signal(config: Config) -> Result<(), ServerError> {
         // The runtime ends it.
         tokio::task::spawn_local(async move {
             while hangup.recv().await.is_some() {
-                read_again(&engine.config);
+                reloader.reload(&engine);
             }
         });
         let (first, seen) = tokio::sync::oneshot::channel();
         tokio::task::spawn_local(async move {
-            let mut first = Some(first);
+            let (mut first, mut shutdown) = (Some(first), Shutdown::default());
             loop {
                 let code = tokio::select! {
                     _ = terminate.recv() => 128 + libc::SIGTERM,
                     _ = interrupt.recv() => 128 + libc::SIGINT,
                 };
-                match first.take() {
-                    Some(first) => drop(first.send(())),
-                    None => {
+                match shutdown.on_signal(Instant::now()) {
+                    // Without a receiver the server has ended already.
+                    SignalAction::Drain => drop(first.take().map(|first| first.send(()))),
+                    SignalAction::Ignore => {}
+                    SignalAction::Exit => {
                         tracing::warn!("a second signal: ending at once");
                         std::process::exit(code);
                     }
@@ -169,17 +243,72 @@ fn serve_until_signal(config: Config) -> Result<(), ServerError> {
     })
 }
 
-/// What SIGHUP asks for.
-fn read_again(config: &Config) {
-    #[cfg(feature = "tls")]
-    if let Some(tls) = &config.tls {
-        return match tls.reload() {
-            Ok(()) => tracing::info!("the certificate was read again"),
-            Err(error) => tracing::error!("{error}; the certificate that was read before stays in use"),
-        };
+/// When SIGTERM or SIGINT came first.
+#[derive(Default)]
+struct Shutdown {
+    begun: Option<Instant>,
+}
+
+/// What a SIGTERM or SIGINT does.
+#[derive(Debug, PartialEq, Eq)]
+enum SignalAction {
+    /// Begins the drain.
+    Drain,
+    /// Nothing: it is the first one again.
+    Ignore,
+    /// Ends the process at once.
+    Exit,
+}
+
+impl Shutdown {
+    fn on_signal(&mut self, now: Instant) -> SignalAction {
+        match self.begun {
+            None => {
+                self.begun = Some(now);
+                SignalAction::Drain
+            }
+            Some(begun) if now.saturating_duration_since(begun) < SAME_SIGNAL => SignalAction::Ignore,
+            Some(_) => SignalAction::Exit,
+        }
     }
-    let _ = config;
-    tracing::info!("SIGHUP: there is no certificate to read again");
+}
+
+/// Loads the settings again at SIGHUP.
+struct Reloader {
+    flags: Flags,
+    /// The settings in effect.
+    loaded: Loaded,
+    level: reload::Handle<LevelFilter, Registry>,
+    /// The clients that open files allow.
+    clients_max: usize,
+}
+
+impl Reloader {
+    /// Puts into effect what can change, and names what cannot. With a fault anywhere, everything stays as it is.
+    fn reload(&mut self, engine: &Engine) {
+        let reloaded = settings::load(&self.flags)
+            .map_err(|error| error.to_string())
+            .and_then(|fresh| self.loaded.reload(&fresh).map_err(|error| error.to_string()));
+        let Reload { mut loaded, changes, needs_restart } = match reloaded {
+            Ok(reload) => reload,
+            Err(error) => return tracing::error!("not reloaded, all settings stay as they are: {error}"),
+        };
+        loaded.config.connections_max = within_open_files(&loaded.config, self.clients_max);
+        // It fails only without a log.
+        let _ = self.level.reload(LevelFilter::from(loaded.config.log));
+        engine.reload(loaded.config.clone());
+        if loaded.config.tls.is_some() {
+            tracing::info!("the certificate was read again");
+        }
+        match changes[..] {
+            [] => tracing::info!("reloaded: no setting has changed"),
+            _ => tracing::info!("reloaded: {}", changes.join(", ")),
+        }
+        if !needs_restart.is_empty() {
+            tracing::warn!("only a restart changes: {}", needs_restart.join(", "));
+        }
+        self.loaded = loaded;
+    }
 }
 
 /// A panic in any thread ends the process with its message: half a server is worse than none.
@@ -196,6 +325,14 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn signals_within_a_second_are_one() {
+        let (mut shutdown, start) = (Shutdown::default(), Instant::now());
+        let mut after = |milliseconds| shutdown.on_signal(start + Duration::from_millis(milliseconds));
+        assert_eq!([0, 1, 999].map(&mut after), [SignalAction::Drain, SignalAction::Ignore, SignalAction::Ignore]);
+        assert_eq!(after(1000), SignalAction::Exit);
+    }
 
     #[test]
     fn the_command_line_is_sound() {

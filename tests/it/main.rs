@@ -20,6 +20,7 @@ mod memory_stats;
 mod order;
 mod pages;
 mod profile;
+mod settings;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;
 #[cfg(feature = "tls")]

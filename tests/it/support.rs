@@ -447,6 +447,11 @@ impl Binary {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// How the process has ended, if it has.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits for the end of the process, and reads the rest of its log.
     pub fn wait(&mut self) -> ExitStatus {
         let status = until(|| self.child.try_wait().unwrap(), || "it still runs".to_owned());

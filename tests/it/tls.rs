@@ -293,7 +293,7 @@ fn the_certificate_is_read_again_at_sighup() {
     assert_eq!(shown(&new), certificate("other-cert"));
     fs::write(&key, "nothing").unwrap();
     binary.signal(libc::SIGHUP);
-    let error = binary.wait_for_line("stays in use");
+    let error = binary.wait_for_line("not reloaded");
     assert!(error.contains("private key") && error.contains(key.to_str().unwrap()), "{error}");
     let mut newest = connect(binary.address, "/ws/room");
     assert_eq!(shown(&newest), certificate("other-cert"));

@@ -1,0 +1,163 @@
+//! Settings as a user meets them: the real binary with flags, variables, a file, and SIGHUP.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{Binary, request};
+
+/// A folder for one test, deleted at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("hydrant-settings-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A folder that cannot be deleted is no failure of the test.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs the binary to its end: exit code, standard output, standard error.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
+    let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    (output.status.code().unwrap(), out, err)
+}
+
+/// The one line that a command with this file fails with, its path as `FILE`.
+fn error(file: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let path = file.to_str().unwrap();
+    let arguments = [&["config", "check", "--config", path], arguments].concat();
+    let (code, out, err) = run(&arguments, variables);
+    assert_eq!((code, out.as_str()), (64, ""), "{err}");
+    assert_eq!(err.lines().count(), 1, "{err}");
+    err.trim_end().replace(path, "FILE")
+}
+
+#[test]
+fn flags_go_before_variables_before_the_file() {
+    let folder = Folder::new("layers");
+    let text = "tick = \"1s\"\nmax_connections = 1\nmax_memory = \"1MiB\"\ntoken = \"hidden\"\nallow_origin = [\"null\", \"*\"]\n";
+    let file = folder.file("h.toml", text);
+    let path = file.to_str().unwrap();
+    let variables = [("HYDRANT_CONFIG", path), ("HYDRANT_MAX_CONNECTIONS", "2"), ("HYDRANT_TICK", "2s")];
+    let (code, out, err) = run(&["config", "print", "--tick", "3s"], &variables);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let line = |key: &str| {
+        let line = out.lines().find(|line| line.starts_with(key)).unwrap().replace(path, "FILE");
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("tick"), "tick = \"3s\" # --tick");
+    assert_eq!(line("max_connections"), "max_connections = 2 # HYDRANT_MAX_CONNECTIONS");
+    assert_eq!(line("max_memory"), "max_memory = \"1MiB\" # FILE:3");
+    assert_eq!(line("token ="), "token = \"***\" # FILE:4");
+    assert_eq!(line("allow_origin"), "allow_origin = [\"null\", \"*\"] # FILE:5");
+    assert_eq!(line("shards"), "shards = 0 # default");
+    assert!(!out.contains("hidden"));
+}
+
+#[test]
+fn earlier_names_go_on_working() {
+    let folder = Folder::new("earlier");
+    let file = folder.file("h.toml", "client_messages = 5\n");
+    let path = file.to_str().unwrap();
+    let (_, out, err) =
+        run(&["config", "print", "--config", path, "--pages-bytes", "32KiB"], &[("HYDRANT_MEMORY_MAX", "1GiB")]);
+    let value =
+        |key: &str| out.lines().find(|line| line.starts_with(key)).map(|line| line.split('#').next().unwrap().trim());
+    assert_eq!(value("client_message_rate"), Some("client_message_rate = 5"), "{err}");
+    assert_eq!(value("max_memory"), Some("max_memory = \"1GiB\""));
+    assert_eq!(value("shared_pages_min"), Some("shared_pages_min = \"32KiB\""));
+}
+
+#[test]
+fn an_error_names_what_the_user_wrote() {
+    let folder = Folder::new("errors");
+    let with = |text: &str, arguments: &[&str], variables: &[(&str, &str)]| {
+        error(&folder.file("h.toml", text), arguments, variables)
+    };
+    for (text, expected) in [
+        ("\ntikc = \"3s\"", "error: FILE:2: no setting is called tikc: did you mean tick?"),
+        ("tick = \"3 apples\"", "error: FILE:1: tick = 3 apples: "),
+        ("tick = 3", "error: FILE:1: tick = 3: "),
+        ("slow = \"never\"", "error: FILE:1: slow = never: write one of disconnect, drop-newest, drop-oldest"),
+        ("tick = \"3s\"\ntick = \"3s\"", "error: FILE:2: duplicate key"),
+        ("token = \"\"", "error: FILE:1: token = : it is empty: leave it out, or set a value"),
+        (
+            "message_bytes = \"2MiB\"",
+            "error: FILE:1: message_bytes = 2MiB: --outbox-bytes 1048576 cannot hold one message",
+        ),
+        ("[limits]\ntick = \"3s\"", "error: FILE:1: [limits]: all keys are at the top level: remove the table"),
+        ("token_file = \"/nowhere\"", "error: FILE:1: token_file = /nowhere: No such file"),
+        ("token = \"secret\"\ntoken_file = \"x\"", "error: FILE:2: token_file = x: --token-file and --token exclude"),
+        ("jwt_secret = \"secret", "error: FILE:1: "),
+    ] {
+        let error = with(text, &[], &[]);
+        assert!(error.starts_with(expected), "{text:?}: {error}");
+        assert!(!error.contains("secret\""), "{error}");
+    }
+    assert!(with("", &["--tick", "3"], &[]).starts_with("error: --tick 3: "));
+    assert!(with("", &[], &[("HYDRANT_TICK", "3")]).starts_with("error: HYDRANT_TICK=3: "));
+    assert!(with("", &[], &[("HYDRANT_MEMORY_MAX", "x")]).starts_with("error: HYDRANT_MEMORY_MAX=x: "));
+    assert!(with("", &["--outbox-bytes", "1KiB"], &[]).starts_with("error: --outbox-bytes 1024 cannot hold"));
+    // A flag goes before a file, also where two settings exclude each other.
+    assert_eq!(run(&["config", "check", "--token", "a"], &[("HYDRANT_TOKEN_FILE", "/nowhere")]).0, 0);
+    assert!(error(&folder.0, &[], &[]).starts_with("error: --config FILE: Is a directory"));
+    assert!(error(&folder.0.join("none"), &[], &[]).starts_with("error: --config FILE: No such file"));
+    let (code, _, err) = run(&["--tikc", "3s"], &[]);
+    assert!(code == 64 && err.contains("--tick"), "{err}");
+}
+
+#[test]
+fn the_template_is_a_file_that_sets_nothing() {
+    let (code, template, _) = run(&["config", "template"], &[]);
+    assert_eq!(code, 0);
+    let folder = Folder::new("template");
+    for text in ["", &template] {
+        let file = folder.file("h.toml", text);
+        let path = file.to_str().unwrap();
+        assert_eq!(run(&["config", "check", "--config", path], &[]).0, 0);
+        assert_eq!(run(&["config", "print", "--config", path], &[]), run(&["config", "print"], &[]));
+    }
+}
+
+#[test]
+fn sighup_changes_what_can_change_and_names_the_rest() {
+    let folder = Folder::new("sighup");
+    let file = folder.file("h.toml", "max_connections = 5\nmessage_bytes = \"64KiB\"\n");
+    let mut binary = Binary::start(&["--shards", "1", "--config", file.to_str().unwrap()]);
+    let mut reload = |text: &str, line: &str| {
+        folder.file("h.toml", text);
+        binary.signal(libc::SIGHUP);
+        binary.wait_for_line(line)
+    };
+    let changed =
+        reload("max_connections = 6\nmessage_bytes = \"32KiB\"\ntoken = \"new\"\nlog = \"warn\"\n", "only a restart");
+    assert!(changed.ends_with("only a restart changes: --message-bytes 64KiB -> 32KiB"), "{changed}");
+    let kept = reload("max_connections = 7\nmax_handshakes = \"many\"\n", "not reloaded");
+    assert!(kept.contains("all settings stay as they are") && kept.contains(":2: max_handshakes = many: "), "{kept}");
+    let back = reload("max_connections = 5\nmessage_bytes = \"64KiB\"\nlog = \"info\"\n", "reloaded: ");
+    assert!(
+        back.ends_with("reloaded: --token *** -> (not set), --max-connections 6 -> 5, --log warn -> info"),
+        "{back}"
+    );
+    // With log = "warn" the first reload said only what a restart needs.
+    assert_eq!(binary.seen.iter().filter(|line| line.contains(" reloaded: ")).count(), 1, "{:?}", binary.seen);
+    assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
+}
