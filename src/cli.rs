@@ -77,10 +77,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // clap adds usage and hints in paragraphs of their own; the first one says what is wrong.
-                let message = error.to_string();
-                let first: Vec<_> = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
-                eprintln!("{}; see hydrant --help", first.join(" "));
+                eprintln!("{}; see hydrant --help", in_one_line(&error.to_string()));
                 return ExitCode::from(USAGE);
             }
             // Help and version are what was asked for; a closed output loses nothing that matters.
@@ -100,6 +97,16 @@ pub fn run() -> ExitCode {
         Some(Command::Serve(flags)) => with_settings(&flags, |loaded| serve(&flags, loaded)),
         None => with_settings(&cli.flags, |loaded| serve(&cli.flags, loaded)),
     }
+}
+
+/// What clap says in its first paragraph, which tells what is wrong, and its hint, without usage.
+fn in_one_line(message: &str) -> String {
+    let first = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
+    let mut line = first.collect::<Vec<_>>().join(" ");
+    if let Some(hint) = message.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
+        line += &format!(": {hint}");
+    }
+    line
 }
 
 /// Goes on with settings that work, or says in one line why they do not.

@@ -164,14 +164,14 @@ const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
 fn a_bad_value_exits_64_with_a_line_that_names_it() {
     for (flags, named) in [
         (&["--listen", "nowhere"][..], "--listen"),
-        (&["--shards", "0"], "--shards"),
+        (&["--shards", "many"], "--shards"),
         (&["--fanout", "magic"], "--fanout"),
         (&["--tick", "soon"], "--tick"),
         (&["--outbox-bytes", "1KiB"], "--outbox-bytes"),
         (&["--slow", "wait"], "--slow"),
         (&["--heap-sample", "3"], "--heap-sample"),
         (&["--heap-sample", "16EiB"], "--heap-sample"),
-        (&["--allow-origin", "example.com"], "--allow-origin"),
+        (&["--allow-origin", "https://a/b"], "--allow-origin"),
         (&["--jwt-secret", ""], "--jwt-secret"),
         (&["--jwt-key", "/dev/null"], "--jwt-key"),
         (&["--jwt-key", "/nowhere"], "--jwt-key"),
