@@ -53,6 +53,9 @@ if [ ! -e "$root/done" ]; then
   # shellcheck disable=SC2086
   if (cd "$dir/deb" && { apt-get download $packages || { apt-get update && apt-get download $packages; }; }) >"$dir/deb.log" 2>&1; then
     for each in "$dir"/deb/*.deb; do dpkg -x "$each" "$root"; done
+    # Erlang and tsung know where they are.
+    sed -i "s#=/usr/lib/erlang#=$root/usr/lib/erlang#" "$root/usr/lib/erlang/bin/erl"
+    sed -i -e "s#^INSTALL_DIR=/usr#INSTALL_DIR=$root/usr#" -e "s#^ERL=.*#ERL=$root/usr/lib/erlang/bin/erl#" "$root/usr/bin/tsung"
     touch "$root/done"
   else
     say "the packages of Go and tsung cannot be had, see $dir/deb.log"

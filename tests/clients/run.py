@@ -15,8 +15,10 @@ from pathlib import Path
 import browsers
 import harness
 import libraries
+import load_testers
 import proxies
 import publishers
+import requests_by_hand
 import tools
 from harness import Row
 
@@ -31,6 +33,11 @@ def add_libraries():
     for name, start, can in tools.library_clients():
         run = lambda row, start=start, can=can: libraries.library_row(row, start, can)  # noqa: E731
         add("clients", name, run, None if start else "its package or compiler is not here")
+
+
+def add_load_testers():
+    for name, run, here in load_testers.rows():
+        add("clients", name, run, None if here else "its package is not here")
 
 
 def add_browsers():
@@ -48,6 +55,11 @@ def add_proxies():
     for name, options in proxies.ROWS:
         run = lambda row, options=options: proxies.one_proxy(row, **options)  # noqa: E731
         add("proxies", name, run, None if shutil.which(options["kind"]) else f"{options['kind']} is not here")
+
+
+def add_requests():
+    for name, run in requests_by_hand.ROWS:
+        add("requests", name, run)
 
 
 def run_row(entry):
@@ -92,8 +104,10 @@ def main():
     harness.WORK.mkdir(parents=True)
     add_browsers()
     add_libraries()
+    add_load_testers()
     add_publishers()
     add_proxies()
+    add_requests()
     if options.words:
         ROWS[:] = [entry for entry in ROWS if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)]
     begin = time.monotonic()
