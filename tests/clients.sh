@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Real clients, browsers, proxies and publishers against a Hydrant binary:
+# Tries a Hydrant binary with real clients, browsers, proxies and publishers:
 #
 #     tests/clients.sh SERVER_BINARY [run.py's options]
 #
-# Installs what is missing, under target/clients and with apt where that may be (root); what cannot be installed is a
-# row that says so. Exits 0 when everything that runs has passed.
+# Installs what is missing, under target/clients, and as root with apt. A program that cannot be
+# installed is a row that says so. Exits 0 when every row that runs has passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,9 +15,9 @@ mkdir -p "$dir"
 export PATH=$PATH:/usr/sbin:/sbin
 say() { printf 'clients.sh: %s\n' "$*" >&2; }
 
-# --- packages of the distribution ------------------------------------------------------------------------------
+# --- packages of the distribution -----------------------------------------------------------------
 
-# Those that put one command on the path.
+# Command and package.
 wanted=
 for each in nginx:nginx-light haproxy:haproxy chromium:chromium firefox-esr:firefox-esr nc:netcat-openbsd \
   curl:curl javac:openjdk-17-jdk-headless node:nodejs npm:npm; do
@@ -41,8 +41,8 @@ if [ -n "$wanted" ]; then
   [ -z "$made" ] || $sudo rm -f $policy
 fi
 
-# Those of which only the files are needed, without all that they recommend: Go's WebSocket packages, and tsung with
-# Erlang. Unpacked under target/, since nothing of them has to be set up.
+# Packages that need no set-up are unpacked under target/, without their dependencies: Go's WebSocket
+# packages, and tsung with Erlang.
 root=$dir/root
 packages='golang-github-gorilla-websocket-dev golang-golang-x-net-dev tsung erlang-base erlang-asn1 erlang-crypto
   erlang-public-key erlang-ssl erlang-inets erlang-xmerl erlang-snmp erlang-os-mon erlang-eldap erlang-runtime-tools
@@ -62,7 +62,7 @@ if [ ! -e "$root/done" ]; then
   fi
 fi
 
-# --- packages of the languages ---------------------------------------------------------------------------------
+# --- packages of the languages --------------------------------------------------------------------
 
 venv=$dir/venv
 pins='websockets==17.4 aiohttp==3.14.5 websocket-client==1.9.2 requests==2.34.2 httpx==0.28.1'
@@ -94,7 +94,7 @@ if command -v npm >/dev/null && [ "$(cat "$npm/pins" 2>/dev/null)" != "$pins" ];
   fi
 fi
 
-# --- the clients that are compiled -----------------------------------------------------------------------------
+# --- the clients that are compiled ----------------------------------------------------------------
 
 drivers=tests/clients/drivers
 if [ -x "$venv/bin/go" ] && [ -e "$root/done" ]; then

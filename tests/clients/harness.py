@@ -1,7 +1,7 @@
-"""What every row uses: the server under test, programs that are driven by lines, a page that is driven by HTTP, a
-subscriber, and the record of what was checked.
+"""What every row uses: the server under test, drivers, a subscriber, and the record of checks.
 
-Never a fixed port, and no sleep in place of an event: a wait ends when something has happened, or fails at LIMIT.
+A driver is a program, or a page in a browser, that gets attempts as lines and answers with lines.
+Servers listen on free ports. A wait ends when something has happened, or fails after LIMIT.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -95,22 +96,29 @@ class Server:
     def __init__(self, *flags, open_files=None):
         self.flags = list(flags)
         self.log = WORK / f"hydrant-{next(_numbers)}.log"
-        for attempt in range(3):
+        for _ in range(3):
             self.clients, self.admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-            self.command = [str(self.binary), "--listen", self.clients, "--admin-listen", self.admin, *self.flags]
+            self.command = [
+                str(self.binary),
+                "--listen",
+                self.clients,
+                "--admin-listen",
+                self.admin,
+                *self.flags,
+            ]
             if "--tick" not in flags:
                 self.command += ["--tick", "0"]
-            if os.environ.get("OLD"):
-                for new in ("--subprotocol", "--trusted-proxy", "--keep-alive-timeout"):
-                    while new in self.command:
-                        at = self.command.index(new)
-                        del self.command[at : at + 2]
-                self.command = [c for c in self.command if c != "--proxy-protocol"]
             environment = {k: v for k, v in os.environ.items() if not k.startswith("HYDRANT_")}
-            limit = (lambda: __import__("resource").setrlimit(7, (open_files, open_files))) if open_files else None
+            files = (open_files, open_files)
+            limit = (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)) if open_files else None
             with open(self.log, "w") as log:
                 self.process = subprocess.Popen(
-                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=limit
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    preexec_fn=limit,
                 )
             # Another program may have taken a port in between.
             if self._listens():
@@ -152,7 +160,9 @@ class Server:
         """One request over a connection of its own: status, headers, body as text."""
         host, number = (port or self.admin).split(":")
         # Of another address than proxies, so that the server never takes it for one.
-        connection = http.client.HTTPConnection(host, int(number), timeout=LIMIT, source_address=("127.0.0.9", 0))
+        connection = http.client.HTTPConnection(
+            host, int(number), timeout=LIMIT, source_address=("127.0.0.9", 0)
+        )
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -163,8 +173,13 @@ class Server:
             connection.close()
 
     def publish(self, channel, body, headers=None):
-        headers = {"Content-Type": "text/plain" if isinstance(body, str) else "application/octet-stream", **(headers or {})}
-        status, _, text = self.request("POST", f"/publish/{channel}", body.encode() if isinstance(body, str) else body, headers)
+        headers = {
+            "Content-Type": "text/plain" if isinstance(body, str) else "application/octet-stream",
+            **(headers or {}),
+        }
+        status, _, text = self.request(
+            "POST", f"/publish/{channel}", body.encode() if isinstance(body, str) else body, headers
+        )
         if status != 202:
             raise Failed(f"a publication to {channel} got {status}: {text}")
 
@@ -189,7 +204,9 @@ class Subscriber:
     """Reads a channel in a thread; `texts` is what came, in order."""
 
     def __init__(self, server, channel, **options):
-        self.socket = connect(server.url(f"/ws/{channel}"), proxy=None, compression=None, max_size=None, **options)
+        self.socket = connect(
+            server.url(f"/ws/{channel}"), proxy=None, compression=None, max_size=None, **options
+        )
         self.texts = []
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
@@ -268,11 +285,12 @@ class Answer(dict):
 
 
 class Driver:
-    """A program that reads attempts from its standard input, one a line, and writes `ready` and `result` lines.
+    """A program that reads attempts from its standard input and writes `ready` and `result` lines.
 
-    An attempt is `name, url, action, argument, protocols, headers`, separated by tabs; protocols are separated by
-    commas, headers by `|`. Actions: `open`, `echo`, `receive` (argument: how many), `say` (argument: the text, or
-    `@N` for N letters; then the close code is awaited).
+    An attempt is a line of name, URL, action, argument, protocols and headers, separated by tabs.
+    Commas separate protocols, `|` separates headers. Actions: `open`; `echo`; `receive` (argument:
+    the number of messages); `say` (argument: the text, or `@N` for N letters), which waits for the
+    server's close.
     """
 
     def __init__(self, command, environment=None, merge=False):
@@ -303,12 +321,21 @@ class Driver:
 
     def ask(self, url, action="open", argument="", protocols=(), headers=None, ready=None):
         name = f"a{next(_numbers)}"
-        fields = [name, url, action, str(argument), ",".join(protocols), "|".join(f"{k}: {v}" for k, v in (headers or {}).items())]
+        fields = [
+            name,
+            url,
+            action,
+            str(argument),
+            ",".join(protocols),
+            "|".join(f"{k}: {v}" for k, v in (headers or {}).items()),
+        ]
         line = "\t".join(fields)
         self.send(line)
         answer = Answer()
         # An attempt that can be typed in again.
-        answer.attempt = f"{' '.join(self.command)} <<< {shlex.quote(line)}".replace("\t", "\\t").replace("<<< '", "<<< $'")
+        answer.attempt = f"{' '.join(self.command)} <<< {shlex.quote(line)}".replace("\t", "\\t").replace(
+            "<<< '", "<<< $'"
+        )
         while True:
             try:
                 said = self.lines.get(timeout=LIMIT)

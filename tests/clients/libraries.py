@@ -4,12 +4,12 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 
 from harness import Recorder, Server, silent_client, until
 
 SECRET = "a secret of the tests, longer than 32 bytes"
-# Beside the messages: nothing is compressed, cached or retried.
 TEXT, BINARY = "grüße ☃", bytes([0, 255, 128, 13, 10])
 GOT_BOTH = f"text:{TEXT.encode().hex()},binary:{BINARY.hex()}"
 
@@ -19,7 +19,9 @@ def token(**claims):
     part = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=")  # noqa: E731
     head = part(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
     body = part(json.dumps({"sub": "tester", "exp": int(time.time()) + 600, **claims}).encode())
-    return (head + b"." + body + b"." + part(hmac.digest(SECRET.encode(), head + b"." + body, hashlib.sha256))).decode()
+    return (
+        head + b"." + body + b"." + part(hmac.digest(SECRET.encode(), head + b"." + body, hashlib.sha256))
+    ).decode()
 
 
 class Tried:
@@ -48,13 +50,25 @@ class Tried:
             server.publish(channel, BINARY)
 
         answer = self.driver.ask(server.url(path), "receive", 2, ready=publish, **options)
-        self.row.equal(column, answer.get("got"), GOT_BOTH, f"what a client of {path} receives ({dict(answer)})", answer.attempt)
+        self.row.equal(
+            column,
+            answer.get("got"),
+            GOT_BOTH,
+            f"what a client of {path} receives ({dict(answer)})",
+            answer.attempt,
+        )
         self.closed(column, answer, 1000, f"closing {path}")
         return answer
 
     def closed(self, column, answer, code, what):
         if "no close code" not in self.can:
-            self.row.equal(column, answer.get("close"), str(code), f"{what}, the close code ({dict(answer)})", answer.attempt)
+            self.row.equal(
+                column,
+                answer.get("close"),
+                str(code),
+                f"{what}, the close code ({dict(answer)})",
+                answer.attempt,
+            )
 
 
 def one_client(row, driver, can):
@@ -63,7 +77,12 @@ def one_client(row, driver, can):
     recorder = Recorder()
     driver.ask(f"ws://{recorder.address}/ws")
     sent = recorder.header("Origin")
-    row.note("Origin it sends", f"`{sent.replace(recorder.address, 'host:port')}`" if sent is not None else "none")
+    shown = (
+        re.sub(r"127\.0\.0\.1:\d+", "its page's", sent.replace(recorder.address, "host:port"))
+        if sent
+        else "none"
+    )
+    row.note("Origin it sends", f"`{shown}`" if sent else shown)
 
     with Server("--subprotocol", "hydrant.v2,superchat", "--jwt-secret", SECRET) as server:
         subprotocols_listed(tried, server)
@@ -80,9 +99,19 @@ def one_client(row, driver, can):
         closes(tried, server)
     if "headers" in can:
         with Server("--allow-origin", "null,file://,https://app.example,http://localhost:*") as server:
-            for origin in ("null", "file://", "https://app.example", "https://app.example/", "https://app.example:443"):
-                tried.opens("Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin})
-            tried.refused("Origin", server.url("/ws"), "another Origin", 403, headers={"Origin": "https://b.example"})
+            for origin in (
+                "null",
+                "file://",
+                "https://app.example",
+                "https://app.example/",
+                "https://app.example:443",
+            ):
+                tried.opens(
+                    "Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin}
+                )
+            tried.refused(
+                "Origin", server.url("/ws"), "another Origin", 403, headers={"Origin": "https://b.example"}
+            )
 
 
 def paths(tried, server):
@@ -105,20 +134,29 @@ def echoes(tried, server):
         tried.row.equal("echo, 64 KiB", answer.get("echo"), wanted, f"{path} ({dict(answer)})", answer.attempt)
         tried.closed("echo, 64 KiB", answer, 1000, f"closing {path}")
         if "ping" in tried.can:
-            tried.row.equal("ping, pong", answer.get("pong"), "1", f"a pong from {path} ({dict(answer)})", answer.attempt)
+            tried.row.equal(
+                "ping, pong", answer.get("pong"), "1", f"a pong from {path} ({dict(answer)})", answer.attempt
+            )
 
 
 def subprotocols(tried, server):
     for path in ("/ws", "/echo"):
-        answer = tried.opens("subprotocols", server.url(path), f"{path}, offering two", protocols=["chat", "superchat"])
-        tried.row.equal("subprotocols", answer.get("protocol"), "chat", "the first offered is chosen", answer.attempt)
+        answer = tried.opens(
+            "subprotocols", server.url(path), f"{path}, offering two", protocols=["chat", "superchat"]
+        )
+        tried.row.equal(
+            "subprotocols", answer.get("protocol"), "chat", "the first offered is chosen", answer.attempt
+        )
     answer = tried.opens("subprotocols", server.url("/ws"), "/ws, offering none")
     tried.row.equal("subprotocols", answer.get("protocol"), "", "none is chosen", answer.attempt)
 
 
 def subprotocols_listed(tried, server):
     answer = tried.opens(
-        "subprotocols", server.url("/echo"), "one of the listed", protocols=["chat", "superchat", "bearer", token()]
+        "subprotocols",
+        server.url("/echo"),
+        "one of the listed",
+        protocols=["chat", "superchat", "bearer", token()],
     )
     tried.row.equal("subprotocols", answer.get("protocol"), "superchat", "the listed is chosen", answer.attempt)
 
@@ -127,10 +165,14 @@ def tokens(tried, server):
     good, late = token(), token(exp=int(time.time()) - 600)
     tried.refused("tokens", server.url("/ws"), "no token", 401)
     tried.refused("tokens", server.url(f"/ws?token={late}"), "an expired token", 401)
-    tried.refused("tokens", server.url("/ws/b?token=" + token(channels=["a"])), "a token for another channel", 403)
+    tried.refused(
+        "tokens", server.url("/ws/b?token=" + token(channels=["a"])), "a token for another channel", 403
+    )
     tried.receives("tokens", server, f"/ws?token={good}", "all")
     answer = tried.receives("tokens", server, "/ws", "all", protocols=["bearer", good])
-    tried.row.equal("tokens", answer.get("protocol"), "bearer", "`bearer` is chosen, not the token", answer.attempt)
+    tried.row.equal(
+        "tokens", answer.get("protocol"), "bearer", "`bearer` is chosen, not the token", answer.attempt
+    )
     if "headers" in tried.can:
         tried.receives("tokens", server, "/ws", "all", headers={"Authorization": f"Bearer {good}"})
     tried.row.check("tokens", not server.logged(good), "the token is in the log")
@@ -178,7 +220,9 @@ def pings(tried, server):
 
     answer = tried.driver.ask(server.url("/ws/room"), "receive", 1, ready=after_pings)
     wanted = "text:" + b"still here".hex()
-    tried.row.equal("ping, pong", answer.get("got"), wanted, f"after the server's pings ({dict(answer)})", answer.attempt)
+    tried.row.equal(
+        "ping, pong", answer.get("got"), wanted, f"after the server's pings ({dict(answer)})", answer.attempt
+    )
 
 
 def closes(tried, server):

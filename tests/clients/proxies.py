@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 TOKEN = "letmein"
 
-# --- what nginx forwards, as its documentation and its users write it ------------------------------------------
+# --- what nginx forwards, as its documentation and its users write it -----------------------------
 
 UPGRADE = """
       proxy_http_version 1.1;
@@ -90,7 +90,12 @@ class Proxy:
         self.dir.mkdir()
         self.port, self.internal = free_port(), free_port()
         fill = dict(
-            dir=self.dir, port=self.port, internal=self.internal, pages=pages.port, clients=server.clients, admin=server.admin
+            dir=self.dir,
+            port=self.port,
+            internal=self.internal,
+            pages=pages.port,
+            clients=server.clients,
+            admin=server.admin,
         )
         config = self.dir / "config"
         if kind == "nginx":
@@ -115,7 +120,9 @@ class Proxy:
             command = [shutil.which("haproxy"), "-db", "-f", config]
         self.log = open(self.dir / "log", "w")
         self.command = [str(part) for part in command]
-        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+        )
         until(self._listens, f"{' '.join(self.command)} listens ({self.dir})")
 
     def _listens(self):
@@ -152,7 +159,7 @@ class Proxy:
         return len(states) >= 2 and all(state.startswith(("UP", "no check")) for state in states)
 
 
-# --- a client of the proxy -------------------------------------------------------------------------------------
+# --- a client of the proxy ------------------------------------------------------------------------
 
 
 def status(proxy, origin=None, source=None, headers=None, path="/ws"):
@@ -160,7 +167,14 @@ def status(proxy, origin=None, source=None, headers=None, path="/ws"):
     host = f"{browsers.APP}:{proxy.port}"
     raw = socket.create_connection(("127.0.0.1", proxy.port), LIMIT, (source or "127.0.0.1", 0))
     try:
-        return 101, connect(f"ws://{host}{path}", sock=raw, origin=origin, additional_headers=headers, proxy=None, compression=None)
+        return 101, connect(
+            f"ws://{host}{path}",
+            sock=raw,
+            origin=origin,
+            additional_headers=headers,
+            proxy=None,
+            compression=None,
+        )
     except InvalidStatus as refused:
         return refused.response.status_code, None
     except (WebSocketException, EOFError, OSError) as error:
@@ -168,14 +182,20 @@ def status(proxy, origin=None, source=None, headers=None, path="/ws"):
 
 
 def through(proxy, path, **options):
-    return proxy.server.request("GET", path, port=f"127.0.0.1:{proxy.port}", headers={"Host": browsers.APP, **options})
+    return proxy.server.request(
+        "GET", path, port=f"127.0.0.1:{proxy.port}", headers={"Host": browsers.APP, **options}
+    )
 
 
 def the_admin_port_is_not_open(row, proxy):
     for path in ("/publish", "/publish/room", "/metrics", "/debug/mem", "/debug/pprof/heap"):
         code, _, body = through(proxy, path)
         good = code == 404 and f"http://{proxy.server.admin}{path}" in body
-        row.check("nothing else open", good, f"GET {path} on the clients' port: 404 with the right URL expected, got {code} {body!r}")
+        row.check(
+            "nothing else open",
+            good,
+            f"GET {path} on the clients' port: 404 with the right URL expected, got {code} {body!r}",
+        )
     for path in ("/", "/healthz", "/readyz"):
         code = through(proxy, path)[0]
         row.equal("nothing else open", code, 200, f"GET {path}", proxy.tell())
@@ -192,7 +212,13 @@ def one_page(row, proxy, wanted, page=None):
         open_socket.close()
     if page:
         answer = page(f"{origin}/page").ask(f"ws://{browsers.APP}:{proxy.port}/ws")
-        row.equal("pages in Chromium", answer.get("open") == "1", wanted == 101, f"Chromium's page of {origin} ({dict(answer)})", proxy.tell())
+        row.equal(
+            "pages in Chromium",
+            answer.get("open") == "1",
+            wanted == 101,
+            f"Chromium's page of {origin} ({dict(answer)})",
+            proxy.tell(),
+        )
 
 
 def whose_address(row, proxy, clients, spoofed="X-Forwarded-For"):
@@ -204,7 +230,13 @@ def whose_address(row, proxy, clients, spoofed="X-Forwarded-For"):
             code, each = status(proxy, source=source, headers={spoofed: "203.0.113.9"})
             codes.append(code)
             sockets.append(each)
-        row.equal("addresses", codes, [101, 101, 429, 101 if clients else 429], "2 of an address may connect", proxy.tell())
+        row.equal(
+            "addresses",
+            codes,
+            [101, 101, 429, 101 if clients else 429],
+            "2 of an address may connect",
+            proxy.tell(),
+        )
     finally:
         for each in filter(None, sockets):
             each.close()
@@ -224,13 +256,22 @@ def publications(row, proxy, library="http.client"):
     del got["the end"]
     subscriber.close()
     wanted = {f"{s}-{n}" for s in range(publishers.SESSIONS) for n in range(publishers.STEPS)}
-    row.check("200 publications", not failures, f"{len(failures)} failed, for example {failures[:4]}", f"{' '.join(command)}    # {proxy.tell()}")
-    row.check("200 publications", max(got.values(), default=1) == 1, f"doubled: {[b for b, n in got.items() if n > 1][:4]}")
+    row.check(
+        "200 publications",
+        not failures,
+        f"{len(failures)} failed, for example {failures[:4]}",
+        f"{' '.join(command)}    # {proxy.tell()}",
+    )
+    row.check(
+        "200 publications",
+        max(got.values(), default=1) == 1,
+        f"doubled: {[b for b, n in got.items() if n > 1][:4]}",
+    )
     missing = wanted - got.keys() - {body for body, *_ in failures}
     row.check("200 publications", not missing, f"answered, but not delivered: {sorted(missing)[:4]}")
 
 
-# --- one real browser for all proxies --------------------------------------------------------------------------
+# --- one real browser for all proxies -------------------------------------------------------------
 
 
 class Chromium:
@@ -257,8 +298,10 @@ class Chromium:
 CHROMIUM = Chromium()
 
 
-def one_proxy(row, kind, pages, trusted=False, addresses=None, publishes=True, unwanted=(), extra=(), **options):
-    """Everything that is tried with one configuration. `pages`: the status that a page of the proxy's name gets;
+def one_proxy(
+    row, kind, pages, trusted=False, addresses=None, publishes=True, unwanted=(), extra=(), **options
+):
+    """Tries one configuration. `pages`: the status that a page of the proxy's name gets;
     `addresses`: whether the client's own counts (None: not tried)."""
     trust = ("--trusted-proxy", "127.0.0.1/32") if trusted else ()
     frame = CHROMIUM.page if CHROMIUM.program and options.get("mode") != "tcp" else None
@@ -288,41 +331,88 @@ def one_proxy(row, kind, pages, trusted=False, addresses=None, publishes=True, u
 NO_PROXY_HEADER = ("--proxy-protocol",)
 ROWS = [
     ("nginx, `proxy_pass` alone (HTTP/1.0)", dict(kind="nginx", pages=426)),
-    ("nginx, its WebSocket page (Host rewritten)", dict(kind="nginx", pages=403, addresses=False, forward=UPGRADE)),
+    (
+        "nginx, its WebSocket page (Host rewritten)",
+        dict(kind="nginx", pages=403, addresses=False, forward=UPGRADE),
+    ),
     (
         "nginx, X-Forwarded-Host, -Proto and -For",
         dict(kind="nginx", pages=101, trusted=True, addresses=True, forward=UPGRADE + FORWARDED),
     ),
     (
         "nginx, Host kept, X-Forwarded-For, not trusted",
-        dict(kind="nginx", pages=101, addresses=False, publishes=False, forward=UPGRADE + "\n      proxy_set_header Host $http_host;" + FORWARDED),
+        dict(
+            kind="nginx",
+            pages=101,
+            addresses=False,
+            publishes=False,
+            forward=UPGRADE + "\n      proxy_set_header Host $http_host;" + FORWARDED,
+        ),
     ),
     (
         "nginx, Host kept, Forwarded",
         dict(
-            kind="nginx", pages=101, trusted=True, addresses=True, publishes=False, spoofed="Forwarded-By",
-            forward=UPGRADE + "\n      proxy_set_header Host $http_host;\n      proxy_set_header Forwarded \"for=$remote_addr\";",
+            kind="nginx",
+            pages=101,
+            trusted=True,
+            addresses=True,
+            publishes=False,
+            spoofed="Forwarded-By",
+            forward=UPGRADE
+            + '\n      proxy_set_header Host $http_host;\n      proxy_set_header Forwarded "for=$remote_addr";',
         ),
     ),
     (
         "nginx, upstream with keepalive",
         dict(
-            kind="nginx", pages=101, trusted=True, addresses=True, keep=True, forward=UPGRADE + FORWARDED,
+            kind="nginx",
+            pages=101,
+            trusted=True,
+            addresses=True,
+            keep=True,
+            forward=UPGRADE + FORWARDED,
             publish='\n      proxy_http_version 1.1;\n      proxy_set_header Connection "";',
         ),
     ),
-    ("HAProxy, HTTP, X-Forwarded-For", dict(kind="haproxy", pages=101, trusted=True, addresses=True, mode="http")),
+    (
+        "HAProxy, HTTP, X-Forwarded-For",
+        dict(kind="haproxy", pages=101, trusted=True, addresses=True, mode="http"),
+    ),
     ("HAProxy, TCP", dict(kind="haproxy", pages=101, addresses=False, mode="tcp")),
     (
         "HAProxy, TCP, PROXY protocol v1",
-        dict(kind="haproxy", pages=101, trusted=True, addresses=True, mode="tcp", send="send-proxy", extra=NO_PROXY_HEADER),
+        dict(
+            kind="haproxy",
+            pages=101,
+            trusted=True,
+            addresses=True,
+            mode="tcp",
+            send="send-proxy",
+            extra=NO_PROXY_HEADER,
+        ),
     ),
     (
         "HAProxy, TCP, PROXY protocol v2",
-        dict(kind="haproxy", pages=101, trusted=True, addresses=True, mode="tcp", send="send-proxy-v2", extra=NO_PROXY_HEADER),
+        dict(
+            kind="haproxy",
+            pages=101,
+            trusted=True,
+            addresses=True,
+            mode="tcp",
+            send="send-proxy-v2",
+            extra=NO_PROXY_HEADER,
+        ),
     ),
     (
         "HAProxy, HTTP, PROXY protocol v2",
-        dict(kind="haproxy", pages=101, trusted=True, addresses=True, mode="http", send="send-proxy-v2", extra=NO_PROXY_HEADER),
+        dict(
+            kind="haproxy",
+            pages=101,
+            trusted=True,
+            addresses=True,
+            mode="http",
+            send="send-proxy-v2",
+            extra=NO_PROXY_HEADER,
+        ),
     ),
 ]

@@ -1,4 +1,7 @@
-"""200 publications over each kind of publisher, at intervals around every timeout: none fails, none is doubled."""
+"""200 publications over each kind of publisher, at intervals around every timeout.
+
+None fails, none comes twice, and everything that was answered with 202 comes.
+"""
 
 import http.client
 import random
@@ -15,9 +18,17 @@ from harness import _numbers as numbers
 KEEP_ALIVE, HANDSHAKE = 2000, 1000
 FLAGS = ("--keep-alive-timeout", f"{KEEP_ALIVE}ms", "--handshake-timeout", f"{HANDSHAKE}ms")
 SESSIONS, STEPS = 20, 10
-# Milliseconds between two publications of a connection; around the timeouts within less than a round trip, too.
+# Milliseconds between two publications of a connection, around the timeouts.
 AROUND = (-200, -50, -10, -3, -1, 0, 1, 3, 10, 50, 200)
-PAUSES = [0, 5, 500, *(KEEP_ALIVE + d for d in AROUND), *(HANDSHAKE + d for d in AROUND), KEEP_ALIVE - 1000, KEEP_ALIVE + 600]
+PAUSES = [
+    0,
+    5,
+    500,
+    *(KEEP_ALIVE + d for d in AROUND),
+    *(HANDSHAKE + d for d in AROUND),
+    KEEP_ALIVE - 1000,
+    KEEP_ALIVE + 600,
+]
 
 
 def plan(seed):
@@ -52,7 +63,10 @@ def publish(row, server, library, url, channel):
     file = WORK / f"plan-{next(numbers)}.txt"
     file.write_text(given)
     if row.failures:
-        row.failures[0] = (*row.failures[0][:2], f"{' '.join(map(str, command))} < {file}    # {' '.join(server.command)}")
+        row.failures[0] = (
+            *row.failures[0][:2],
+            f"{' '.join(map(str, command))} < {file}    # {' '.join(server.command)}",
+        )
 
 
 def judge(row, failures, got, wanted):
@@ -63,7 +77,11 @@ def judge(row, failures, got, wanted):
     row.check("checks", not failures, f"{len(failures)} publications failed, for example {failures[:4]}")
     row.check("checks", not doubled, f"{len(doubled)} publications came twice, for example {doubled[:4]}")
     missing = wanted - got.keys() - {body for body, *_ in failures}
-    row.check("checks", not missing, f"{len(missing)} publications were answered and did not come, for example {sorted(missing)[:4]}")
+    row.check(
+        "checks",
+        not missing,
+        f"{len(missing)} publications were answered and did not come, for example {sorted(missing)[:4]}",
+    )
     unknown = got.keys() - wanted
     row.check("checks", not unknown, f"came without being sent: {sorted(unknown)[:4]}")
 
@@ -111,7 +129,9 @@ def netcat(row):
 
     def send(server, body):
         command = ["nc", "-N", *server.admin.split(":")]
-        said = subprocess.run(command, input=request(server, body), capture_output=True, text=True, timeout=LIMIT).stdout
+        said = subprocess.run(
+            command, input=request(server, body), capture_output=True, text=True, timeout=LIMIT
+        ).stdout
         return None if said.startswith("HTTP/1.1 202 ") else repr(said[:100])
 
     each_once(row, send)
@@ -132,17 +152,24 @@ def pipelined(row):
     with Server(*FLAGS) as server:
         subscriber = Subscriber(server, "room")
         bodies = [f"body {n}" for n in range(10)]
-        said = wired(server, "".join(request(server, body) for body in bodies).encode(), server.admin, half_close=True)
+        said = wired(
+            server, "".join(request(server, body) for body in bodies).encode(), server.admin, half_close=True
+        )
         accepted = said.count(b"HTTP/1.1 202 ")
         server.publish("room", "the end")
         got = Counter(subscriber.until("the end"))
         del got["the end"]
         subscriber.close()
-        judge(row, [] if accepted == 10 else [("", f"{accepted} of 10 answered: {said[-300:]!r}")], got, set(bodies))
+        judge(
+            row,
+            [] if accepted == 10 else [("", f"{accepted} of 10 answered: {said[-300:]!r}")],
+            got,
+            set(bodies),
+        )
 
 
 def drained(row):
-    """A publisher over a kept connection meets SIGTERM: each publication is answered, and the last answer says so."""
+    """SIGTERM while a connection publishes: each request is answered, the last with a close."""
     with Server("--drain-timeout", "5s", *FLAGS) as server:
         subscriber = Subscriber(server, "room")
         host, port = server.admin.split(":")
@@ -164,7 +191,11 @@ def drained(row):
             last = answer
             if answer.getheader("Connection", "").lower() == "close":
                 break
-        row.check("checks", last is not None and last.getheader("Connection", "").lower() == "close", "no answer says `Connection: close`")
+        row.check(
+            "checks",
+            last is not None and last.getheader("Connection", "").lower() == "close",
+            "no answer says `Connection: close`",
+        )
         until(lambda: server.process.poll() is not None, "the server ends")
         got = Counter(subscriber.texts)
         # Those after the subscriber's own end have nobody to come to.

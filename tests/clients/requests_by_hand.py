@@ -15,34 +15,64 @@ def fixed_paths(row):
     with Server() as server:
         for method in ("GET", "HEAD", "OPTIONS"):
             code, _, body = server.request(method, "/", port=server.clients)
-            row.equal("answers", code, 200, f"{method} / ({body[:80]!r})", f"curl -iX {method} http://{server.clients}/")
+            row.equal(
+                "answers",
+                code,
+                200,
+                f"{method} / ({body[:80]!r})",
+                f"curl -iX {method} http://{server.clients}/",
+            )
         for path in ("/healthz", "/readyz", "/healthz/", "//healthz"):
             row.equal("answers", server.request("GET", path, port=server.clients)[0], 200, f"GET {path}")
         code, _, body = server.request("GET", "/ws", port=server.clients)
-        row.check("answers", code == 426 and "WebSocket" in body, f"GET /ws without an upgrade: {code} {body!r}")
+        row.check(
+            "answers", code == 426 and "WebSocket" in body, f"GET /ws without an upgrade: {code} {body!r}"
+        )
         for path in ("/publish", "/publish/room", "/metrics", "/debug/mem", "/debug/pprof/profile"):
             for method in ("GET", "POST"):
-                code, _, body = server.request(method, path, "x" if method == "POST" else None, port=server.clients)
+                code, _, body = server.request(
+                    method, path, "x" if method == "POST" else None, port=server.clients
+                )
                 good = code == 404 and f"http://{server.admin}{path}" in body
-                row.check("answers", good, f"{method} {path} on the clients' port: 404 with http://{server.admin}{path}, got {code} {body!r}")
+                row.check(
+                    "answers",
+                    good,
+                    f"{method} {path} on the clients' port: 404 with http://{server.admin}{path}, got {code} {body!r}",
+                )
         for path in ("/metrics", "/debug/mem", "/healthz", "/readyz"):
             row.equal("answers", server.request("GET", path)[0], 200, f"GET {path} on the admin port")
         code, _, body = server.request("GET", "/nothing", port=server.clients)
         row.check("answers", code == 404 and "/ws" in body, f"GET /nothing: {code} {body!r}")
         # The log's two URLs and a line to copy, as the start prints them.
         for part in (f"http://{server.admin}", "curl", f"ws://{server.clients}/ws"):
-            row.check("answers", server.logged(part), f"the start does not print {part}: {server.log.read_text()[:600]}")
+            row.check(
+                "answers",
+                server.logged(part),
+                f"the start does not print {part}: {server.log.read_text()[:600]}",
+            )
 
 
 def parameters(row):
     """A parameter that nobody knows, and the name that was meant."""
     with Server() as server:
         subscriber = Subscriber(server, "a")
-        for query, right in (("channels=a", "channel"), ("channel[]=a", "channel"), ("room=a", "channel"), ("Channel=a", "channel")):
-            for path, port, method in (("/publish", server.admin, "POST"), ("/publish/a", server.admin, "POST")):
+        for query, right in (
+            ("channels=a", "channel"),
+            ("channel[]=a", "channel"),
+            ("room=a", "channel"),
+            ("Channel=a", "channel"),
+        ):
+            for path, port, method in (
+                ("/publish", server.admin, "POST"),
+                ("/publish/a", server.admin, "POST"),
+            ):
                 code, _, body = server.request(method, f"{path}?{query}", "refused", port=port)
                 good = code == 400 and right in body
-                row.check("answers", good, f"{method} {path}?{query}: 400 with {right!r} expected, got {code} {body!r}")
+                row.check(
+                    "answers",
+                    good,
+                    f"{method} {path}?{query}: 400 with {right!r} expected, got {code} {body!r}",
+                )
         code, _, body = server.request("POST", "/publish/a?receipt=true", "refused")
         row.check("answers", code == 400 and "receipt=1" in body, f"receipt=true: {code} {body!r}")
         for path in ("/healthz?probe=1", "/metrics?name[]=x", "/readyz?x=y"):
@@ -85,7 +115,12 @@ def bodies(row):
             code, _, text = server.request("POST", "/publish/room", gzip.compress(b"x"), headers)
             row.equal("answers", code, 415, f"Content-Encoding: {encoding} ({text!r})")
         headers = {"Content-Type": "text/plain", "Content-Encoding": "identity"}
-        row.equal("answers", server.request("POST", "/publish/room", b"plain", headers)[0], 202, "Content-Encoding: identity")
+        row.equal(
+            "answers",
+            server.request("POST", "/publish/room", b"plain", headers)[0],
+            202,
+            "Content-Encoding: identity",
+        )
         # Text that is not UTF-8 is refused, or goes as binary: never as broken text.
         server.publish("room", "the end")
         got = subscriber.until("the end")
@@ -98,18 +133,30 @@ def channels(row):
     with Server() as server:
         one, two, all_ = (Subscriber(server, name) for name in ("a", "b", "all"))
         row.equal("answers", server.request("POST", "/publish?channel=a", "to a")[0], 202, "?channel=a")
-        row.equal("answers", server.request("POST", "/publish?channel=a&channel=b", "to both")[0], 202, "two channels")
+        row.equal(
+            "answers", server.request("POST", "/publish?channel=a&channel=b", "to both")[0], 202, "two channels"
+        )
         row.equal("answers", server.request("POST", "/publish", "to all")[0], 202, "no channel")
         code, _, body = server.request("POST", "/publish/a?channel=b", "to a and b, or refused")
         for name in ("a", "b", "all"):
             server.publish(name, "the end")
         got = [each.until("the end") for each in (one, two, all_)]
         if code == 202:
-            row.equal("answers", [got[0].count("to a and b, or refused"), got[1].count("to a and b, or refused")], [1, 1], "/publish/a?channel=b")
+            row.equal(
+                "answers",
+                [got[0].count("to a and b, or refused"), got[1].count("to a and b, or refused")],
+                [1, 1],
+                "/publish/a?channel=b",
+            )
             got = [[text for text in each if "refused" not in text] for each in got]
         else:
             row.equal("answers", code, 400, f"/publish/a?channel=b ({body!r})")
-        row.equal("answers", got, [["to a", "to both", "the end"], ["to both", "the end"], ["to all", "the end"]], "who gets what")
+        row.equal(
+            "answers",
+            got,
+            [["to a", "to both", "the end"], ["to both", "the end"], ["to all", "the end"]],
+            "who gets what",
+        )
         for each in (one, two, all_):
             each.close()
 
@@ -128,16 +175,26 @@ def events(row):
 
         said(speaker, {"event": "SUBSCRIBE", "channel": "c"})
         answer = heard(speaker)
-        row.check("answers", "SUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c", f"SUBSCRIBE: {answer}")
+        row.check(
+            "answers",
+            "SUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c",
+            f"SUBSCRIBE: {answer}",
+        )
         said(speaker, {"event": "UNSUBSCRIBE", "channel": "c"})
         answer = heard(speaker)
-        row.check("answers", "UNSUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c", f"UNSUBSCRIBE: {answer}")
+        row.check(
+            "answers",
+            "UNSUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c",
+            f"UNSUBSCRIBE: {answer}",
+        )
         said(speaker, {"event": "SAY", "message": "to both"})
         rooms = sorted(message.get("channel") for message in (heard(listener), heard(listener)))
         row.equal("answers", rooms, ["a", "b"], "the rooms of a message to both")
         said(speaker, {"event": "SAY", "channel": "b", "message": "to b"})
         message = heard(listener)
-        row.equal("answers", (message.get("channel"), message.get("message")), ("b", "to b"), "SAY with a channel")
+        row.equal(
+            "answers", (message.get("channel"), message.get("message")), ("b", "to b"), "SAY with a channel"
+        )
         listener.close()
         speaker.close()
 
@@ -146,17 +203,34 @@ def kept_connections(row):
     """What an answer says of its connection, and when one is closed."""
     with Server("--keep-alive-timeout", "7s") as server:
         headers = server.request("POST", "/publish/room", "x")[1]
-        row.equal("answers", headers.get("Keep-Alive"), "timeout=7", f"the answer's Keep-Alive ({dict(headers)})")
+        row.equal(
+            "answers", headers.get("Keep-Alive"), "timeout=7", f"the answer's Keep-Alive ({dict(headers)})"
+        )
         # A body that the server does not read to its end.
         too_long = b"x" * 300_000
-        text = wired(server, b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n" + too_long, server.admin)
+        text = wired(
+            server,
+            b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n" + too_long,
+            server.admin,
+        )
         head = text.split(b"\r\n\r\n")[0].lower()
-        row.check("answers", head.startswith(b"http/1.1 413") and b"connection: close" in head, f"a body beyond the bound: {text[:300]!r}")
+        row.check(
+            "answers",
+            head.startswith(b"http/1.1 413") and b"connection: close" in head,
+            f"a body beyond the bound: {text[:300]!r}",
+        )
         text = wired(server, b"GET /healthz HTTP/1.0\r\n\r\n", half_close=True)
         row.check("answers", text.startswith(b"HTTP/1.") and b" 200 " in text[:20], f"HTTP/1.0: {text[:200]!r}")
-        for half in (b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf", b"GET /hea"):
+        for half in (
+            b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf",
+            b"GET /hea",
+        ):
             text = wired(server, half, server.admin, half_close=True)
-            row.check("answers", text == b"" or text.startswith(b"HTTP/1.1 400"), f"a request that ends halfway: {text[:200]!r}")
+            row.check(
+                "answers",
+                text == b"" or text.startswith(b"HTTP/1.1 400"),
+                f"a request that ends halfway: {text[:200]!r}",
+            )
         subscriber = Subscriber(server, "room")
         server.publish("room", "the end")
         row.equal("answers", subscriber.until("the end"), ["the end"], "nothing of half a request")
@@ -174,7 +248,9 @@ def kept_connections(row):
                     answered += answer.status in (202, 503)
                 except (OSError, http.client.HTTPException) as error:
                     # A connection that the server ended while it was idle: the next request opens another.
-                    if step == 0 or not isinstance(error, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)):
+                    if step == 0 or not isinstance(
+                        error, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+                    ):
                         lost.append(f"{step} {number}: {type(error).__name__}")
                     connection.close()
         row.check("answers", not lost, f"publications without an answer: {lost[:5]}")
@@ -192,22 +268,49 @@ def limits(row):
                 each.sendall(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n")
                 held.append(each)
             for name, address in (("admin", server.admin), ("clients'", server.clients)):
-                command = ["curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}/healthz"]
+                command = [
+                    "curl",
+                    "-s",
+                    "-m",
+                    "5",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    f"http://{address}/healthz",
+                ]
                 said = subprocess.run(command, capture_output=True, text=True).stdout
-                row.equal("answers", said, "200", f"/healthz of the {name} port within 5 s, beside 1,500 half requests and 1,024 files", " ".join(command))
+                row.equal(
+                    "answers",
+                    said,
+                    "200",
+                    f"/healthz of the {name} port within 5 s, beside 1,500 half requests and 1,024 files",
+                    " ".join(command),
+                )
         finally:
             for each in held:
                 each.close()
     with Server() as server:
         before = server.counters()
         big = {f"X-{n}": "x" * 900 for n in range(100)}
-        row.equal("answers", server.request("GET", "/healthz", headers=big, port=server.clients)[0], 431, "90 kB of headers")
+        row.equal(
+            "answers",
+            server.request("GET", "/healthz", headers=big, port=server.clients)[0],
+            431,
+            "90 kB of headers",
+        )
         wired(server, b"nonsense\r\n\r\n")
         server.request("POST", "/publish/room", b"x" * 70_000)
         grown = until(lambda: {k: v for k, v in server.counters().items() if v > before.get(k, 0)}, "counters")
         for code in ("400", "413", "431"):
-            row.check("answers", any(code in key for key in grown), f"no counter of {code} has grown: {sorted(grown)}")
-        row.check("answers", server.logged("open files") or server.logged("open_files"), "the start does not say how many clients the open files allow")
+            row.check(
+                "answers", any(code in key for key in grown), f"no counter of {code} has grown: {sorted(grown)}"
+            )
+        row.check(
+            "answers",
+            server.logged("open files") or server.logged("open_files"),
+            "the start does not say how many clients the open files allow",
+        )
 
 
 def addresses(row):

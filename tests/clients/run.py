@@ -1,7 +1,9 @@
-"""Real clients, browsers, proxies and publishers against one binary: run.py SERVER_BINARY [--table FILE] [WORD…].
+"""Real clients, browsers, proxies and publishers against one binary.
 
-Started by ../clients.sh, which installs the programs. A line for each row when it ends, then what failed with the
-command that shows it again, then the tables. WORD runs only the rows whose name contains it.
+    run.py SERVER_BINARY [--table FILE] [WORD…]
+
+../clients.sh installs the programs and starts this. It prints a line when a row ends, then what
+failed with the command that repeats it, then the tables. A WORD selects the rows that contain it.
 """
 
 import argparse
@@ -75,8 +77,11 @@ def run_row(entry):
         what = str(error) if isinstance(error, harness.Failed) else traceback.format_exc()
         row.failures.append(("", f"stopped: {what}", ""))
     word = "FAILED" if row.failures else "ok"
-    print(f"{word:6} {row.table}: {row.name}: {row.checks} checks, {len(row.failures)} failed, "
-          f"{time.monotonic() - begin:.1f} s", flush=True)
+    print(
+        f"{word:6} {row.table}: {row.name}: {row.checks} checks, {len(row.failures)} failed, "
+        f"{time.monotonic() - begin:.1f} s",
+        flush=True,
+    )
     return row
 
 
@@ -87,7 +92,9 @@ def tables():
         columns = list(dict.fromkeys(column for row in rows for column in row.cells))
         text.append("| " + " | ".join([table, *columns]) + " |")
         text.append("|---" * (len(columns) + 1) + "|")
-        text += ["| " + " | ".join([row.name, *(row.cell(column) for column in columns)]) + " |" for row in rows]
+        text += [
+            "| " + " | ".join([row.name, *(row.cell(column) for column in columns)]) + " |" for row in rows
+        ]
         text.append("")
     return "\n".join(text)
 
@@ -109,7 +116,11 @@ def main():
     add_proxies()
     add_requests()
     if options.words:
-        ROWS[:] = [entry for entry in ROWS if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)]
+        ROWS[:] = [
+            entry
+            for entry in ROWS
+            if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)
+        ]
     begin = time.monotonic()
     # Most of a row is waiting; the longest rows are the first.
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
@@ -117,7 +128,10 @@ def main():
     proxies.CHROMIUM.stack.close()
     for row in rows:
         for column, what, reproduce in row.failures[: options.failures]:
-            print(f"\nFAILED {row.table}: {row.name}{', ' + column if column else ''}: {what}" + (f"\n    {reproduce}" if reproduce else ""))
+            print(
+                f"\nFAILED {row.table}: {row.name}{', ' + column if column else ''}: {what}"
+                + (f"\n    {reproduce}" if reproduce else "")
+            )
     text = tables()
     print("\n" + text)
     if options.table:
@@ -126,8 +140,11 @@ def main():
     missing = [row.name for row in rows if row.missing]
     if missing:
         print("NOT INSTALLED HERE: " + ", ".join(missing))
-    print(f"clients: {len(rows) - failed - len(missing)} rows passed, {failed} failed, {len(missing)} not installed here, "
-          f"{sum(row.checks for row in rows)} checks in {time.monotonic() - begin:.0f} s; logs in {harness.WORK}")
+    checks, seconds = sum(row.checks for row in rows), time.monotonic() - begin
+    print(
+        f"clients: {len(rows) - failed - len(missing)} rows passed, {failed} failed, "
+        f"{len(missing)} not installed here, {checks} checks in {seconds:.0f} s; logs in {harness.WORK}"
+    )
     sys.exit(bool(failed) or not rows)
 
 

@@ -68,10 +68,18 @@ def library_clients():
     def add(name, here, command, can=("headers", "status", "ping"), **options):
         found.append((name, (lambda: Driver(command(), **options)) if here else None, set(can)))
 
-    for name, module in [("websockets", "websockets"), ("aiohttp", "aiohttp"), ("websocket-client", "websocket_client")]:
+    for name, module in [
+        ("websockets", "websockets"),
+        ("aiohttp", "aiohttp"),
+        ("websocket-client", "websocket_client"),
+    ]:
         file = DRIVERS / f"python_{module}.py"
         add(f"Python {name} {package(name)}", True, lambda file=file: [python, "-u", file])
-    add(f"Node ws {node_package('ws') or ''}".strip(), node and node_package("ws"), lambda: [node, _module("node_ws.mjs")])
+    add(
+        f"Node ws {node_package('ws') or ''}".strip(),
+        node and node_package("ws"),
+        lambda: [node, _module("node_ws.mjs")],
+    )
     undici = node_package("undici")
     add(
         f"undici {undici or ''}".strip(),
@@ -103,6 +111,14 @@ def library_clients():
     add(
         f"Java {version('java', '-version') if java else ''}, java.net.http".strip(),
         java and (DIR / "java" / "JavaDriver.class").exists(),
-        lambda: [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-cp", DIR / "java", "JavaDriver"],
+        lambda: [
+            java,
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-Xshare:auto",
+            "-cp",
+            DIR / "java",
+            "JavaDriver",
+        ],
     )
     return found

@@ -1,8 +1,9 @@
 """Publishes over kept connections with one library: publish.py LIBRARY URL [TOKEN], and a plan on standard input.
 
-A line of the plan is a session: pauses in milliseconds, separated by spaces; after each pause a publication, whose body
-is `SESSION-NUMBER`. All sessions run at the same time, each on a connection of its own. Prints a line for each publication that
-failed, and how many were sent again.
+A line of the plan is a session: pauses in milliseconds, separated by spaces. After each pause the
+session publishes; the body is `SESSION-NUMBER`. All sessions run at the same time, each on a
+connection of its own. The program prints a line for each publication that failed, and how many were
+sent again.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ def failed(body, why):
 
 
 def http_client():
-    """As the standard library's own xmlrpc.client does: a kept connection that the server has ended is opened once more."""
+    """Opens a kept connection once more if the server has ended it, as xmlrpc.client does."""
     connection = http.client.HTTPConnection(TARGET.hostname, TARGET.port, timeout=25)
 
     def once(body):
@@ -112,8 +113,12 @@ async def with_aiohttp():
 if LIBRARY == "aiohttp":
     asyncio.run(with_aiohttp())
 else:
-    make = {"http.client": http_client, "fresh": fresh_http_client, "requests": requests, "httpx": httpx}[LIBRARY]
-    threads = [threading.Thread(target=session, args=(make(), number, pauses)) for number, pauses in enumerate(PLAN)]
+    make = {"http.client": http_client, "fresh": fresh_http_client, "requests": requests, "httpx": httpx}[
+        LIBRARY
+    ]
+    threads = [
+        threading.Thread(target=session, args=(make(), number, pauses)) for number, pauses in enumerate(PLAN)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
