@@ -18,7 +18,7 @@ use super::frame_handler::FrameHandler;
 use super::options::Options;
 use super::progress::Progress;
 use super::schedule::{Random, Schedule};
-use super::{LoadError, fanout, frames, process};
+use super::{LoadError, fanout, frames, message, process, server_sample};
 
 /// How long a client waits for the close after LEAVE before it closes by itself, in nanoseconds.
 const FORCED_CLOSE_NS: u64 = 3_000_000_000;
@@ -26,6 +26,8 @@ const FORCED_CLOSE_NS: u64 = 3_000_000_000;
 const HOUSEKEEPING_NS: u64 = 100_000_000;
 /// Length of the start of a message that is looked at, in bytes.
 const HEAD_BYTES: usize = 256;
+/// Length of the part of it that a description has, in bytes.
+const QUOTED_BYTES: usize = 128;
 
 /// The counts of all clients.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -44,6 +46,9 @@ pub(crate) struct ChatCounts {
     pub(crate) errors_received: u64,
     /// Other messages.
     pub(crate) unknown_received: u64,
+    /// The first of them, described.
+    #[serde(skip)]
+    pub(crate) first_unknown: Option<String>,
     /// Sessions that the server closed with 1000 after LEAVE.
     pub(crate) closed_after_leave: u64,
     /// Checks that held.
@@ -92,6 +97,8 @@ struct Clients {
     session_ns: u64,
     /// Clients that have joined since the last call of `greet`.
     joined: Vec<usize>,
+    /// Whether a connection has failed or ended wrongly since the last client joined.
+    is_server_failing: bool,
 }
 
 impl FrameHandler for Clients {
@@ -100,6 +107,7 @@ impl FrameHandler for Clients {
     }
 
     fn joined(&mut self, client: usize, now_ns: u64) {
+        self.is_server_failing = false;
         self.clients[client].joined_ns = Some(now_ns);
         self.joined.push(client);
     }
@@ -115,10 +123,13 @@ impl FrameHandler for Clients {
             (false, true, _) => MessageKind::Error,
             (false, false, _) => MessageKind::Unknown,
         };
+        if matches!(kind, MessageKind::Unknown) && self.counts.first_unknown.is_none() {
+            self.counts.first_unknown = Some(message::describe(&head[..head.len().min(QUOTED_BYTES)]));
+        }
         kind as u32
     }
 
-    fn message(&mut self, client: usize, mark: u32, now_ns: u64) {
+    fn message(&mut self, client: usize, mark: u32, _: u32, now_ns: u64) {
         let (client, counts) = (&mut self.clients[client], &mut self.counts);
         match mark {
             mark if mark == MessageKind::Tick as u32 => {
@@ -139,6 +150,7 @@ impl FrameHandler for Clients {
     fn ended(&mut self, client: usize, code: u16, now_ns: u64) -> bool {
         let client = self.clients[client];
         let clean = client.left && code == NORMAL;
+        self.is_server_failing |= !clean;
         self.counts.closed_after_leave += u64::from(clean);
         self.check(clean, || {
             format!("a session ended with {code} {} LEAVE", if client.left { "after" } else { "before" })
@@ -187,6 +199,8 @@ pub(crate) struct ChatResult {
     pub(crate) open_max: usize,
     /// Memory of the server at that time.
     pub(crate) rss_bytes_open_max: Option<u64>,
+    /// Why the test ended before its time, if it did.
+    pub(crate) ended_early: Option<String>,
 }
 
 struct Chat<'a> {
@@ -216,6 +230,7 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
         tick_ns: options.tick.as_nanos() as u64,
         session_ns: options.session.as_nanos() as u64,
         joined: Vec::new(),
+        is_server_failing: false,
     };
     let mut chat = Chat {
         pool: ClientPool::new(options, server, options.connections, 0, clock)?,
@@ -233,6 +248,7 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
     let idle_ns = event_loop.idle_ns();
     let (mut open_max, mut rss_bytes_open_max, mut look_ns) = (0, None, 0);
     let mut events = EventLoop::events();
+    let mut ended_early = None;
     while chat.has_timers() || chat.pool.in_transition() > 0 || chat.pool.open > 0 {
         let now_ns = clock.now_ns();
         let until_ns = chat.due_ns();
@@ -246,16 +262,24 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
         chat.greet(now_ns);
         chat.act(now_ns, event_loop.registry())?;
         chat.count_failures();
-        if chat.clients.counts.sessions == chat.pool.failed && chat.pool.failed > 0 && chat.pool.in_transition() == 0 {
-            let first_error = chat.pool.first_error.unwrap_or_default();
-            return Err(LoadError::Handshake(first_error));
+        let first_error = || chat.pool.first_error.clone().unwrap_or_default();
+        if process::interrupted() {
+            ended_early = Some(LoadError::interrupted().to_string());
+            break;
+        }
+        if chat.pool.in_transition() == 0 && chat.pool.open == 0 && chat.clients.is_server_failing {
+            if chat.pool.opened == 0 {
+                return Err(LoadError::Handshake(first_error()));
+            }
+            ended_early = Some(format!("the server closed all connections: {}", first_error()));
+            break;
         }
         if now_ns >= look_ns {
             chat.pool.expire(&mut chat.clients);
             look_ns = now_ns + HOUSEKEEPING_NS;
             if chat.pool.open > open_max {
                 open_max = chat.pool.open;
-                rss_bytes_open_max = options.pid.and_then(|pid| process::rss_bytes(pid).ok());
+                rss_bytes_open_max = server_sample::rss_bytes(&options.pids).ok().filter(|bytes| *bytes > 0);
             }
             let (open, sessions) = (chat.pool.open, chat.clients.counts.sessions);
             let length_ns = duration_ns + chat.clients.session_ns;
@@ -273,6 +297,7 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
         client_waited_ns: client_waited.as_nanos() as u64,
         open_max,
         rss_bytes_open_max,
+        ended_early,
     })
 }
 
@@ -378,6 +403,7 @@ impl Chat<'_> {
     fn count_failures(&mut self) {
         for client in self.pool.take_gone() {
             if self.clients.clients[client].joined_ns.is_none() {
+                self.clients.is_server_failing = true;
                 let first_error = self.pool.first_error.clone();
                 self.clients.check(false, || first_error.unwrap_or_default());
             }
@@ -408,11 +434,12 @@ mod tests {
             tick_ns: 3,
             session_ns: 10,
             joined: Vec::new(),
+            is_server_failing: false,
         };
         clients.joined(0, 1);
         for &now_ns in ticks {
             let mark = clients.head(0, br#"{"event":"CHAT_MSG","user":"server","message":"hello"}"#);
-            clients.message(0, mark, now_ns);
+            clients.message(0, mark, 0, now_ns);
         }
         clients.clients[0].left = true;
         clients.ended(0, code, 11);

@@ -87,6 +87,8 @@ pub(crate) struct ClientPool {
     pub(crate) reads: u64,
     /// Clients that are open.
     pub(crate) open: usize,
+    /// Connections that were opened, up to the pong.
+    pub(crate) opened: u64,
     /// Connections that could not be opened, or did not end.
     pub(crate) failed: u64,
     /// Connections that the server ended, by close code.
@@ -130,6 +132,7 @@ impl ClientPool {
             handshakes: Latencies::default(),
             reads: 0,
             open: 0,
+            opened: 0,
             failed: 0,
             closed: BTreeMap::new(),
             unexpected_closes: 0,
@@ -323,6 +326,7 @@ impl ClientPool {
         }
         if ponged && self.clients[client].state == State::AwaitingPong {
             self.clients[client].state = State::Open;
+            self.opened += 1;
             self.steps.remove(&client);
         }
         match (parsed, close) {

@@ -73,6 +73,9 @@ pub(crate) fn request(url: &Target, room: Option<usize>) -> Vec<u8> {
 /// Reads the handshake response. Returns where frames begin in `received`, `None` while it is
 /// incomplete, or why it is not a WebSocket.
 pub(crate) fn answer(received: &[u8]) -> Result<Option<usize>, String> {
+    if received.starts_with(b"GET ") {
+        return Err("the server sends the handshake back: it is an echo server without WebSockets".to_owned());
+    }
     let Some(head) = http::head(received).map_err(|error| error.to_string())? else {
         return Ok(None);
     };
@@ -105,6 +108,7 @@ mod tests {
         let good = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
         assert_eq!(answer(good.as_bytes()), Ok(Some(good.len())));
         assert_eq!(answer(&good.as_bytes()[..20]), Ok(None));
+        assert!(answer(b"GET /ws HTTP/1.1\r\n").unwrap_err().contains("echo"));
         assert!(answer(b"HTTP/1.1 503 Busy\r\n\r\n").unwrap_err().contains("503 Busy"));
         assert!(answer(b"HTTP/1.1 101 Yes\r\nSec-WebSocket-Accept: x\r\n\r\n").unwrap_err().contains("Accept"));
     }

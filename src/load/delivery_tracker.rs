@@ -78,6 +78,9 @@ pub struct Counts {
     pub repeats: u64,
     /// Messages that a subscriber received after a later one.
     pub reordered: u64,
+    /// Messages of this run whose bytes are not those that were published; none of them counts as
+    /// received.
+    pub damaged: u64,
     /// Messages that are not of this run.
     pub unexpected: u64,
     /// Messages that slow subscribers received.
@@ -97,6 +100,7 @@ impl Counts {
             gaps: self.gaps.saturating_sub(earlier.gaps),
             repeats: self.repeats - earlier.repeats,
             reordered: self.reordered - earlier.reordered,
+            damaged: self.damaged - earlier.damaged,
             unexpected: self.unexpected - earlier.unexpected,
             slow_received: self.slow_received - earlier.slow_received,
             slow_gaps: self.slow_gaps.saturating_sub(earlier.slow_gaps),
@@ -112,7 +116,7 @@ impl Counts {
     /// Whether every subscriber received what was owed, once and in the one order.
     #[must_use]
     pub fn is_exact(&self) -> bool {
-        self.expected == self.received && (self.gaps, self.repeats, self.reordered) == (0, 0, 0)
+        self.expected == self.received && (self.gaps, self.repeats, self.reordered, self.damaged) == (0, 0, 0, 0)
     }
 
     /// Whether every expected delivery arrived, once and in the one order, and nothing else.
@@ -252,6 +256,11 @@ impl DeliveryTracker {
             outstanding.push(number);
         }
         number
+    }
+
+    /// A subscriber has received a message of this run whose bytes were changed.
+    pub(crate) fn damaged(&mut self) {
+        self.counts.damaged += 1;
     }
 
     /// A subscriber has received a message that is not of this run.
@@ -522,6 +531,16 @@ mod tests {
         receive(&mut tracker, 0, &[7, 0]);
         assert_eq!((tracker.counts().unexpected, tracker.counts().received), (2, 1));
         assert!(tracker.counts().is_exact());
+    }
+
+    #[test]
+    fn a_damaged_message_is_not_received() {
+        let mut tracker = tracker(1, 1);
+        tracker.damaged();
+        let counts = tracker.counts();
+        assert_eq!((counts.damaged, counts.received, counts.lost()), (1, 0, 1));
+        receive(&mut tracker, 0, &[0]);
+        assert!(!tracker.counts().is_exact());
     }
 
     #[test]

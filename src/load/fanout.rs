@@ -5,7 +5,7 @@
 //! which call [`Fanout`] step by step. Owns the event loop. Without `--sleep` it never sleeps while
 //! a load of fanout or slow runs, see [`EventLoop::wait`].
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use super::schedule::{Random, Schedule};
 use super::slow::SlowReaders;
 use super::subscribers::Subscribers;
 use super::target::Target;
-use super::{LoadError, QUIET_TIME, process};
+use super::{LoadError, QUIET_TIME, process, server_sample};
 
 /// Messages, one at a time, that every connection gets before the measurement. Linux acknowledges
 /// the first 16 segments of a connection at once, later ones when the receiver reads or a timer
@@ -63,6 +63,8 @@ pub struct Counted {
     pub client_cpu_ns: u64,
     /// How long this process was ready in the same time while its core was taken.
     pub client_waited_ns: u64,
+    /// Why the load ended before its time, if it did; the counts are partial then.
+    pub ended_early: Option<String>,
     /// From due until received, for each delivery.
     pub deliveries: Latencies,
     /// From due until the last subscriber has it, for each message that every subscriber has.
@@ -101,13 +103,18 @@ pub struct Fanout {
     /// CPU time of the server when all clients were connected, if its process is known.
     pub(super) server_cpu_connected: Option<Duration>,
     progress: Progress,
+    /// Whether all clients were connected once: from then on the load ends when all have gone.
+    connected: bool,
+    /// Refused publications of a publisher that has failed.
+    refused_earlier: u64,
 }
+
+/// How long to look for the end of the other connections when one has failed, in nanoseconds.
+const EXPLAIN_NS: u64 = 200_000_000;
 
 /// The first address of a target.
 pub(super) fn resolve(target: &Target) -> Result<SocketAddr, LoadError> {
-    let failed = |source| LoadError::Connect { address: target.address.clone(), source };
-    let mut addresses = target.address.to_socket_addrs().map_err(failed)?;
-    addresses.next().ok_or_else(|| failed(std::io::Error::other("the name has no address")))
+    target.resolve().map_err(|source| LoadError::Connect { address: target.address.clone(), source })
 }
 
 impl Fanout {
@@ -117,21 +124,34 @@ impl Fanout {
     /// # Errors
     /// When there is no server, or it is not a WebSocket server.
     pub fn connect(options: &Options) -> Result<Self, LoadError> {
+        let mut load = Self::new(options)?;
+        load.connect_all()?;
+        load.connect_publisher()?;
+        Ok(load)
+    }
+
+    /// A load without connections.
+    ///
+    /// # Errors
+    /// When the server has no address, or the kernel has too few files.
+    pub(super) fn new(options: &Options) -> Result<Self, LoadError> {
         process::require_open_files(options)?;
         let clock = Clock::start();
         let spins = matches!(options.scenario, Scenario::Fanout | Scenario::Slow) && !options.sleep;
         let server = resolve(&options.url)?;
         let mut random = Random(options.seed);
-        let tags = Tags::new(random.next());
         let subscribers = Subscribers {
             tracker: DeliveryTracker::new(options.connections, options.room_count()),
-            tags,
+            tags: Tags::new(random.next()),
+            payload: options.payload,
+            first_unexpected: None,
+            first_damage: None,
             inside: options.publish_by == PublishBy::Say,
             slow_from: options.connections - options.slow,
             rooms: options.room_count(),
             drops: options.drops,
         };
-        let mut load = Self {
+        Ok(Self {
             clock,
             event_loop: EventLoop::new(clock, spins)?,
             events: EventLoop::events(),
@@ -144,22 +164,26 @@ impl Fanout {
             connecting: Duration::ZERO,
             server_cpu_connected: None,
             progress: Progress::new(options.quiet),
+            connected: false,
+            refused_earlier: 0,
             options: options.clone(),
-        };
-        load.connect_all()?;
-        thread::sleep(QUIET_TIME);
-        load.server_cpu_connected = options.pid.map(process::cpu_time).transpose()?;
-        load.slow.stop_events(&mut load.pool, load.event_loop.registry())?;
-        if options.scenario != Scenario::Idle {
-            let servers = (server, resolve(&options.publish_url)?);
-            let first_token = options.connections;
-            let publisher = Publisher::connect(options, servers, tags, &mut load.event_loop, first_token, clock)?;
-            load.publisher = Some(publisher);
-        }
-        Ok(load)
+        })
     }
 
-    fn connect_all(&mut self) -> Result<(), LoadError> {
+    /// Connects the publishing connections.
+    pub(super) fn connect_publisher(&mut self) -> Result<(), LoadError> {
+        let options = &self.options;
+        if options.scenario != Scenario::Idle {
+            let servers = (resolve(&options.url)?, resolve(&options.publish_url)?);
+            let (tags, first_token) = (self.subscribers.tags, options.connections);
+            let event_loop = &mut self.event_loop;
+            self.publisher = Some(Publisher::connect(options, servers, tags, event_loop, first_token, self.clock)?);
+        }
+        Ok(())
+    }
+
+    /// Connects all clients. Some may fail.
+    pub(super) fn connect_all(&mut self) -> Result<(), LoadError> {
         let (all, start_ns) = (self.pool.len(), self.clock.now_ns());
         let ramp = (self.options.ramp > 0).then(|| Schedule::new(start_ns, self.options.ramp.into()));
         let mut begun = 0;
@@ -175,17 +199,25 @@ impl Fanout {
             }
             let until_ns = if begun < all && ramp.is_some() { due_ns(begun) } else { u64::MAX };
             self.poll_once(&mut None, until_ns)?;
-            if self.pool.open == 0
-                && self.pool.failed > 0
-                && let Some(first_error) = self.pool.first_error.take()
-            {
-                return Err(LoadError::Handshake(first_error));
+            self.connecting = Duration::from_nanos(self.clock.now_ns() - start_ns);
+            if self.pool.open == 0 && self.pool.failed > 0 {
+                return Err(self.all_gone());
+            }
+            if process::interrupted() {
+                return Err(LoadError::interrupted());
             }
             let open = self.pool.open;
             self.progress.show(now_ns, open as f64 / all as f64, || format!("connecting: {open} of {all}"));
         }
-        self.connecting = Duration::from_nanos(self.clock.now_ns() - start_ns);
-        Ok(())
+        if self.pool.open == 0 {
+            return Err(self.all_gone());
+        }
+        self.connected = true;
+        thread::sleep(QUIET_TIME);
+        if !self.options.pids.is_empty() {
+            self.server_cpu_connected = Some(server_sample::cpu_time(&self.options.pids)?);
+        }
+        Ok(self.slow.stop_events(&mut self.pool, self.event_loop.registry())?)
     }
 
     /// Checks that all clients are connected, so that a figure is about all of them.
@@ -228,10 +260,16 @@ impl Fanout {
     /// Publishes without a measurement; an error if a message is missing.
     fn publish_all(&mut self, pace: Pace, messages: u64) -> Result<Duration, LoadError> {
         let now_ns = self.clock.now_ns();
-        let elapsed_ns = self.publish(&mut PublishPlan::new(pace, messages, now_ns, u64::MAX))?;
+        let published = self.publish(&mut PublishPlan::new(pace, messages, now_ns, u64::MAX));
+        let elapsed_ns = published.map_err(|error| self.explain(error))?;
+        if process::interrupted() {
+            return Err(LoadError::interrupted());
+        }
         let counts = self.subscribers.tracker.counts();
-        if counts.received == 0 && counts.expected > 0 {
-            return Err(LoadError::NothingReceived(counts.unexpected));
+        if counts.received == 0 && counts.damaged == 0 && counts.expected > 0 {
+            let first = self.subscribers.first_unexpected.as_ref();
+            let first = first.map(|first| format!(", but {} others; the first is {first}", counts.unexpected));
+            return Err(LoadError::NothingReceived(first.unwrap_or_default()));
         }
         if !counts.is_exact() {
             return Err(LoadError::WarmUp(counts));
@@ -245,7 +283,8 @@ impl Fanout {
     /// # Errors
     /// When the server fails. A lost message is counted and is no error.
     pub fn run(&mut self, messages: u64) -> Result<Counted, LoadError> {
-        self.measure(messages, u64::MAX)
+        let counted = self.measure(messages, u64::MAX)?;
+        counted.ended_early.clone().map_or(Ok(counted), |reason| Err(LoadError::EndedEarly(reason)))
     }
 
     /// Runs the measured load of the options.
@@ -267,13 +306,26 @@ impl Fanout {
         if let Some(churn) = &mut self.churn {
             churn.start(self.clock.now_ns());
         }
-        let elapsed_ns =
-            if self.options.scenario == Scenario::Idle { self.wait_until(until_ns)? } else { self.publish(&mut plan)? };
+        let start_ns = self.clock.now_ns();
+        let outcome = match self.options.scenario {
+            Scenario::Idle => self.wait_until(until_ns),
+            _ => self.publish(&mut plan),
+        };
+        let mut ended_early = process::interrupted().then(|| LoadError::interrupted().to_string());
+        let elapsed_ns = outcome.unwrap_or_else(|error| {
+            let now_ns = self.clock.now_ns();
+            // What would have been due later does not count as unsent.
+            plan.stop(now_ns);
+            ended_early = Some(self.explain(error).to_string());
+            now_ns - start_ns
+        });
         let client_cpu = process::cpu_time(std::process::id())?.saturating_sub(cpu);
         let client_cpu_ns = (client_cpu.as_nanos() as u64).saturating_sub(self.event_loop.idle_ns() - idle_ns);
         let client_waited = process::time_waited(std::process::id())?.saturating_sub(waited);
         let reads = self.pool.reads - reads;
-        self.finish()?;
+        if ended_early.is_none() {
+            self.finish().unwrap_or_else(|error| ended_early = Some(self.explain(error).to_string()));
+        }
         self.subscribers.tracker.close_slow();
         let tracker = &self.subscribers.tracker;
         Ok(Counted {
@@ -285,13 +337,14 @@ impl Fanout {
             elapsed_ns,
             client_cpu_ns,
             client_waited_ns: client_waited.as_nanos() as u64,
+            ended_early,
             deliveries: tracker.deliveries.clone(),
             last_subscriber: tracker.last.clone(),
         })
     }
 
     fn refused(&self) -> u64 {
-        self.publisher.as_ref().map_or(0, Publisher::refused)
+        self.refused_earlier + self.publisher.as_ref().map_or(0, Publisher::refused)
     }
 
     /// Listens for unexpected messages, lets clients finish joining, and lets slow readers read to
@@ -327,7 +380,7 @@ impl Fanout {
     fn wait_until(&mut self, until_ns: u64) -> Result<u64, LoadError> {
         let start_ns = self.clock.now_ns();
         let mut now_ns = start_ns;
-        while now_ns < until_ns {
+        while now_ns < until_ns && !process::interrupted() {
             self.poll_once(&mut None, until_ns)?;
             now_ns = self.clock.now_ns();
             let (done, open) = ((now_ns - start_ns) as f64 / (until_ns - start_ns) as f64, self.pool.open);
@@ -349,6 +402,11 @@ impl Fanout {
         let mut plan = Some(plan);
         loop {
             let now_ns = self.clock.now_ns();
+            if process::interrupted()
+                && let Some(plan) = &mut plan
+            {
+                plan.stop(now_ns);
+            }
             self.refill(&mut plan, now_ns)?;
             let Some(state) = &plan else { break };
             let idle = self.publisher.as_ref().is_none_or(Publisher::is_idle);
@@ -397,19 +455,27 @@ impl Fanout {
         let retry_ns = self.publisher.as_ref().map_or(u64::MAX, Publisher::retry_ns);
         let churn_ns = self.churn.as_ref().map_or(u64::MAX, Churn::due_ns);
         let until_ns = until_ns.min(self.housekeeping_ns).min(retry_ns).min(churn_ns).min(self.slow.due_ns());
-        let now_ns = self.event_loop.wait(&mut events, until_ns)?;
+        let waited = self.event_loop.wait(&mut events, until_ns);
+        // An event comes once: after an error the others of this batch are still handled.
+        let mut outcome = Ok(());
         for event in &events {
-            match (self.pool.client(event.token()), &mut self.publisher) {
-                (Some(client), _) => self.pool.event(client, event, &mut self.subscribers),
-                (None, Some(publisher)) => publisher.event(event)?,
-                (None, None) => {}
-            }
-            if plan.is_some() {
+            let handled = match (self.pool.client(event.token()), &mut self.publisher) {
+                (Some(client), _) => {
+                    self.pool.event(client, event, &mut self.subscribers);
+                    Ok(())
+                }
+                (None, Some(publisher)) => publisher.event(event),
+                (None, None) => Ok(()),
+            };
+            outcome = outcome.and(handled);
+            if plan.is_some() && outcome.is_ok() {
                 let now_ns = self.clock.now_ns();
-                self.refill(plan, now_ns)?;
+                outcome = self.refill(plan, now_ns);
             }
         }
         self.events = events;
+        let now_ns = waited?;
+        outcome?;
         if let Some(churn) = &mut self.churn {
             churn.step(now_ns, &mut self.pool, &mut self.subscribers, self.event_loop.registry())?;
         }
@@ -418,7 +484,41 @@ impl Fanout {
             self.pool.expire(&mut self.subscribers);
             self.housekeeping_ns = now_ns + HOUSEKEEPING_NS;
         }
-        Ok(())
+        if self.connected && self.is_everyone_gone() { Err(self.all_gone()) } else { Ok(()) }
+    }
+
+    /// Whether no client is left that could receive a message. Slow ones do not show that they have
+    /// gone.
+    fn is_everyone_gone(&self) -> bool {
+        let readers = self.pool.len() - self.options.slow;
+        self.pool.open <= self.options.slow
+            && self.pool.in_transition() == 0
+            && (0..readers).all(|client| self.pool.is_closed(client))
+    }
+
+    /// Why no client is there: the server has closed those that were open, or none could be opened.
+    fn all_gone(&self) -> LoadError {
+        let first_error = self.pool.first_error.clone().unwrap_or_default();
+        if self.pool.opened == 0 {
+            return LoadError::Handshake(first_error);
+        }
+        LoadError::EndedEarly(format!("the server closed all connections: {first_error}"))
+    }
+
+    /// The reason behind an error: all connections may end with the one that shows it first.
+    fn explain(&mut self, error: LoadError) -> LoadError {
+        if matches!(error, LoadError::EndedEarly(_)) || !self.connected {
+            return error;
+        }
+        self.refused_earlier = self.refused();
+        self.publisher = None;
+        let until_ns = self.clock.now_ns() + EXPLAIN_NS;
+        while self.clock.now_ns() < until_ns {
+            if let Err(reason) = self.poll_once(&mut None, until_ns) {
+                return reason;
+            }
+        }
+        error
     }
 
     /// Publishes due messages as far as there is room.

@@ -11,8 +11,13 @@ pub(crate) trait FrameHandler {
     fn joined(&mut self, client: usize, now_ns: u64);
     /// The start of a message. The returned mark comes back with [`Self::message`].
     fn head(&mut self, client: usize, head: &[u8]) -> u32;
-    /// A message is complete.
-    fn message(&mut self, client: usize, mark: u32, now_ns: u64);
+    /// Bytes of a message behind its head, in any pieces. Returns the mark from here on.
+    fn rest(&mut self, mark: u32, bytes: &[u8]) -> u32 {
+        let _ = bytes;
+        mark
+    }
+    /// A message is complete, with its length in bytes.
+    fn message(&mut self, client: usize, mark: u32, message_bytes: u32, now_ns: u64);
     /// The server has ended a connection with this close code. Returns `false` if it had no reason
     /// to.
     fn ended(&mut self, client: usize, code: u16, now_ns: u64) -> bool;
@@ -35,9 +40,14 @@ impl<H: FrameHandler> FrameSink for FrameReader<'_, H> {
     }
 
     #[inline]
-    fn message(&mut self, mark: u32) {
+    fn rest(&mut self, mark: u32, bytes: &[u8]) -> u32 {
+        self.handler.rest(mark, bytes)
+    }
+
+    #[inline]
+    fn message(&mut self, mark: u32, message_bytes: u32) {
         if self.close.is_none() {
-            self.handler.message(self.client, mark, self.now_ns);
+            self.handler.message(self.client, mark, message_bytes, self.now_ns);
         }
     }
 

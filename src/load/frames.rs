@@ -8,7 +8,7 @@
 /// Longest header of a frame without a mask, in bytes (RFC 6455, section 5.2).
 const HEADER_BYTES_MAX: usize = 10;
 /// Longest payload of a control frame, in bytes (section 5.5).
-const CONTROL_BYTES_MAX: u64 = 125;
+const CONTROL_BYTES_MAX: u32 = 125;
 
 /// Inside a frame whose payload is incomplete.
 const IN_FRAME: u8 = 1;
@@ -25,16 +25,20 @@ const MARKED: u8 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Violation {
     /// A mask, which only clients use (section 5.1).
-    #[error("a frame of the server is masked")]
+    #[error("a frame of the server is masked, which only frames of clients are (RFC 6455, section 5.1)")]
     Masked,
+    /// The ping of this client.
+    #[error("the server sends the client's own bytes back: it is an echo server without WebSocket frames")]
+    Echo,
     /// A reserved bit without a negotiated extension (section 5.2).
     #[error("a reserved bit is set")]
     ReservedBit,
     /// An opcode without a meaning (section 5.2).
     #[error("the opcode {0:#x} is reserved")]
     ReservedOpcode(u8),
-    /// A length with its highest bit set (section 5.2).
-    #[error("a length is beyond 2^63")]
+    /// A length of 4 GiB or more: more than any message of a load, and mostly one with its highest
+    /// bit set (section 5.2).
+    #[error("the length of a frame is 4 GiB or more")]
     BadLength,
     /// A control frame in fragments, or too long (section 5.5).
     #[error("a control frame is fragmented or longer than 125 bytes")]
@@ -50,10 +54,12 @@ pub(crate) enum Violation {
 /// Receives the events of a parser.
 pub(crate) trait FrameSink {
     /// The first bytes of a message: as many as the parser was asked for, or all of a shorter one.
-    /// The returned mark comes back when the message is complete.
+    /// The returned mark comes back with the rest of the message.
     fn head(&mut self, head: &[u8]) -> u32;
-    /// A message is complete; `mark` is the return value of [`FrameSink::head`].
-    fn message(&mut self, mark: u32);
+    /// Bytes of a message behind its head, in any pieces. Returns the mark from here on.
+    fn rest(&mut self, mark: u32, bytes: &[u8]) -> u32;
+    /// A message is complete, with its length in bytes.
+    fn message(&mut self, mark: u32, message_bytes: u32);
     /// A ping, which needs a pong with the same payload.
     fn ping(&mut self, payload: &[u8]);
     /// A pong.
@@ -78,7 +84,9 @@ struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct FrameParser {
     /// Missing payload of the current frame, in bytes.
-    left: u64,
+    left: u32,
+    /// Payload of the current message so far, in bytes.
+    message_bytes: u32,
     held: Option<Box<Held>>,
     mark: u32,
     flags: u8,
@@ -143,7 +151,7 @@ impl FrameParser {
                 check_first(header[0])?;
             }
             if have >= 2 && header[1] & 0x80 != 0 {
-                return Err(Violation::Masked);
+                return Err(if header[..2] == [PING, 0x80] { Violation::Echo } else { Violation::Masked });
             }
             if have == needed {
                 break;
@@ -161,16 +169,13 @@ impl FrameParser {
             bytes = rest;
         }
         self.left = match header[1] {
-            126 => u64::from(u16::from_be_bytes([header[2], header[3]])),
+            126 => u32::from(u16::from_be_bytes([header[2], header[3]])),
             127 => {
                 let [_, _, length @ ..] = header;
-                u64::from_be_bytes(length)
+                u32::try_from(u64::from_be_bytes(length)).map_err(|_| Violation::BadLength)?
             }
-            length => u64::from(length),
+            length => u32::from(length),
         };
-        if self.left >> 63 != 0 {
-            return Err(Violation::BadLength);
-        }
         let (last, opcode) = (header[0] & 0x80 != 0, header[0] & 0x0f);
         if opcode >= 8 {
             if !last || self.left > CONTROL_BYTES_MAX {
@@ -192,11 +197,15 @@ impl FrameParser {
     fn data<'a>(&mut self, bytes: &'a [u8], head_bytes: usize, sink: &mut impl FrameSink) -> &'a [u8] {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
-        self.left -= payload.len() as u64;
+        // `taken` is at most `left`.
+        self.left -= payload.len() as u32;
+        self.message_bytes = self.message_bytes.saturating_add(payload.len() as u32);
         let ends_message = self.left == 0 && self.flags & LAST != 0;
-        if self.flags & MARKED == 0 {
+        if self.flags & MARKED != 0 {
+            self.mark = sink.rest(self.mark, payload);
+        } else {
             let have = self.held.as_ref().map_or(0, |held| held.head.len());
-            let piece = &payload[..payload.len().min(head_bytes - have)];
+            let (piece, behind) = payload.split_at(payload.len().min(head_bytes - have));
             if have + piece.len() == head_bytes || ends_message {
                 self.mark = match &mut self.held {
                     Some(held) if have > 0 => {
@@ -205,6 +214,9 @@ impl FrameParser {
                     }
                     _ => sink.head(piece),
                 };
+                if !behind.is_empty() {
+                    self.mark = sink.rest(self.mark, behind);
+                }
                 self.flags |= MARKED;
             } else if !piece.is_empty() {
                 self.held().head.extend_from_slice(piece);
@@ -212,7 +224,7 @@ impl FrameParser {
         }
         if ends_message {
             self.flags = 0;
-            sink.message(self.mark);
+            sink.message(self.mark, std::mem::take(&mut self.message_bytes));
         } else if self.left == 0 {
             self.flags &= !IN_FRAME;
         }
@@ -223,7 +235,7 @@ impl FrameParser {
     fn control<'a>(&mut self, bytes: &'a [u8], sink: &mut impl FrameSink) -> Result<&'a [u8], Violation> {
         let taken = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         let (payload, rest) = bytes.split_at(taken);
-        self.left -= payload.len() as u64;
+        self.left -= payload.len() as u32;
         let left = self.left;
         let held = self.held();
         held.control.extend_from_slice(payload);
@@ -264,8 +276,13 @@ fn whole_messages<'a>(mut bytes: &'a [u8], head_bytes: usize, sink: &mut impl Fr
         let Some((payload, rest)) = bytes[start..].split_at_checked(length) else {
             return bytes;
         };
-        let mark = sink.head(&payload[..length.min(head_bytes)]);
-        sink.message(mark);
+        let (head, behind) = payload.split_at(length.min(head_bytes));
+        let mut mark = sink.head(head);
+        if !behind.is_empty() {
+            mark = sink.rest(mark, behind);
+        }
+        // The length is below 2^16.
+        sink.message(mark, length as u32);
         bytes = rest;
     }
 }
@@ -307,7 +324,8 @@ mod tests {
     #[derive(Clone, Debug, PartialEq)]
     enum Event {
         Head(Vec<u8>),
-        Message(u32),
+        Rest(Vec<u8>),
+        Message(u32, u32),
         Ping(Vec<u8>),
         Pong,
         Close(Option<u16>),
@@ -323,8 +341,16 @@ mod tests {
             self.1 += 1;
             self.1
         }
-        fn message(&mut self, mark: u32) {
-            self.0.push(Event::Message(mark));
+        fn rest(&mut self, mark: u32, bytes: &[u8]) -> u32 {
+            // Joined, so that the pieces in which it comes make no difference.
+            match self.0.last_mut() {
+                Some(Event::Rest(rest)) => rest.extend(bytes),
+                _ => self.0.push(Event::Rest(bytes.to_vec())),
+            }
+            mark
+        }
+        fn message(&mut self, mark: u32, message_bytes: u32) {
+            self.0.push(Event::Message(mark, message_bytes));
         }
         fn ping(&mut self, payload: &[u8]) {
             self.0.push(Event::Ping(payload.to_vec()));
@@ -379,16 +405,19 @@ mod tests {
         ];
         let expected = vec![
             Event::Head(b"hello".to_vec()),
-            Event::Message(1),
+            Event::Rest(b" world".to_vec()),
+            Event::Message(1, 11),
             Event::Ping(b"still there".to_vec()),
             Event::Head(vec![]),
-            Event::Message(2),
+            Event::Message(2, 0),
             Event::Pong,
             Event::Head(b"yyyyy".to_vec()),
-            Event::Message(3),
+            Event::Rest(vec![b'y'; 69_995]),
+            Event::Message(3, 70_000),
             Event::Ping(vec![]),
             Event::Head(b"hello".to_vec()),
-            Event::Message(4),
+            Event::Rest(b"!".to_vec()),
+            Event::Message(4, 6),
             Event::Close(Some(1013)),
         ];
         assert_eq!(events(&[&stream.concat()], 5), Ok(expected));
@@ -398,9 +427,11 @@ mod tests {
     fn what_no_server_may_send_is_named() {
         let violation = |stream: &[u8]| events(&[stream], 4).unwrap_err();
         assert_eq!(violation(&[0x81, 0x81, 0, 0, 0, 0, 0]), Violation::Masked);
+        assert_eq!(violation(&[0x89, 0x80, 0, 0, 0, 0]), Violation::Echo);
         assert_eq!(violation(&[0xc1, 0]), Violation::ReservedBit);
         assert_eq!(violation(&[0x83, 0]), Violation::ReservedOpcode(3));
         assert_eq!(violation(&[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0]), Violation::BadLength);
+        assert_eq!(violation(&[0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0]), Violation::BadLength);
         assert_eq!(violation(&[0x09, 0]), Violation::BadControl);
         assert_eq!(violation(&[0x89, 126, 0, 126]), Violation::BadControl);
         assert_eq!(violation(&[0x80, 0]), Violation::BadFragment);

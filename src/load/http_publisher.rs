@@ -15,8 +15,9 @@ use super::event_loop::Clock;
 use super::message::Tags;
 use super::options::Options;
 use super::stream::Stream;
+use super::target::Target;
 use super::tls::Tls;
-use super::{LoadError, http};
+use super::{LoadError, admin, http};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,11 @@ struct Exchange {
 
 /// `POST` on keep-alive connections.
 pub(crate) struct HttpPublisher {
+    options: Options,
+    /// Where messages are published.
+    url: Target,
+    /// Whether the server may still name another port.
+    may_move: bool,
     server: SocketAddr,
     tls: Option<Tls>,
     first_token: usize,
@@ -55,6 +61,20 @@ pub(crate) struct HttpPublisher {
     payload: usize,
     scratch: Vec<u8>,
     clock: Clock,
+}
+
+/// The start of every request to `url`, up to the payload, by room.
+fn heads(options: &Options, url: &Target) -> Vec<Vec<u8>> {
+    let head = |room| {
+        let (host, path) = (&url.authority, url.request(options.room_in_path(room)));
+        let token = options.token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n"));
+        let (token, payload) = (token.unwrap_or_default(), options.payload);
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain; charset=utf-8\r\n{token}\
+             Content-Length: {payload}\r\n\r\n"
+        )
+    };
+    (0..options.room_count()).map(|room| head(room).into_bytes()).collect()
 }
 
 impl HttpPublisher {
@@ -98,23 +118,16 @@ impl HttpPublisher {
         first_token: usize,
         clock: Clock,
     ) -> Result<Self, LoadError> {
-        let heads = (0..options.room_count()).map(|room| {
-            let (host, path) =
-                (&options.publish_url.authority, options.publish_url.request(options.room_in_path(room)));
-            let token = options.token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n"));
-            let (token, payload) = (token.unwrap_or_default(), options.payload);
-            format!(
-                "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain; charset=utf-8\r\n{token}\
-                 Content-Length: {payload}\r\n\r\n"
-            )
-        });
         let mut http = Self {
+            options: options.clone(),
+            url: options.publish_url.clone(),
+            may_move: options.publish_url_derived,
             server,
             tls: options.publish_url.tls()?,
             first_token,
             exchanges: Vec::new(),
             free: (0..options.publishers).rev().collect(),
-            heads: heads.map(String::into_bytes).collect(),
+            heads: heads(options, &options.publish_url),
             refused: VecDeque::new(),
             refusals: 0,
             tags,
@@ -227,6 +240,20 @@ impl HttpPublisher {
         self.answered(index, end, ended)
     }
 
+    /// Publishes at another port from now on. Connections without a request in flight are closed; the
+    /// others get a 404 as well, and their publication is sent again.
+    fn move_to(&mut self, url: Target) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Connect { address: url.address.clone(), source };
+        self.server = url.resolve().map_err(failed)?;
+        self.tls = url.tls()?;
+        self.heads = heads(&self.options, &url);
+        for index in &self.free {
+            self.exchanges[*index].stream = None;
+        }
+        (self.url, self.may_move) = (url, false);
+        Ok(())
+    }
+
     /// Handles a complete response.
     fn answered(&mut self, index: usize, end: usize, ended: bool) -> Result<(), LoadError> {
         let exchange = &mut self.exchanges[index];
@@ -238,6 +265,7 @@ impl HttpPublisher {
         };
         let head = http::head(&exchange.answer).ok().flatten().ok_or_else(quote)?;
         let (status, closes) = (head.status, head.closes() || ended);
+        let moved = admin::moved(&self.url, &head).map_err(LoadError::Publish)?.filter(|_| self.may_move);
         let number = exchange.number.filter(|_| end == exchange.answer.len()).ok_or_else(quote)?;
         match status {
             200..=299 => {}
@@ -245,15 +273,18 @@ impl HttpPublisher {
                 self.refusals += 1;
                 self.refused.push_back((self.clock.now_ns() + RETRY_NS, number));
             }
+            404 if moved.is_some() || self.url.address != self.options.publish_url.address => {
+                self.refused.push_back((self.clock.now_ns(), number));
+            }
             _ => return Err(quote()),
         }
         exchange.answer.clear();
         exchange.number = None;
         exchange.free_since_ns = self.clock.now_ns();
-        if closes {
+        if closes || status == 404 {
             exchange.stream = None;
         }
         self.free.push(index);
-        Ok(())
+        moved.map_or(Ok(()), |url| self.move_to(url))
     }
 }

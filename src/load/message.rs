@@ -11,6 +11,35 @@ const RUN_BYTES: usize = 4;
 
 /// The result where no tag of this run was found. No publication has this number.
 pub(crate) const NO_TAG: u32 = u32::MAX;
+/// The result where the bytes behind a tag of this run are wrong. No publication has this number.
+pub(crate) const DAMAGED: u32 = u32::MAX - 1;
+
+/// Whether all of these bytes are those of a filler. Without a branch in it, so that it takes many
+/// bytes at a time.
+#[inline]
+pub(crate) fn is_filler(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |difference, byte| difference | (byte ^ b'x')) == 0
+}
+
+/// Describes a message that is not of this run, by its first bytes.
+pub(crate) fn describe(head: &[u8]) -> String {
+    let text = String::from_utf8_lossy(head);
+    let is_client_event = [r#"{"event":"SAY""#, r#"{"event":"SET_NAME""#, r#"{"event":"LEAVE""#];
+    let is_tag = |window: &[u8]| {
+        let (run, digits) = window.split_at(RUN_BYTES);
+        run.iter().all(|letter| (b'g'..b'g' + 20).contains(letter))
+            && digits.iter().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit))
+    };
+    if is_client_event.iter().any(|event| text.starts_with(event)) {
+        format!("a client's own event, sent back by an echo server: {text}")
+    } else if head.windows(TAG_BYTES).any(is_tag) {
+        format!("a message of another load: {text}")
+    } else if text.contains(r#""user":"server""#) {
+        format!("a message of the server itself: {text}")
+    } else {
+        format!("{text:?}")
+    }
+}
 
 /// Writes and finds the tags of one run.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +78,31 @@ impl Tags {
         if [a, b, c, d] == self.run { hexadecimal(u64::from_be_bytes(digits)).unwrap_or(NO_TAG) } else { NO_TAG }
     }
 
-    /// Like [`Self::read`], with the tag anywhere in `head`.
-    pub(crate) fn find(self, head: &[u8]) -> u32 {
-        let tags = head.windows(TAG_BYTES).filter(|window| window.starts_with(&self.run));
-        tags.map(|window| self.read(window)).find(|number| *number != NO_TAG).unwrap_or(NO_TAG)
+    /// The number of the publication that begins with `head`;
+    /// [`NO_TAG`], or [`DAMAGED`] if another byte than a filler follows the tag.
+    #[inline]
+    pub(crate) fn read_checked(self, head: &[u8]) -> u32 {
+        match self.read(head) {
+            NO_TAG => NO_TAG,
+            number if is_filler(&head[TAG_BYTES..]) => number,
+            _ => DAMAGED,
+        }
+    }
+
+    /// The number of the publication whose payload of `bytes` bytes stands in this JSON text;
+    /// [`NO_TAG`], or [`DAMAGED`] if the payload does not end there with a quote.
+    pub(crate) fn find(self, text: &[u8], bytes: usize) -> u32 {
+        let mut tags = text.windows(TAG_BYTES).enumerate().filter(|(_, window)| window.starts_with(&self.run));
+        let Some((at, number)) =
+            tags.find_map(|(at, window)| Some((at, self.read(window))).filter(|(_, number)| *number != NO_TAG))
+        else {
+            return NO_TAG;
+        };
+        let payload = text[at..].split_at_checked(bytes);
+        match payload {
+            Some((payload, [b'"', ..])) if is_filler(&payload[TAG_BYTES..]) => number,
+            _ => DAMAGED,
+        }
     }
 }
 
@@ -85,7 +135,8 @@ mod tests {
             assert_eq!(payload.len(), 100);
             assert_eq!(tags.read(&payload), number, "{:?}", String::from_utf8_lossy(&payload));
             let event = [br#"{"event":"CHAT_MSG","user":"a","message":""#, &payload[..], b"\"}"].concat();
-            assert_eq!((tags.read(&event), tags.find(&event)), (NO_TAG, number));
+            assert_eq!((tags.read(&event), tags.find(&event, 100)), (NO_TAG, number));
+            assert_eq!((tags.find(&event, 99), tags.find(&event, 101)), (DAMAGED, DAMAGED));
         }
     }
 
@@ -94,14 +145,43 @@ mod tests {
         let tags = Tags::new(7);
         let mut payload = Vec::new();
         tags.write_payload(&mut payload, 0xabc, TAG_BYTES);
-        assert_eq!(Tags::new(8).find(&payload), NO_TAG);
-        assert_eq!(tags.find(&payload[..11]), NO_TAG);
+        assert_eq!(Tags::new(8).find(&payload, TAG_BYTES), NO_TAG);
+        assert_eq!(tags.find(&payload[..11], TAG_BYTES), NO_TAG);
         for wrong in (0..=255_u8).filter(|byte| !byte.is_ascii_digit() && !(b'a'..=b'f').contains(byte)) {
             for place in RUN_BYTES..TAG_BYTES {
                 let mut broken = payload.clone();
                 broken[place] = wrong;
                 assert_eq!(tags.read(&broken), NO_TAG, "{wrong:#x} at {place}");
             }
+        }
+    }
+
+    #[test]
+    fn every_byte_of_a_payload_counts() {
+        let tags = Tags::new(7);
+        let mut payload = Vec::new();
+        tags.write_payload(&mut payload, 3, 100);
+        assert_eq!(tags.read_checked(&payload), 3);
+        for place in TAG_BYTES..100 {
+            let mut broken = payload.clone();
+            broken[place] = b'y';
+            assert_eq!(tags.read_checked(&broken), DAMAGED, "{place}");
+            let event = [&br#"{"message":""#[..], &broken, b"\"}"].concat();
+            assert_eq!(tags.find(&event, 100), DAMAGED, "{place}");
+        }
+    }
+
+    #[test]
+    fn messages_of_others_are_told_apart() {
+        let mut payload = Vec::new();
+        Tags::new(8).write_payload(&mut payload, 3, 20);
+        for (head, words) in [
+            (&br#"{"event":"SAY","message":"x"}"#[..], "echo"),
+            (&payload, "another load"),
+            (br#"{"event":"CHAT_MSG","user":"server","message":"hi"}"#, "the server itself"),
+            (b"hello", r#""hello""#),
+        ] {
+            assert!(describe(head).contains(words), "{}", describe(head));
         }
     }
 }

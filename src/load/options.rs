@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::message::TAG_BYTES;
+use super::secrets::Secrets;
 use super::target::Target;
 use crate::config::{SlowPolicy, parse_bytes, parse_duration};
 
@@ -52,9 +53,11 @@ pub enum Pace {
 /// messages that arrive.
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit codes:
-/// 0 when every expected message arrived; 1 when messages were lost, repeated or reordered, a
-/// connection was lost, or more than a hundredth of the messages could not be sent at --rate within
-/// --duration; 64 for a wrong command line; 69 when the load could not be run to its end.
+/// 0 when every expected message arrived with every byte; 1 when messages were lost, damaged,
+/// repeated or reordered, a connection was lost, more than a hundredth of the messages could not be
+/// sent at --rate within --duration, or the load ended early (its report is partial); 64 for a wrong
+/// command line; 69 when nothing could be measured. Ctrl-C ends a load with a partial report; a
+/// second one without.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {
@@ -64,11 +67,12 @@ pub struct Arguments {
     /// URL for subscribers; with wss:// any certificate is accepted
     #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
     url: String,
-    /// URL for publishing by POST [default: --url with http or https, and /publish in place of /ws]
+    /// URL for publishing by POST [default: --url with http or https, and /publish in place of /ws;
+    /// if that is answered with 404 and a Link header, the port of the same host that it names]
     #[arg(long)]
     publish_url: Option<String>,
-    /// Bearer token for publishing
-    #[arg(long)]
+    /// Bearer token for publishing; the environment hides it from other users of this machine
+    #[arg(long, env = "HYDRANT_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Number of rooms: subscriber i is in room i mod N, and the path of both URLs gets /rK
     /// appended; 0 takes the URLs as they are
@@ -146,9 +150,10 @@ pub struct Arguments {
     /// chat: interval of the messages that the server sends on its own, its --tick; 0 expects none
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
-    /// Process of the server on this machine: reports its CPU and memory
-    #[arg(long)]
-    pid: Option<u32>,
+    /// Processes of the server on this machine, separated by commas or given several times: the
+    /// report has their CPU and memory, summed and each
+    #[arg(long, value_delimiter = ',')]
+    pid: Vec<u32>,
     /// fanout, slow: sleep while nothing arrives, in place of polling all the time: leaves the core
     /// to others, and makes each delivery dearer for a server that has to wake a process
     #[arg(long)]
@@ -173,6 +178,8 @@ pub struct Options {
     pub url: Target,
     /// URL for publishing.
     pub publish_url: Target,
+    /// Whether `publish_url` was derived from `url`, so that the server may name another port.
+    pub publish_url_derived: bool,
     /// Bearer token for publishing.
     pub token: Option<String>,
     /// Number of rooms; 0 takes the URLs as they are.
@@ -217,8 +224,8 @@ pub struct Options {
     pub session: Duration,
     /// Interval of the server's own messages; zero expects none.
     pub tick: Duration,
-    /// Process of the server.
-    pub pid: Option<u32>,
+    /// Processes of the server.
+    pub pids: Vec<u32>,
     /// Whether to sleep while nothing arrives.
     pub sleep: bool,
     /// JSON in place of the report.
@@ -246,6 +253,12 @@ impl Arguments {
     /// # Errors
     /// One sentence that names the flag.
     pub fn options(self) -> Result<Options, String> {
+        let urls = [Some(self.url.as_str()), self.publish_url.as_deref()];
+        let secrets = Secrets::new(self.token.as_deref(), urls.into_iter().flatten());
+        self.checked().map_err(|error| secrets.mask(&error))
+    }
+
+    fn checked(self) -> Result<Options, String> {
         let url = Target::parse(&self.url, "ws").map_err(|error| format!("--url {}: {error}", self.url))?;
         let publish_url = match &self.publish_url {
             Some(text) => Target::parse(text, "http").map_err(|error| format!("--publish-url {text}: {error}"))?,
@@ -267,7 +280,8 @@ impl Arguments {
             scenario: self.scenario,
             url,
             publish_url,
-            token: self.token,
+            publish_url_derived: self.publish_url.is_none(),
+            token: self.token.filter(|token| !token.is_empty()),
             rooms: self.rooms,
             connections: self.connections,
             ramp: self.ramp,
@@ -289,7 +303,7 @@ impl Arguments {
             say_interval: self.say_interval,
             session: self.session,
             tick: self.tick,
-            pid: self.pid,
+            pids: self.pid,
             sleep: self.sleep,
             json: self.json,
             quiet: self.quiet,
@@ -332,6 +346,8 @@ impl Options {
             format!("--rooms {} is more than --connections {}", self.rooms, self.connections)
         } else if !(TAG_BYTES..=PAYLOAD_BYTES_MAX).contains(&self.payload) {
             format!("--payload {} is outside {TAG_BYTES} bytes to 1GiB", self.payload)
+        } else if self.token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            "--token has a blank, a line break or a letter beyond ASCII in it".to_owned()
         } else if self.pace == Pace::InFlight(0) || self.messages == Some(0) {
             "--in-flight and --messages have to be at least 1".to_owned()
         } else if !(1..=PUBLISHERS_MAX).contains(&self.publishers) {
@@ -360,6 +376,12 @@ impl Options {
             return Ok(());
         };
         Err(wrong)
+    }
+
+    /// What must not be printed.
+    pub(super) fn secrets(&self) -> Secrets {
+        let urls = [self.url.to_string(), self.publish_url.to_string()];
+        Secrets::new(self.token.as_deref(), urls.iter().map(String::as_str))
     }
 
     /// Number of rooms, with the one without a name.

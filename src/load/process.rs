@@ -7,6 +7,8 @@ use std::io;
 use std::mem;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{LoadError, Options};
@@ -167,6 +169,38 @@ pub fn raise_open_files() -> io::Result<u64> {
 pub(super) fn require_open_files(options: &Options) -> Result<(), LoadError> {
     let (needed, most) = ((options.connections + options.publishers + FILES_BESIDE) as u64, raise_open_files()?);
     if needed > most { Err(LoadError::OpenFiles { needed, most }) } else { Ok(()) }
+}
+
+/// Whether a signal has asked for the end of the load.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on the first SIGINT or SIGTERM does not end this process, and [`interrupted`] tells of
+/// it. A second one ends it as usual.
+///
+/// # Errors
+/// The kernel's error.
+pub(super) fn catch_interrupts() -> io::Result<()> {
+    // SAFETY: a `sigaction` is integers and a mask; all zeroes is an empty mask without flags.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = on_interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESETHAND;
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: `action` is readable for the length of the call; its handler only stores into an
+        // atomic, which is allowed in a signal handler.
+        if unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Whether a signal has asked for the end of the load.
+pub(super) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 fn open_files() -> io::Result<libc::rlimit> {

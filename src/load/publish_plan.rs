@@ -27,6 +27,11 @@ impl PublishPlan {
         Self { left: messages, until_ns, schedule, sent: 0, in_flight }
     }
 
+    /// Publishes nothing from now on.
+    pub(super) fn stop(&mut self, now_ns: u64) {
+        self.until_ns = self.until_ns.min(now_ns);
+    }
+
     /// Whether nothing is left to publish.
     pub(super) fn is_over(&self, now_ns: u64) -> bool {
         self.left == 0 || now_ns >= self.until_ns

@@ -6,8 +6,10 @@ use std::fmt::{self, Write};
 use serde::{Serialize, Serializer};
 
 use super::chat::ChatCounts;
+use super::environment;
 use super::latency::Summary;
 use super::options::Scenario;
+use super::secrets::Secrets;
 
 /// Share of its core from which on the client counts as the bottleneck, in percent.
 const SATURATED_PERCENT: f64 = 95.0;
@@ -21,13 +23,22 @@ pub struct Report {
     pub url: String,
     /// The command line.
     pub command: String,
+    /// Version of this program.
+    pub version: &'static str,
+    /// The commit that this program was built from, if its build knew it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<&'static str>,
+    /// Whether this build is optimised; the figures of another one mean nothing.
+    pub optimised: bool,
+    /// Date and time of the end of the load, in UTC.
+    pub date: String,
     /// Processor and kernel.
     pub machine: String,
-    /// The commit of the working directory, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub commit: Option<String>,
     /// Seed of every random choice.
     pub seed: u64,
+    /// Why the load ended before its time; all figures are those until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_early: Option<String>,
     /// The connections and their ends.
     pub connections: Connections,
     /// The handshakes.
@@ -52,8 +63,13 @@ pub struct Report {
     pub repeats: u64,
     /// Messages received after a later one.
     pub reordered: u64,
+    /// Messages of this run that arrived with other bytes than were published; they count as lost.
+    pub damaged: u64,
     /// Messages that are not of this run.
     pub unexpected: u64,
+    /// The first of them, described.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_unexpected: Option<String>,
     /// Lost deliveries. Nothing is expected of a slow subscriber that is closed as its policy says.
     pub lost_unexplained: u64,
     /// From the first publication to the last delivery, in nanoseconds.
@@ -69,6 +85,9 @@ pub struct Report {
     pub last_subscriber_us: Option<Summary>,
     /// The cost of the server, if its process is known.
     pub server: Option<ServerFigures>,
+    /// Memory of the server by its own account, if it has `/debug/mem`; of idle without `--pid` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryGrowth>,
     /// The cost of the client.
     pub client: ClientFigures,
     /// The article's test.
@@ -128,6 +147,32 @@ pub struct ServerFigures {
     pub rss_bytes_connected: u64,
     /// Memory at the end.
     pub rss_bytes_after: u64,
+    /// Growth of the memory for each connection.
+    pub rss_bytes_per_connection: Option<i64>,
+    /// Each process that was given.
+    pub processes: Vec<ProcessFigures>,
+}
+
+/// The cost of one process of the server; see [`ServerFigures`].
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessFigures {
+    /// The process.
+    pub pid: u32,
+    /// CPU in percent of one core.
+    pub cpu_percent: f64,
+    /// How long its threads were ready and waited for a core, in percent.
+    pub waited_percent: f64,
+    /// Memory at the end.
+    pub rss_bytes_after: u64,
+}
+
+/// Growth of the server's memory for each connection, in bytes, by its own account.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MemoryGrowth {
+    /// Heap in use.
+    pub heap_bytes_per_connection: i64,
+    /// Resident memory.
+    pub rss_bytes_per_connection: i64,
 }
 
 /// The cost of the client.
@@ -219,14 +264,41 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+impl Report {
+    /// The same report without secrets in it.
+    pub(super) fn masked(self, secrets: &Secrets) -> Self {
+        let mask = |text: Option<String>| text.map(|text| secrets.mask(&text));
+        Self {
+            url: secrets.mask(&self.url),
+            command: secrets.mask(&self.command),
+            ended_early: mask(self.ended_early),
+            first_unexpected: mask(self.first_unexpected),
+            first_error: mask(self.first_error),
+            chat: self.chat.map(|ChatFigures { mut counts }| {
+                counts.first_error = mask(counts.first_error);
+                ChatFigures { counts }
+            }),
+            ..self
+        }
+    }
+}
+
+/// A number of bytes with groups of digits, and its sign if it is negative.
+fn signed(bytes: i64) -> String {
+    format!("{}{}", if bytes < 0 { "-" } else { "" }, grouped(bytes.unsigned_abs()))
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, text: String| writeln!(f, "{name:<22}{text}");
+        if let Some(reason) = &self.ended_early {
+            row("ENDED EARLY", format!("{reason}; these figures are of the time until then"))?;
+        }
         row("command", self.command.clone())?;
         row("machine", self.machine.clone())?;
-        if let Some(commit) = &self.commit {
-            row("commit", commit.clone())?;
-        }
+        let warning = if self.optimised { "" } else { " (NOT OPTIMISED: the figures mean nothing)" };
+        let commit = self.commit.unwrap_or(environment::UNKNOWN);
+        row("hydrant", format!("{}, commit {commit}{warning}; {}", self.version, self.date))?;
         row("server", self.url.clone())?;
         let connections = &self.connections;
         let mut text = format!("{} of {} open", grouped(connections.open), grouped(connections.requested));
@@ -259,16 +331,18 @@ impl fmt::Display for Report {
             let text = format!("{} of {} expected: {share}", grouped(self.received), grouped(self.expected));
             row("received", text)?;
             let text = format!(
-                "{} lost, {} gaps, {} repeats, {} reordered",
+                "{} lost, {} gaps, {} repeats, {} reordered, {} damaged",
                 grouped(self.lost_unexplained),
                 self.gaps,
                 self.repeats,
-                self.reordered
+                self.reordered,
+                self.damaged
             );
             row("faults", text)?;
         }
         if self.unexpected > 0 {
-            row("unexpected", format!("{} messages", grouped(self.unexpected)))?;
+            let first = self.first_unexpected.as_ref().map(|first| format!("; the first is {first}"));
+            row("unexpected", format!("{} messages{}", grouped(self.unexpected), first.unwrap_or_default()))?;
         }
         if self.received > 0 {
             let pace = grouped(self.deliveries_per_second as u64);
@@ -327,6 +401,21 @@ impl fmt::Display for Report {
                 "server memory",
                 format!("{before} before, {with} with all clients, {} at the end", mebibytes(server.rss_bytes_after)),
             )?;
+            if let Some(bytes) = server.rss_bytes_per_connection {
+                row("bytes per connection", format!("{} of resident memory", signed(bytes)))?;
+            }
+            for process in server.processes.iter().filter(|_| server.processes.len() > 1) {
+                let ProcessFigures { pid, cpu_percent, waited_percent, rss_bytes_after } = process;
+                let memory = mebibytes(*rss_bytes_after);
+                let text = format!(
+                    "{cpu_percent:.0} % of a core, waited {waited_percent:.0} % of the time for one, {memory} at the end"
+                );
+                row(&format!("process {pid}"), text)?;
+            }
+        }
+        if let Some(memory) = &self.memory {
+            let (heap, rss) = (signed(memory.heap_bytes_per_connection), signed(memory.rss_bytes_per_connection));
+            row("bytes per connection", format!("{heap} of heap, {rss} of resident memory, by /debug/mem"))?;
         }
         let client = &self.client;
         let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };

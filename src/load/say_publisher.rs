@@ -38,15 +38,18 @@ impl FrameHandler for SenderReplies {
 
     fn head(&mut self, _: usize, head: &[u8]) -> u32 {
         if head.starts_with(br#"{"event":"ERROR""#) {
-            self.error.get_or_insert_with(|| String::from_utf8_lossy(head).into_owned());
+            self.error.get_or_insert_with(|| format!("a SAY was answered with {}", String::from_utf8_lossy(head)));
+        } else if head.starts_with(br#"{"event":"SAY""#) {
+            let sentence = "a SAY came back to its sender: this is an echo server, which sends nothing to others";
+            self.error.get_or_insert_with(|| sentence.to_owned());
         }
         0
     }
 
-    fn message(&mut self, _: usize, _: u32, _: u64) {}
+    fn message(&mut self, _: usize, _: u32, _: u32, _: u64) {}
 
     fn ended(&mut self, _: usize, code: u16, _: u64) -> bool {
-        self.error.get_or_insert_with(|| format!("close {code}"));
+        self.error.get_or_insert_with(|| format!("the server closed a sender with {code}"));
         false
     }
 }
@@ -115,9 +118,6 @@ impl SayPublisher {
         if let Some(sender) = self.pool.client(event.token()) {
             self.pool.event(sender, event, &mut self.replies);
         }
-        self.replies
-            .error
-            .take()
-            .map_or(Ok(()), |error| Err(LoadError::Publish(format!("a SAY was answered with {error}"))))
+        self.replies.error.take().map_or(Ok(()), |error| Err(LoadError::Publish(error)))
     }
 }

@@ -1,6 +1,7 @@
 //! The URLs of a load: `ws://host:port/path` and `http://host:port/path`, or the same with TLS, and
 //! the path of each room. Parses text; does not resolve names.
 
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,42 @@ impl Target {
         if !matches!(self.scheme.as_str(), "wss" | "https") {
             return Ok(None);
         }
+        Tls::new(self.host()).map(Some)
+    }
+
+    /// The host without its port and without the brackets of an IPv6 address.
+    fn host(&self) -> &str {
         let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
-        Tls::new(host.trim_start_matches('[').trim_end_matches(']')).map(Some)
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Whether the host is this machine, by its name.
+    fn is_loopback(&self) -> bool {
+        let host = self.host();
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
+    /// Whether both are on one host: the same name, or loopback both.
+    pub(crate) fn is_on_host_of(&self, other: &Self) -> bool {
+        self.host().eq_ignore_ascii_case(other.host()) || self.is_loopback() && other.is_loopback()
+    }
+
+    /// The path of this one at the scheme, host and port of `other`.
+    pub(crate) fn moved_to(&self, other: &Self) -> Self {
+        Self { path: self.path.clone(), query: self.query.clone(), ..other.clone() }
+    }
+
+    /// Another path at the same scheme, host and port.
+    pub(crate) fn with_path(&self, path: &str) -> Self {
+        Self { path: path.to_owned(), query: String::new(), ..self.clone() }
+    }
+
+    /// The first address of the host.
+    ///
+    /// # Errors
+    /// When the name has none.
+    pub(crate) fn resolve(&self) -> io::Result<SocketAddr> {
+        self.address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("the name has no address"))
     }
 
     /// The URL at which messages for its subscribers are published: HTTP, and `/publish` in place

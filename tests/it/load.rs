@@ -1,8 +1,9 @@
-//! `hydrant load`, as the real binary: against a server in this process, and against a tiny one that breaks its word.
+//! `hydrant load`, as the real binary: against a server in this process, against a tiny server that
+//! has faults, and against what is no server for it.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -12,9 +13,14 @@ use serde_json::Value;
 
 use crate::support::{TestServer, config};
 
-fn run(arguments: &str) -> Output {
+fn command(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hydrant"));
-    command.arg("load").args(arguments.split_whitespace()).output().unwrap()
+    command.arg("load").args(arguments.split_whitespace());
+    command
+}
+
+fn run(arguments: &str) -> Output {
+    command(arguments).output().unwrap()
 }
 
 /// Exit code and JSON document of a load on this server.
@@ -78,7 +84,7 @@ fn by_tls_a_load_is_as_exact() {
 #[test]
 fn rooms_and_senders_are_exact() {
     let report = passes(config(), "--connections 31 --rooms 4 --messages 90 --in-flight 8");
-    // Rooms 0 to 2 have 8 members, room 3 has 7; which room is first depends on the warm-up.
+    // Rooms 0 to 2 have 8 clients, room 3 has 7; which room is first depends on the warm-up.
     let expected = report["expected"].as_u64().unwrap();
     assert!((690..=720).contains(&expected), "{expected}");
     let said = passes(config(), "--connections 20 --rooms 2 --messages 60 --rate 300 --publish-by say --publishers 3");
@@ -86,20 +92,26 @@ fn rooms_and_senders_are_exact() {
 }
 
 #[test]
-fn a_tick_is_not_ours_and_no_fault() {
+fn a_tick_is_unexpected_and_no_fault() {
     let ticking = Config { tick: Some(Duration::from_millis(20)), ..config() };
     let report = passes(ticking, "--connections 10 --messages 30 --rate 100");
     assert!(report["unexpected"].as_u64() > Some(0));
+    assert!(report["first_unexpected"].as_str().unwrap().starts_with("a message of the server itself"));
     assert_eq!(report["received"], report["expected"]);
 }
 
 #[test]
 fn idle_waits_and_publishes_nothing() {
-    let report = passes(config(), &format!("idle --connections 40 --duration 200ms --pid {}", std::process::id()));
+    let pid = std::process::id();
+    let report = passes(config(), &format!("idle --connections 40 --duration 200ms --pid {pid},{pid}"));
     assert_eq!((&report["published"], &report["received_share"]), (&0.into(), &Value::Null));
     assert_eq!(report["connections"]["open"], 40);
     let server = &report["server"];
     assert!(server["rss_bytes_connected"].as_u64() > Some(0), "{report:#}");
+    assert!(server["rss_bytes_per_connection"].is_i64(), "{report:#}");
+    let processes = server["processes"].as_array().unwrap();
+    let rss_bytes: u64 = processes.iter().map(|process| process["rss_bytes_after"].as_u64().unwrap()).sum();
+    assert_eq!((processes.len(), &server["rss_bytes_after"]), (2, &rss_bytes.into()));
     assert!(report["connect"]["server_cpu_ns_per_handshake"].as_f64() > Some(0.0));
 }
 
@@ -126,11 +138,11 @@ fn slow_clients_lose_what_the_policy_says_and_nobody_else_does() {
         assert!(report["slow"]["received"].as_u64() < Some(4 * 60), "{report:#}");
         assert_eq!(report["received"], 16 * 60);
     }
-    // Nor does it pass for a server that keeps the last messages back.
+    // A server that never sends the last messages does not pass either.
     let server = TestServer::start(narrow(SlowPolicy::DropNewest));
     let (code, report) = load(server.address, &format!("slow {arguments} --policy disconnect"));
     assert_eq!(code, 1, "{report:#}");
-    // The same as before, but nothing said that messages may be dropped.
+    // The same as before, but without a policy that drops messages.
     let server = TestServer::start(narrow(SlowPolicy::DropOldest));
     let (code, report) = load(server.address, &format!("slow {arguments} --policy disconnect"));
     assert_eq!(code, 1, "{report:#}");
@@ -140,7 +152,7 @@ fn slow_clients_lose_what_the_policy_says_and_nobody_else_does() {
 #[test]
 fn the_chat_holds_its_checks() {
     let ticking = Config { tick: Some(Duration::from_millis(100)), ..config() };
-    // Ticks are expected of no session: how many one has is a matter of time, and here the machine may be busy.
+    // No session expects ticks: their number depends on the time, and the machine may be busy.
     let report =
         passes(ticking, "chat --connections 20 --duration 1s --session 500ms --say-interval 100ms --tick 0 --ramp 200");
     let chat = &report["chat"];
@@ -153,8 +165,8 @@ fn the_chat_holds_its_checks() {
 #[test]
 fn the_document_has_its_names() {
     let report = passes(config(), &format!("--connections 5 --messages 20 --pid {}", std::process::id()));
-    let names = "scenario url command machine connections connect published refused expected received received_share gaps \
-                 repeats reordered unexpected lost_unexplained elapsed_ns deliveries_per_second frames_per_read latency_us \
+    let names = "scenario url command version optimised date machine connections connect published refused expected \
+                 received received_share gaps repeats reordered damaged unexpected lost_unexplained elapsed_ns deliveries_per_second frames_per_read latency_us \
                  last_subscriber_us server client";
     for name in names.split_whitespace() {
         assert!(report.get(name).is_some(), "{name}");
@@ -165,7 +177,8 @@ fn the_document_has_its_names() {
         ("latency_us", "p50 p90 p99 p99_9 p99_99 max"),
         (
             "server",
-            "cpu_ns_per_delivery cpu_percent waited_percent rss_bytes_before rss_bytes_connected rss_bytes_after",
+            "cpu_ns_per_delivery cpu_percent waited_percent rss_bytes_before rss_bytes_connected rss_bytes_after \
+             rss_bytes_per_connection processes",
         ),
         ("client", "cpu_percent waited_percent saturated deliveries_per_cpu_second"),
     ];
@@ -174,7 +187,9 @@ fn the_document_has_its_names() {
             assert!(report[part].get(name).is_some(), "{part}.{name}");
         }
     }
-    assert_eq!(report["scenario"], "fanout");
+    assert_eq!((&report["scenario"], &report["version"]), (&"fanout".into(), &env!("CARGO_PKG_VERSION").into()));
+    assert_eq!(report["date"].as_str().unwrap().len(), "2026-11-28T19:20:00Z".len());
+    assert!(report.get("ended_early").is_none());
 }
 
 #[test]
@@ -224,7 +239,94 @@ fn what_cannot_be_run_is_one_line() {
     assert!(String::from_utf8(said.stderr).unwrap().contains("404"), "the answer is quoted");
 }
 
-/// What the tiny server does with one message of one subscriber.
+#[test]
+fn an_idle_load_asks_the_server_for_its_memory() {
+    let report = passes(config(), "idle --connections 5 --duration 100ms");
+    for name in ["heap_bytes_per_connection", "rss_bytes_per_connection"] {
+        assert!(report["memory"][name].is_i64(), "{report:#}");
+    }
+}
+
+#[test]
+fn no_token_is_printed() {
+    let server = TestServer::start(config());
+    let address = server.address;
+    let url = format!("--url ws://{address}/ws --connections 2 --messages 3");
+    let flag = run(&format!("{url} --json --token s3cret-4711"));
+    let variable = command(&format!("{url} --rate 200")).env("HYDRANT_TOKEN", "s3cret-4711").output().unwrap();
+    let failed = run(&format!("--url ws://{address}/nowhere?token=s3cret-4711 --quiet"));
+    let wrong = run("--url ws://me:s3cret-4711@127.0.0.1/ws");
+    for (output, code) in [(flag, 0), (variable, 0), (failed, 69), (wrong, 64)] {
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(!said.is_empty() && !said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn an_interrupted_load_has_a_partial_report() {
+    let server = TestServer::start(config());
+    let arguments = format!("--url ws://{}/ws --json --connections 10 --rate 100 --duration 1h", server.address);
+    let mut child = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let progress = BufReader::new(child.stderr.take().unwrap());
+    // The first lines are of the warm-up, which has fewer messages.
+    let is_measuring = |line: &str| {
+        let number = line.split_once('%').and_then(|(_, text)| text.trim().split(' ').next()?.parse::<u64>().ok());
+        line.contains("published") && number > Some(50)
+    };
+    let mut lines = progress.lines().map_while(Result::ok);
+    assert!(lines.any(|line| is_measuring(&line)));
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: a plain system call; the child has not been waited for, so its pid is its own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["passed"]), (Some(1), &false.into()), "{report:#}");
+    assert_eq!(report["ended_early"], "interrupted by a signal");
+    assert!(report["published"].as_u64() > Some(50), "{report:#}");
+    assert_eq!(report["received"], report["expected"], "what is in flight still arrives");
+}
+
+/// A server that sends every byte back, from the first one or behind a handshake.
+fn echo_of_bytes(behind_a_handshake: bool) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let echo = move |mut stream: TcpStream| {
+        if behind_a_handshake {
+            read_head(&mut stream)?;
+            stream.write_all(ANSWER.as_bytes()).ok()?;
+        }
+        std::io::copy(&mut stream.try_clone().ok()?, &mut stream).ok()
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            thread::spawn(move || echo(stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn echo_servers_are_named_as_such() {
+    let server = TestServer::start(config());
+    let echo = format!("--url ws://{}/echo --publish-by say", server.address);
+    let chat = "chat --connections 2 --duration 100ms --session 50ms --say-interval 10ms --tick 0";
+    for arguments in
+        [format!("--url ws://{}/ws", echo_of_bytes(false)), format!("--url ws://{}/ws", echo_of_bytes(true)), echo]
+    {
+        let said = run(&format!("{arguments} --connections 2 --messages 3 --quiet"));
+        let text = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(69), "{arguments}: {text}");
+        assert!(text.contains("echo server") && text.lines().count() == 1, "{arguments}: {text}");
+    }
+    let said = run(&format!("--url ws://{}/echo --json --quiet {chat}", server.address));
+    let report: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(said.status.code(), Some(1), "{report:#}");
+    assert!(report["first_unexpected"].as_str().unwrap().contains("echo server"), "{report:#}");
+}
+
+/// The fault of the tiny server: its effect on one message of one subscriber.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
@@ -232,108 +334,139 @@ enum Fault {
     Repeat,
     Swap,
     Mask,
+    Change,
+    Shorten,
     CutOff,
+    Die,
     TryAgainLater,
     Refuse,
     RefuseAll,
 }
 
-/// Everybody who is connected, and how many messages came.
+/// The subscribers, and the number of messages so far.
 #[derive(Default)]
-struct Hall {
+struct Tiny {
     subscribers: Vec<TcpStream>,
     messages: usize,
     refused: bool,
     kept: Option<Vec<u8>>,
 }
 
-/// The message, and the subscriber, that the fault happens to. The warm-up, of 25 messages, is over then.
+const ANSWER: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// The message and the subscriber of the fault. The warm-up, of 25 messages, is over then.
 const UNLUCKY: (usize, usize) = (30, 1);
 
-/// A WebSocket server of its own making, which sends some messages in fragments.
+/// A minimal WebSocket server, which sends some messages in fragments.
 fn tiny_server(fault: Fault) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listen(listener, Arc::default(), fault, None)
+}
+
+/// The address of a server that publishes at another port, which its 404 names.
+fn tiny_server_with_two_ports() -> SocketAddr {
+    let tiny = Arc::default();
+    let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listen(bind(), Arc::clone(&tiny), Fault::None, None);
+    listen(bind(), tiny, Fault::None, Some(admin))
+}
+
+fn listen(listener: TcpListener, tiny: Arc<Mutex<Tiny>>, fault: Fault, admin: Option<SocketAddr>) -> SocketAddr {
     let address = listener.local_addr().unwrap();
-    let hall = Arc::new(Mutex::new(Hall::default()));
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let hall = hall.clone();
-            thread::spawn(move || serve(stream, &hall, fault));
+            let tiny = tiny.clone();
+            thread::spawn(move || serve(stream, &tiny, fault, admin));
         }
     });
     address
 }
 
-/// One connection, to its end; an error is its end too.
-fn serve(mut stream: TcpStream, hall: &Mutex<Hall>, fault: Fault) -> Option<()> {
+/// The head of a request; nothing at the end of the stream.
+fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Serves one connection to its end; an error is its end too.
+fn serve(mut stream: TcpStream, tiny: &Mutex<Tiny>, fault: Fault, admin: Option<SocketAddr>) -> Option<()> {
     loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).ok()?;
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8(head).unwrap();
+        let head = read_head(&mut stream)?;
         if head.starts_with("GET ") {
-            let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-            stream.write_all(answer.as_bytes()).ok()?;
-            hall.lock().unwrap().subscribers.push(stream.try_clone().unwrap());
+            stream.write_all(ANSWER.as_bytes()).ok()?;
+            tiny.lock().unwrap().subscribers.push(stream.try_clone().unwrap());
             let mut ping = [0; 6];
             stream.read_exact(&mut ping).ok()?;
-            // Nothing is published before everybody has a pong, so nothing else is being written.
+            // Nothing is published before every client has a pong, so nothing else is being written.
             stream.write_all(&[0x8a, 0]).ok()?;
             return Some(());
         }
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
         let mut body = vec![0; length.parse().unwrap()];
         stream.read_exact(&mut body).ok()?;
-        let status = if publish(&mut hall.lock().unwrap(), &body, fault) { "200 OK" } else { "503 Busy" };
+        let status = match admin {
+            Some(admin) => format!("404 Not Found\r\nLink: <http://{admin}/publish>; rel=\"alternate\""),
+            None if fault == Fault::Die && tiny.lock().unwrap().messages == UNLUCKY.0 => {
+                tiny.lock().unwrap().subscribers.clear();
+                return None;
+            }
+            None if publish(&mut tiny.lock().unwrap(), &body, fault) => "200 OK".to_owned(),
+            None => "503 Busy".to_owned(),
+        };
         let answer = format!("HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
         stream.write_all(answer.as_bytes()).ok()?;
     }
 }
 
-fn publish(hall: &mut Hall, body: &[u8], fault: Fault) -> bool {
+fn publish(tiny: &mut Tiny, body: &[u8], fault: Fault) -> bool {
     let length = body.len() as u8;
     let whole = [&[0x81, length], body].concat();
     let (start, end) = body.split_at(5);
     let fragments = [&[0x01, 5], start, &[0x89, 0], &[0x80, length - 5], end].concat();
-    let frame = if hall.messages.is_multiple_of(3) { fragments } else { whole };
-    if fault == Fault::Refuse && hall.messages == UNLUCKY.0 && !hall.refused {
-        hall.refused = true;
+    let frame = if tiny.messages.is_multiple_of(3) { fragments } else { whole };
+    if fault == Fault::Refuse && tiny.messages == UNLUCKY.0 && !tiny.refused {
+        tiny.refused = true;
         return false;
     }
-    if fault == Fault::RefuseAll && hall.messages >= UNLUCKY.0 {
+    if fault == Fault::RefuseAll && tiny.messages >= UNLUCKY.0 {
         return false;
     }
-    let mut kept = hall.kept.take();
-    for (number, subscriber) in hall.subscribers.iter_mut().enumerate() {
-        let is_unlucky = (hall.messages, number) == UNLUCKY;
+    let mut kept = tiny.kept.take();
+    for (number, subscriber) in tiny.subscribers.iter_mut().enumerate() {
+        let is_unlucky = (tiny.messages, number) == UNLUCKY;
         let mut wire = frame.clone();
         if number == UNLUCKY.1 {
             wire.extend(kept.take().into_iter().flatten());
         }
         match fault {
             _ if !is_unlucky => {}
-            Fault::None | Fault::Refuse | Fault::RefuseAll => {}
+            Fault::None | Fault::Refuse | Fault::RefuseAll | Fault::Die => {}
             Fault::Lose => wire.clear(),
             Fault::Repeat => wire.extend(&frame),
-            Fault::Swap => hall.kept = Some(std::mem::take(&mut wire)),
+            Fault::Swap => tiny.kept = Some(std::mem::take(&mut wire)),
+            Fault::Change => *wire.last_mut().unwrap() = b'y',
+            Fault::Shorten => wire = [&[0x81, length - 1], &body[..body.len() - 1]].concat(),
             Fault::Mask => wire = vec![0x81, 0x80, 0, 0, 0, 0],
             Fault::TryAgainLater => wire = vec![0x88, 2, 0x03, 0xf5],
             Fault::CutOff => drop(subscriber.shutdown(std::net::Shutdown::Both)),
         }
-        // A client that has gone shows elsewhere.
+        // A client that has gone is found elsewhere.
         let _ = subscriber.write_all(&wire);
     }
-    hall.messages += 1;
+    tiny.messages += 1;
     true
 }
 
 fn load_tiny(fault: Fault) -> (i32, Value) {
-    // Only a message that never comes is waited for in vain.
-    let patience = if fault == Fault::Lose { "2s" } else { "30s" };
+    // Only a message that never arrives makes the load wait.
+    let never_arrives = matches!(fault, Fault::Lose | Fault::Change | Fault::Shorten);
+    let patience = if never_arrives { "2s" } else { "30s" };
     load(tiny_server(fault), &format!("--connections 3 --messages 40 --in-flight 4 --patience {patience}"))
 }
 
@@ -374,11 +507,44 @@ fn a_message_that_comes_twice_or_too_late_is_found() {
 }
 
 #[test]
+fn a_message_that_arrives_changed_is_found() {
+    for fault in [Fault::Change, Fault::Shorten] {
+        let (code, report) = load_tiny(fault);
+        assert_eq!((code, &report["damaged"], &report["received"]), (1, &1.into(), &119.into()), "{report:#}");
+        assert_eq!((&report["lost_unexplained"], &report["passed"]), (&1.into(), &false.into()));
+        assert!(report["first_error"].as_str().unwrap().contains("changed"), "{report:#}");
+    }
+}
+
+#[test]
+fn publishing_may_answer_on_another_port() {
+    for pace in ["--in-flight 4", "--flood --warmup 0"] {
+        let (code, report) = load(tiny_server_with_two_ports(), &format!("--connections 3 --messages 40 {pace}"));
+        assert_eq!((code, &report["received"], &report["refused"]), (0, &120.into(), &0.into()), "{report:#}");
+    }
+    let address = tiny_server_with_two_ports();
+    let said = run(&format!("--url ws://{address}/ws --publish-url http://{address}/publish --quiet --connections 2"));
+    assert_eq!(said.status.code(), Some(69), "a URL that was given stays");
+}
+
+#[test]
+fn a_server_that_dies_leaves_a_partial_report() {
+    let (code, report) = load_tiny(Fault::Die);
+    assert_eq!((code, &report["passed"], &report["connections"]["open"]), (1, &false.into(), &0.into()), "{report:#}");
+    assert!(report["ended_early"].as_str().unwrap().contains("closed all connections"), "{report:#}");
+    assert!(report["published"].as_u64() > Some(0) && report["received"].as_u64() > Some(0), "{report:#}");
+    let screen = run(&format!("--url ws://{}/ws --connections 3 --messages 40 --quiet", tiny_server(Fault::Die)));
+    assert!(String::from_utf8(screen.stdout).unwrap().starts_with("ENDED EARLY"));
+    let (code, report) = load(tiny_server(Fault::Die), "--connections 3 --messages 40 --warmup 40");
+    assert_eq!((code, &report["published"]), (1, &0.into()), "in the warm-up too: {report:#}");
+}
+
+#[test]
 fn a_connection_that_is_lost_is_a_fault() {
     let (code, report) = load_tiny(Fault::CutOff);
     assert_eq!((code, &report["connections"]["closed"]["1006"]), (1, &1.into()), "{report:#}");
     assert!(report["lost_unexplained"].as_u64() > Some(0));
-    // An excuse is no excuse towards a client that reads.
+    // The close code 1013 is no reason towards a client that reads.
     let (code, report) = load_tiny(Fault::TryAgainLater);
     assert_eq!((code, &report["connections"]["closed"]["1013"]), (1, &1.into()), "{report:#}");
     assert!(report["lost_unexplained"].as_u64() > Some(0));
