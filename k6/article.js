@@ -1,5 +1,6 @@
 // The article's load test: clients join over a ramp, listen to the server's tick, speak every
-// 1 to 3 s, send LEAVE after 10 s and expect the server to close the session.
+// 1 to 3 s, send LEAVE after 10 s and expect the server to close the session. Afterwards the script
+// reads the server's own figures from its admin port.
 //
 //   k6 run k6/article.js                                    10,000 clients
 //   k6 run -e VUS=200 -e RAMP=12s k6/article.js             smoke run
@@ -7,17 +8,20 @@
 // Variables, thresholds and limits are explained in README.md beside this file.
 
 import { check } from 'k6';
+import http from 'k6/http';
 import { Counter, Rate, Trend } from 'k6/metrics';
 import ws from 'k6/ws';
 
-const URL = __ENV.URL || 'ws://127.0.0.1:3000/ws';
+const URL = __ENV.URL || 'ws://127.0.0.1:3000/ws'; // the clients' port
+const ADMIN = __ENV.ADMIN === undefined ? 'http://127.0.0.1:3001' : __ENV.ADMIN; // '' reads no figures
+const TOKEN = __ENV.TOKEN || ''; // bearer token of the admin port
 const VUS = positiveInteger('VUS', 10000);
 const RAMP = __ENV.RAMP || '30s';
 const SESSION_MS = positiveInteger('SESSION_MS', 10000); // from open to LEAVE
 const TICK_MS = positiveInteger('TICK_MS', 3000); // the server's --tick
 const VERBOSE = __ENV.VERBOSE === '1';
 
-const FORCED_CLOSE_MS = 3000; // patience after LEAVE
+const FORCED_CLOSE_MS = 3000; // longest wait for the close after LEAVE
 const NORMAL_CLOSURE = 1000;
 
 if (SESSION_MS < 2 * TICK_MS) {
@@ -52,7 +56,47 @@ export const options = {
   },
 };
 
-let complained = false; // one line per client is enough
+let reported = false; // one line per client is enough
+
+// The server's figures before the first client.
+export function setup() {
+  return figures('before');
+}
+
+// The server's figures after the last client, beside the earlier ones.
+export function teardown(before) {
+  const after = figures('after');
+  for (const name of Object.keys(after).filter((name) => after[name] > 0)) {
+    const earlier = before[name] === undefined ? '' : ` (${before[name]} before)`;
+    console.log(`server: ${name} ${after[name]}${earlier}`);
+  }
+}
+
+// Memory of /debug/mem and the totals of /metrics; without the admin port, one line and no figures.
+function figures(when) {
+  if (!ADMIN) return {};
+  const params = { headers: TOKEN ? { Authorization: `Bearer ${TOKEN}` } : {}, timeout: '5s', tags: { admin: 'yes' } };
+  const found = {};
+  const memory = http.get(`${ADMIN}/debug/mem`, params);
+  const metrics = http.get(`${ADMIN}/metrics`, params);
+  if (memory.status !== 200 || metrics.status !== 200) {
+    console.warn(`no figures of the server ${when} the run: ${ADMIN} answered ${memory.status || memory.error}; set ADMIN`);
+    return found;
+  }
+  const document = memory.json();
+  for (const name of ['connections', 'allocated_bytes', 'rss_bytes']) {
+    if (typeof document[name] === 'number') found[name] = document[name];
+  }
+  // Sums over all labels but the reason; the names end in _total.
+  for (const line of metrics.body.split('\n')) {
+    const match = /^(hydrant_[a-z_]+_total)(?:\{([^}]*)\})? ([0-9.e+]+)$/.exec(line);
+    if (!match || /channel=/.test(match[2] || '')) continue;
+    const reason = /(?:reason|code)="([^"]*)"/.exec(match[2] || '');
+    const name = reason ? `${match[1]} ${reason[1]}` : match[1];
+    found[name] = (found[name] || 0) + Number(match[3]);
+  }
+  return found;
+}
 
 export default function () {
   let opened = 0; // all times in ms, 0 = has not happened
@@ -87,10 +131,10 @@ export default function () {
 
         if (message === null) {
           unreadableMessages.add(1);
-          complain(`unreadable message: ${text}`);
+          report(`unreadable message: ${text}`);
         } else if (message.event === 'ERROR') {
           errorEvents.add(1);
-          complain(`ERROR event: ${text}`);
+          report(`ERROR event: ${text}`);
         } else if (message.event === 'CHAT_MSG') {
           if (message.user === 'server' && !firstTick) firstTick = now;
           log(`${message.user} says: ${message.message}`);
@@ -102,7 +146,7 @@ export default function () {
       socket.on('binaryMessage', function () {
         received += 1;
         unreadableMessages.add(1);
-        complain('unreadable message: binary');
+        report('unreadable message: binary');
       });
 
       socket.on('error', function (e) {
@@ -143,7 +187,7 @@ export default function () {
     const clean = left > 0 && !forced && closeCode === NORMAL_CLOSURE;
     closedByServer.add(clean);
     if (!clean) {
-      complain(
+      report(
         `session ended ${left ? `${closed - left} ms after` : 'before'} LEAVE, ` +
           `${forced ? 'forced by the client' : `close code ${closeCode}`}, last error: ${lastError}`
       );
@@ -154,7 +198,7 @@ export default function () {
     const promised = promisedTicks(opened, Math.max(closed, opened + SESSION_MS), firstTick);
     for (let i = 0; i < promised; i++) receivedRatio.add(received / promised);
   } else {
-    complain(`handshake failed: status ${res ? res.status : 'none'}, ${res && res.error ? res.error : lastError}`);
+    report(`handshake failed: status ${res ? res.status : 'none'}, ${res && res.error ? res.error : lastError}`);
   }
 
   unfinishedSessions.add(-1);
@@ -185,9 +229,9 @@ function log(line) {
   if (VERBOSE) console.log(`VU ${__VU}: ${line}`);
 }
 
-function complain(line) {
-  if (complained && !VERBOSE) return;
-  complained = true;
+function report(line) {
+  if (reported && !VERBOSE) return;
+  reported = true;
   console.error(`VU ${__VU}: ${line}`);
 }
 
