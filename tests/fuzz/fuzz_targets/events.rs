@@ -43,10 +43,10 @@ fn expected(text: &str) -> Option<(String, Fields)> {
         _ => return None,
     };
     let mut fields = Fields::new();
-    for name in required {
+    if let Some(name) = required {
         fields.insert(name.to_owned(), object.get(name)?.as_str()?.into());
     }
-    for name in optional {
+    if let Some(name) = optional {
         match object.get(name) {
             None | Some(Value::Null) => {}
             Some(value) => drop(fields.insert(name.to_owned(), value.as_str()?.into())),
