@@ -1,15 +1,15 @@
 //! The command line: flags and their environment twins, the log, and exit codes.
 
 use std::io::{self, Write};
+use std::panic;
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::NonBlockingBuilder;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
@@ -23,6 +23,8 @@ use crate::settings::{self, Config, FILES_KEPT, Flags, Loaded, Reload};
 
 /// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
 const LOG_LINES_MAX: usize = 4096;
+/// How a machine gives more threads.
+const MORE_THREADS: &str = "allow more threads (ulimit -u) or more memory (ulimit -v)";
 /// A second SIGTERM or SIGINT this soon is the first one again: a process group gets it from the terminal and from its leader.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
@@ -128,14 +130,10 @@ fn print_text(text: &str) -> ExitCode {
 
 /// Runs the server; the exit code of the process.
 fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
-    // The log's thread would panic if it could not be had.
-    if let Err(error) = thread::Builder::new().spawn(|| {}) {
-        eprintln!("error: cannot start a thread: {error}: allow more threads (ulimit -u) or memory (ulimit -v)");
+    let Some((stderr, _log)) = log_writer() else {
+        eprintln!("error: cannot start the thread of the log: {MORE_THREADS}");
         return ExitCode::from(UNAVAILABLE);
-    }
-    // Written by a thread of its own, which drops lines when it falls behind: a reader of the log that is slow, or has
-    // stopped, may not hold up a shard. The guard writes what is left.
-    let (stderr, _log) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).finish(io::stderr());
+    };
     let (level, level_handle) = reload::Layer::new(LevelFilter::from(loaded.config.log));
     let lines = fmt::layer().with_writer(stderr).with_ansi(false).with_target(false).log_internal_errors(false);
     tracing_subscriber::registry().with(level).with(lines).init();
@@ -147,10 +145,29 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     match serve_until_signal(reloader) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            use io::ErrorKind::{OutOfMemory, WouldBlock};
+            let hint = match &error {
+                ServerError::Thread(_, cause) if matches!(cause.kind(), WouldBlock | OutOfMemory) => {
+                    format!(": {MORE_THREADS}")
+                }
+                _ => String::new(),
+            };
+            eprintln!("error: {error}{hint}");
             ExitCode::from(if matches!(error, ServerError::Listen { .. }) { UNAVAILABLE } else { SOFTWARE })
         }
     }
+}
+
+/// The log is written by a thread of its own, which drops lines when it falls behind: a reader of the log that is slow, or has
+/// stopped, may not hold up a shard. The guard writes what is left. `None` if the thread cannot be had.
+fn log_writer() -> Option<(NonBlocking, WorkerGuard)> {
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
+    // It panics without a thread; the sentence that says so is ours.
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let writer = panic::catch_unwind(|| builder.finish(io::stderr()));
+    panic::set_hook(print);
+    writer.ok()
 }
 
 /// Raises the limit of open files, and says how many clients it allows.
@@ -320,9 +337,9 @@ impl Reloader {
 
 /// A panic in any thread ends the process with its message: half a server is worse than none.
 fn abort_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        print(info);
         std::process::abort();
     }));
 }

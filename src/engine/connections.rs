@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::publication::ChannelName;
-use super::rate_limiter::RateLimiter;
+use super::rate_limiter::Rates;
 use super::shard::{Conn, Shard};
 use super::{Engine, readiness};
 use crate::admission::{Permit, Rejection};
@@ -94,12 +94,8 @@ impl Shard {
         if let Some(grant) = pending.grant.take() {
             self.grants.borrow_mut().insert(slot, grant);
         }
-        if let Some((rates, rate_limiters)) = &self.rate_limiters {
-            let (mut rate_limiters, full) = (rate_limiters.borrow_mut(), RateLimiter::new(Instant::now(), rates));
-            if rate_limiters.len() <= slot as usize {
-                rate_limiters.resize(slot as usize + 1, full);
-            }
-            rate_limiters[slot as usize] = full;
+        if let Some(rates) = Rates::of(&self.engine.live()) {
+            self.rate_limiters.reset(slot, Instant::now(), &rates);
         }
         entry.insert(connection.clone());
         drop(connections);
@@ -229,15 +225,19 @@ impl Shard {
             message_bytes_max: self.engine.config.message_bytes_max,
             fragments_max: self.engine.config.message_fragments_max,
         };
-        if let Some((rates, rate_limiters)) = &self.rate_limiters {
-            rate_limiters.borrow_mut()[connection.slot as usize].read(bytes.len(), Instant::now(), rates);
+        let rates = Rates::of(&self.engine.live());
+        if let Some(rates) = &rates {
+            let now = Instant::now();
+            self.rate_limiters.of(connection.slot, now, rates).read(bytes.len(), now, rates);
         }
         let mut input = Input::new(bytes);
         while matches!(connection.phase(), Phase::Open | Phase::Closing) {
             let Some(decoded) = connection.decode(&mut input, &limits).transpose() else { return };
             self.spend(1);
             match decoded {
-                Ok(inbound) if self.may_send(connection, &inbound) => self.on_inbound(connection, inbound),
+                Ok(inbound) if rates.is_none() || self.may_send(connection, &inbound) => {
+                    self.on_inbound(connection, inbound)
+                }
                 Ok(_) if self.engine.live().too_fast == TooFastPolicy::Drop => {
                     self.ignored.set(self.ignored.get() + 1);
                 }
@@ -253,8 +253,7 @@ impl Shard {
 
     /// Whether this has not come too fast; a close frame never does.
     fn may_send(&self, connection: &Conn, inbound: &Inbound<'_>) -> bool {
-        let Some((_, rate_limiters)) = &self.rate_limiters else { return true };
-        matches!(inbound, Inbound::Close(_)) || rate_limiters.borrow_mut()[connection.slot as usize].take()
+        matches!(inbound, Inbound::Close(_)) || self.rate_limiters.take(connection.slot)
     }
 
     fn is_here(&self, connection: &Rc<Conn>) -> bool {
@@ -349,9 +348,7 @@ impl Shard {
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
             connections.shrink_to_fit();
-            if let Some((_, rate_limiters)) = &self.rate_limiters {
-                rate_limiters.take();
-            }
+            self.rate_limiters.clear();
             self.grants.take();
             self.engine.registry.shrink();
             mem::flush();

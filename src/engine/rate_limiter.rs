@@ -4,6 +4,7 @@
 //! they cost nothing. Control frames count as messages, so a flood of pings is limited like a flood
 //! of messages. Pure: time and bytes are arguments.
 
+use std::cell::{RefCell, RefMut};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -65,11 +66,54 @@ impl RateLimiter {
     }
 }
 
+/// The rate limiters of a shard, by slot; none as long as there is no limit.
+#[derive(Debug, Default)]
+pub(super) struct RateLimiters(RefCell<Vec<RateLimiter>>);
+
+impl RateLimiters {
+    /// The slot has a new connection.
+    pub(super) fn reset(&self, slot: u32, now: Instant, rates: &Rates) {
+        *self.of(slot, now, rates) = RateLimiter::new(now, rates);
+    }
+
+    /// The limiter of a slot. A connection that is older than the limit begins with a second's worth.
+    pub(super) fn of(&self, slot: u32, now: Instant, rates: &Rates) -> RefMut<'_, RateLimiter> {
+        let mut limiters = self.0.borrow_mut();
+        if limiters.len() <= slot as usize {
+            limiters.resize(slot as usize + 1, RateLimiter::new(now, rates));
+        }
+        RefMut::map(limiters, |limiters| &mut limiters[slot as usize])
+    }
+
+    /// Whether one message of a connection may come that has been read.
+    pub(super) fn take(&self, slot: u32) -> bool {
+        self.0.borrow_mut()[slot as usize].take()
+    }
+
+    /// Frees the memory: nobody is connected.
+    pub(super) fn clear(&self) {
+        self.0.take();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
 
     use super::*;
+
+    #[test]
+    fn a_limit_may_come_later_than_a_connection() {
+        let config = Config { client_messages_max: NonZeroU32::new(2), ..Config::default() };
+        let (limiters, rates, now) = (RateLimiters::default(), Rates::of(&config).unwrap(), Instant::now());
+        limiters.of(3, now, &rates).read(10, now, &rates);
+        assert_eq!([limiters.take(3), limiters.take(3), limiters.take(3)], [true, true, false]);
+        assert!(limiters.take(0), "each has its own");
+        limiters.reset(3, now, &rates);
+        assert!(limiters.take(3));
+        limiters.clear();
+        assert!(limiters.0.borrow().is_empty());
+    }
 
     fn rates(messages: u32, bytes: usize) -> Rates {
         let (client_messages_max, client_bytes_max) = (NonZeroU32::new(messages), NonZeroUsize::new(bytes));

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use super::channel::{ChannelContext, Channels};
 use super::phases::Phases;
 use super::publication::{Origin, Publication};
-use super::rate_limiter::{RateLimiter, Rates};
+use super::rate_limiter::RateLimiters;
 use super::sequencer::{Bounds, Sequencer};
 use super::{AcceptedSocket, Engine, Inbox, Item, ShardStats, readiness};
 use crate::close::CloseReason;
@@ -72,7 +72,7 @@ pub struct Shard {
     /// What the tokens of connections grant, by slot, where tokens are asked for.
     pub(super) grants: RefCell<HashMap<u32, Grant>>,
     /// What each connection may send, by slot, if there is a limit.
-    pub(super) rate_limiters: Option<(Rates, RefCell<Vec<RateLimiter>>)>,
+    pub(super) rate_limiters: RateLimiters,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
     /// HTTP phases that have not ended, by port.
@@ -118,7 +118,7 @@ impl Shard {
             round: Cell::default(),
             yield_to_tasks: Cell::default(),
             grants: RefCell::default(),
-            rate_limiters: Rates::of(&engine.config).map(|rates| (rates, RefCell::default())),
+            rate_limiters: RateLimiters::default(),
             ignored: Cell::default(),
             http_phases: config
                 .listeners()

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Binary, request};
+use hydrant::close::CloseReason;
+
+use crate::support::{Binary, Client, Received, masked, request};
 
 /// A folder for one test, deleted at its end.
 struct Folder(PathBuf);
@@ -160,4 +162,25 @@ fn sighup_changes_what_can_change_and_names_the_rest() {
     assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
+}
+
+#[test]
+fn a_new_limit_binds_clients_that_are_connected() {
+    let folder = Folder::new("rates");
+    let file = folder.file("h.toml", "");
+    let mut binary = Binary::start(&["--shards", "1", "--config", file.to_str().unwrap()]);
+    let mut client = Client::connect(binary.address, "/ws");
+    let flood = masked(0x89, b"x").repeat(50);
+    client.send_raw(&flood);
+    for _ in 0..50 {
+        assert_eq!(client.receive(), Received::Pong(b"x".to_vec()));
+    }
+    folder.file("h.toml", "client_message_rate = 3\n");
+    binary.signal(libc::SIGHUP);
+    binary.wait_for_line("reloaded: --client-message-rate 0 -> 3");
+    client.send_raw(&flood);
+    for _ in 0..3 {
+        assert_eq!(client.receive(), Received::Pong(b"x".to_vec()));
+    }
+    assert_eq!(client.receive(), Received::Close(Some(1008), CloseReason::TooFast.row().text.to_owned()));
 }
