@@ -4,7 +4,6 @@ import base64
 import hashlib
 import hmac
 import json
-import re
 import time
 
 from harness import Recorder, Server, silent_client, until
@@ -71,18 +70,21 @@ class Tried:
             )
 
 
+def origin_sent(recorder):
+    sent = recorder.header("Origin")
+    if not sent:
+        return "none"
+    if sent == f"http://{recorder.address}":
+        return "`http://host:port`"
+    return "its page's" if sent.startswith("http://127.0.0.1:") else f"`{sent}`"
+
+
 def one_client(row, driver, can):
     """All of it with one client, which ends with the server's end."""
     tried = Tried(row, driver, can)
     recorder = Recorder()
     driver.ask(f"ws://{recorder.address}/ws")
-    sent = recorder.header("Origin")
-    shown = (
-        re.sub(r"127\.0\.0\.1:\d+", "its page's", sent.replace(recorder.address, "host:port"))
-        if sent
-        else "none"
-    )
-    row.note("Origin it sends", f"`{shown}`" if sent else shown)
+    row.note("Origin it sends", origin_sent(recorder))
 
     with Server("--subprotocol", "hydrant.v2,superchat", "--jwt-secret", SECRET) as server:
         subprotocols_listed(tried, server)

@@ -85,8 +85,7 @@ def tsung(row):
     recorder = Recorder()
     with tsung_session(recorder.address.split(":")[1], WORK / "tsung-recorded"):
         until(lambda: "\r\n\r\n" in recorder.head, "tsung connects")
-    origin = recorder.header("Origin")
-    row.note("Origin it sends", f"`{origin}`" if origin else "none")
+    row.note("Origin it sends", libraries.origin_sent(recorder))
     with Server() as server:
         subscriber = Subscriber(server, "room")
         with tsung_session(server.clients.split(":")[1], WORK / "tsung") as session:

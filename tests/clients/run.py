@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--table", type=Path, help="write the tables here as well")
     parser.add_argument("--failures", type=int, default=20, help="how many failures of a row are described")
     parser.add_argument("words", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     harness.Server.binary = options.binary.resolve()
     shutil.rmtree(harness.WORK, ignore_errors=True)
     harness.WORK.mkdir(parents=True)
@@ -122,8 +122,8 @@ def main():
             if any(word.lower() in f"{entry[0].table} {entry[0].name}".lower() for word in options.words)
         ]
     begin = time.monotonic()
-    # Most of a row is waiting; the longest rows are the first.
-    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+    # A row waits most of its time.
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(run_row, ROWS))
     proxies.CHROMIUM.stack.close()
     for row in rows:
@@ -138,12 +138,12 @@ def main():
         options.table.write_text(text)
     failed = sum(bool(row.failures) for row in rows)
     missing = [row.name for row in rows if row.missing]
-    if missing:
-        print("NOT INSTALLED HERE: " + ", ".join(missing))
+    absent = f", NOT INSTALLED HERE: {', '.join(missing)}" if missing else ""
     checks, seconds = sum(row.checks for row in rows), time.monotonic() - begin
+    print(f"logs in {harness.WORK}")
     print(
-        f"clients: {len(rows) - failed - len(missing)} rows passed, {failed} failed, "
-        f"{len(missing)} not installed here, {checks} checks in {seconds:.0f} s; logs in {harness.WORK}"
+        f"clients: {len(rows) - failed - len(missing)} of {len(rows)} rows passed, {failed} failed, "
+        f"{checks} checks in {seconds:.0f} s{absent}"
     )
     sys.exit(bool(failed) or not rows)
 
