@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 
-from harness import LIMIT, Server, Subscriber, until, wired
+from harness import LIMIT, Server, Subscriber, wired
 from websockets.sync.client import connect
 
 
@@ -301,10 +301,10 @@ def limits(row):
         )
         wired(server, b"nonsense\r\n\r\n")
         server.request("POST", "/publish/room", b"x" * 70_000)
-        grown = until(lambda: {k: v for k, v in server.counters().items() if v > before.get(k, 0)}, "counters")
+        grown = [key for key, value in server.counters().items() if value > before.get(key, 0)]
         for code in ("400", "413", "431"):
             row.check(
-                "answers", any(code in key for key in grown), f"no counter of {code} has grown: {sorted(grown)}"
+                "answers", any(code in key for key in grown), f"no counter of {code} has grown: {grown}"
             )
         row.check(
             "answers",
