@@ -1,7 +1,8 @@
-"""The server itself ends, under load: SIGTERM, and SIGKILL with a restart on the same port at once.
+"""The end of the server under load: SIGTERM, and SIGKILL with an immediate restart on the same
+port.
 
-The bystanders are clients of their own, for the load generator takes any end for a fault: they keep all they receive, and here
-it is compared with what publishers were told.
+The load generator treats every disconnection as a fault, so the bystanders here are clients of this
+file. They keep all messages, which are compared with the answers that the publishers got.
 """
 
 import re
@@ -34,11 +35,11 @@ class Life:
         return next((int.from_bytes(payload[:2], "big") for first, payload in received(self.wire) if first == 0x88), None)
 
 
-class Audience:
-    """Clients that keep what they receive, and come back after an end if they are told to."""
+class Subscribers:
+    """Clients that keep all messages, and reconnect after a disconnection if `reconnect` is set."""
 
-    def __init__(self, server, comes_back):
-        self.address, self.comes_back, self.stopping = server.address, comes_back, False
+    def __init__(self, server, reconnect):
+        self.address, self.reconnect, self.stopping = server.address, reconnect, False
         self.lives = [[Life(server.connect("/ws/bystanders"))] for _ in range(CLIENTS)]
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
@@ -61,7 +62,7 @@ class Audience:
                 life.ended = time.monotonic()
                 selector.unregister(life.stream)
                 life.stream.close()
-                if self.comes_back:
+                if self.reconnect:
                     away.append(key.data)
             for lives in away[:]:
                 if stream := quietly(self.connect):
@@ -74,7 +75,7 @@ class Audience:
         stream.sendall(handshake("/ws/bystanders"))
         answer = b""
         while b"\r\n\r\n" not in answer:
-            # The messages that follow the 101 are the client's first.
+            # Byte by byte: the first messages follow the 101 directly.
             if not (piece := stream.recv(1)):
                 raise ConnectionError("no answer to a handshake")
             answer += piece
@@ -89,8 +90,10 @@ class Audience:
             lives[-1].stream.close()
 
 
-def pour(server, name, telling):
-    """Publishes sixteen messages at a time until it is refused; tells which were accepted, and the answers to the last."""
+def publish_until_refused(server, name, result):
+    """Publishes 16 messages at a time until one is refused. Sends the accepted messages and the
+    last
+    other statuses to `result`."""
     server.cores.attack()
     accepted, number, given = [], 0, []
     stream = server.connect()
@@ -106,53 +109,53 @@ def pour(server, name, telling):
             given = statuses(wire)
 
     while len(given) == 16 or not number:
-        ended = quietly(batch)
+        quietly(batch)
         accepted += [b"%d %d" % (name, number + index) for index, status in enumerate(given) if status == 202]
         number += 16
         if set(given) != {202}:
             break
-    telling.send((accepted, sorted(set(given) - {202})))
+    result.send((accepted, sorted(set(given) - {202})))
 
 
-def knock(server, answers):
-    """Asks for a WebSocket until nobody listens any more."""
-    while (answer := quietly(lambda: greeted(server, handshake("/ws/newcomers")))) is not None:
+def ask_for_websockets(server, answers):
+    """Sends handshakes until the port is closed, and keeps the answers."""
+    while (answer := quietly(lambda: greeted(server, handshake("/ws/new")))) is not None:
         answers.append(answer)
         time.sleep(0.002)
 
 
 def sigterm(binary, cores):
     server = Server(binary, ["--outbox-bytes", "64MiB", "--drain-rate", "100", "--drain-timeout", "30s"], cores=cores)
-    audience, pipes, wrong = Audience(server, comes_back=False), [], []
+    subscribers, publishers, wrong = Subscribers(server, reconnect=False), [], []
     for name in range(3):
-        told, telling = FORK.Pipe(duplex=False)
-        publisher = FORK.Process(target=pour, args=(server, name, telling))
+        result, sender = FORK.Pipe(duplex=False)
+        publisher = FORK.Process(target=publish_until_refused, args=(server, name, sender))
         publisher.start()
-        telling.close()
-        pipes.append((publisher, told))
+        sender.close()
+        publishers.append((publisher, result))
     time.sleep(1)
     began, answers = time.monotonic(), []
     server.process.send_signal(signal.SIGTERM)
-    knocking = threading.Thread(target=knock, args=(server, answers))
-    knocking.start()
+    asking = threading.Thread(target=ask_for_websockets, args=(server, answers))
+    asking.start()
     accepted, last = set(), set()
-    for publisher, told in pipes:
-        theirs, status = told.recv()
+    for publisher, result in publishers:
+        theirs, status = result.recv()
         accepted |= set(theirs)
         last |= set(status)
         publisher.join()
     published = len(accepted)
     code = quietly(lambda: server.process.wait(40))
-    knocking.join()
-    settled(lambda: all(lives[-1].ended for lives in audience.lives), 5)
-    audience.stop()
-    lives = [lives[-1] for lives in audience.lives]
-    heard = lives[0].messages()
+    asking.join()
+    settled(lambda: all(lives[-1].ended for lives in subscribers.lives), 5)
+    subscribers.stop()
+    lives = [lives[-1] for lives in subscribers.lives]
+    got = lives[0].messages()
     lost = sum(len(accepted - set(life.messages())) for life in lives)
     if lost:
         wrong.append(f"{lost} deliveries of accepted messages are lost")
-    if len(set(heard)) != len(heard) or any(life.messages() != heard for life in lives):
-        wrong.append("bystanders have heard different things, or one twice")
+    if len(set(got)) != len(got) or any(life.messages() != got for life in lives):
+        wrong.append("bystanders got different messages, or one twice")
     if codes := {life.close_code() for life in lives} - {1001}:
         wrong.append(f"bystanders were closed with {codes}")
     if not last <= {503}:
@@ -160,7 +163,7 @@ def sigterm(binary, cores):
     refused = [answer for answer in answers if statuses(answer) == [503]]
     late = [answer for answer in answers[answers.index(refused[0]) :] if statuses(answer) not in ([503], [])] if refused else []
     if not refused or late or not all(b"retry-after: 1" in answer.lower() for answer in refused):
-        wrong.append(f"of {len(answers)} newcomers {len(refused)} were told to come back, {len(late)} after that were not")
+        wrong.append(f"of {len(answers)} new clients {len(refused)} got 503 with Retry-After, {len(late)} later ones did not")
     if code != 0:
         wrong.append(f"exit code {code}")
     report = re.search(r"drained aborted=(\d+) closed=(\d+) refused=(\d+)", server.said())
@@ -170,24 +173,24 @@ def sigterm(binary, cores):
     return {
         "name": "SIGTERM under load", "lost": lost, "wrong": wrong, "heap": None, "p99": None,
         "did": f"{published:,} messages accepted from 3 publishers at full rate, {CLIENTS} bystanders, SIGTERM after a second",
-        "waited": f"1001 after {closed:.0f} ms at the latest, with --drain-rate 100",
-        "told": f"{report and report[0]}; 503 with Retry-After to {len(refused)} newcomers, {len(heard) - published} messages delivered whose 202 was cut",
+        "waited": f"all closed with 1001 within {closed:.0f} ms, with --drain-rate 100",
+        "told": f"{report and report[0]}; 503 with Retry-After to {len(refused)} new clients, {len(got) - published} messages delivered whose 202 was lost",
     }  # fmt: skip
 
 
 class Pacer:
-    """Publishes a number every 2 ms, come what may, and keeps what became of it."""
+    """Publishes a number every 2 ms, whatever the answers are, and keeps the result of each."""
 
     def __init__(self, address):
         self.address, self.stopping, self.stream = address, False, None
-        # Of each message: when it was sent, and whether it was accepted, refused or not answered.
-        self.fates = []
+        # For each message: the time, and "accepted", "refused" or "unanswered".
+        self.results = []
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
 
     def run(self):
         while not self.stopping:
-            self.fates.append((time.monotonic(), self.publish(b"%d" % len(self.fates))))
+            self.results.append((time.monotonic(), self.publish(b"%d" % len(self.results))))
             time.sleep(0.002)
 
     def publish(self, message):
@@ -213,7 +216,7 @@ class Pacer:
 
 def sigkill(binary, cores, times=3):
     server, wrong, waited = Server(binary, [], cores=cores), [], []
-    audience = Audience(server, comes_back=True)
+    subscribers = Subscribers(server, reconnect=True)
     pacer = Pacer(server.address)
     for life in range(2, times + 2):
         time.sleep(0.5)
@@ -222,36 +225,35 @@ def sigkill(binary, cores, times=3):
         if server.process.wait() != -signal.SIGKILL:
             wrong.append("the server had ended before it was killed")
         server = Server(binary, [], cores=cores, port=server.address[1])
-        baseline = server.ledger()["baseline"]["allocated_bytes"]
-        if not settled(lambda: all(len(lives) == life and lives[-1].first for lives in audience.lives)):
-            wrong.append("not everybody has come back")
-        waited.append(max(lives[-1].first or 0 for lives in audience.lives) - killed)
+        baseline = server.memory()["baseline"]["allocated_bytes"]
+        if not settled(lambda: all(len(lives) == life and lives[-1].first for lives in subscribers.lives)):
+            wrong.append("not every client has reconnected")
+        waited.append(max(lives[-1].first or 0 for lives in subscribers.lives) - killed)
     time.sleep(0.5)
     pacer.stop()
-    fates = {b"%d" % number: fate for number, fate in enumerate(pacer.fates)}
-    accepted = [name for name, (_, fate) in fates.items() if fate == "accepted"]
-    settled(lambda: all(lives[-1].messages()[-1:] == accepted[-1:] for lives in audience.lives), 5)
-    law = server.metrics()
-    audience.stop()
+    results = {b"%d" % number: result for number, result in enumerate(pacer.results)}
+    accepted = [name for name, (_, result) in results.items() if result == "accepted"]
+    settled(lambda: all(lives[-1].messages()[-1:] == accepted[-1:] for lives in subscribers.lives), 5)
+    subscribers.stop()
     lost = 0
-    for lives in audience.lives:
+    for lives in subscribers.lives:
         for life in lives:
-            heard = life.messages()
+            got = life.messages()
             until = life.ended or time.monotonic()
-            due = [name for name in accepted if life.began <= fates[name][0] < until]
-            missing = [name for name in due if name not in set(heard)]
+            due = [name for name in accepted if life.began <= results[name][0] < until]
+            missing = [name for name in due if name not in set(got)]
             lost += len(missing)
-            # What a kill takes is the end of what was accepted, and nothing from the middle.
+            # A kill may lose the last accepted messages, and none from the middle.
             if missing and (life is lives[-1] or due[-len(missing) :] != missing):
                 wrong.append(f"{len(missing)} messages are missing that no kill explains")
-            if heard != sorted(set(heard), key=int):
+            if got != sorted(set(got), key=int):
                 wrong.append("messages were repeated or reordered")
-            if any(fates[name][1] == "refused" for name in heard):
-                wrong.append("a message was heard whose publisher had no connection")
-    refused, unanswered = (sum(fate == which for _, fate in pacer.fates) for which in ("refused", "unanswered"))
+            if any(results[name][1] == "refused" for name in got):
+                wrong.append("a message was delivered whose publisher had no connection")
+    refused, unanswered = (sum(result == which for _, result in pacer.results) for which in ("refused", "unanswered"))
     if not refused:
-        wrong.append("it was never down for who publishes")
-    heap = lambda: server.ledger()["allocated_bytes"] - baseline
+        wrong.append("no publisher noticed that the server was down")
+    heap = lambda: server.memory()["allocated_bytes"] - baseline
     if not settled(lambda: server.metrics()["hydrant_connections"] == 0):
         wrong.append("connections are left")
     left, code = heap(), server.end()
@@ -259,7 +261,7 @@ def sigkill(binary, cores, times=3):
         wrong.append(f"exit code {code}")
     return {
         "name": "SIGKILL and restart", "lost": lost, "wrong": wrong[:3], "heap": left, "p99": None,
-        "did": f"killed {times} times and started again on the same port at once, {CLIENTS} bystanders, {len(fates) / (time.monotonic() - pacer.fates[0][0]):,.0f} messages a second",
-        "waited": f"again a message after {max(waited) * 1000:.0f} ms at the latest",
-        "told": f"{len(accepted):,} messages accepted, {refused} had no connection, {unanswered} no answer",
+        "did": f"killed {times} times and restarted at once on the same port, {CLIENTS} bystanders, {len(results) / (time.monotonic() - pacer.results[0][0]):,.0f} messages per second",
+        "waited": f"first message at most {max(waited) * 1000:.0f} ms after the kill",
+        "told": f"{len(accepted):,} messages accepted, {refused} without a connection, {unanswered} without an answer",
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Links to network namespaces that can be made bad: nftables drops packets of them, tc holds bytes up.
+"""Links to network namespaces: nftables drops their packets, tc limits their rate.
 
-`enter` executes the program again in a network namespace and a mount namespace of its own. Everything made here lives in those,
-so that the kernel takes it away with the program's last process, however that ends.
+`enter` executes the program again in new network and mount namespaces. Everything made here lives
+in those, so the kernel removes it with the last process of the program, however that ends.
 """
 
 import concurrent.futures
@@ -21,7 +21,8 @@ INSIDE = "FAULTS_INSIDE"
 
 
 def enter():
-    """Goes on in namespaces of its own, as their root; without root, in a user namespace too."""
+    """Executes the program again as root of new namespaces; a user without root gets a user
+    namespace too."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if missing := [tool for tool in PACKAGES if not shutil.which(tool)]:
         packages = " ".join(sorted({PACKAGES[tool] for tool in missing}))
@@ -33,17 +34,17 @@ def enter():
         return
     unshare = ["unshare", "--net", "--mount"] + ([] if os.geteuid() == 0 else ["--user", "--map-root-user"])
     if subprocess.run([*unshare, "true"], stderr=subprocess.DEVNULL).returncode:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: no namespaces of its own: run it as root, or where users may make namespaces")
+        sys.exit(f"{os.path.basename(sys.argv[0])}: cannot create namespaces: run it as root, or allow users to create them")
     os.execvpe("unshare", [*unshare, sys.executable, *sys.argv], {**os.environ, INSIDE: "1"})
 
 
 def die_with_parent():
-    """For a process to be: it is killed when the suite ends, whichever way."""
+    """Called in a new child process: the kernel kills it when the suite ends, in whatever way."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def call(command, text=None):
-    """What a command says; the end of the program when it fails."""
+    """Runs a command and returns its output; ends the program if it fails."""
     result = subprocess.run(command.split(), input=text, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"{os.path.basename(sys.argv[0])}: {command}: {result.stderr.strip()}")
@@ -51,7 +52,9 @@ def call(command, text=None):
 
 
 class Link:
-    """A way to a namespace, through another one that forwards: what is lost or held up there, neither end hears of."""
+    """A route to a namespace through a second one that forwards packets.
+
+    Packets are dropped and delayed in the second namespace, so neither end notices it directly."""
 
     def __init__(self, name, network):
         self.name, self.here, there = name, f"10.9.{network}.1", f"10.9.{network}.5"
@@ -63,7 +66,7 @@ class Link:
         ends = [("", name, self.here), (self.way, "near", f"10.9.{network}.2"), (self.way, "far", there), (self.within, name, f"10.9.{network}.6")]
         for within, interface, address in ends:
             call(f"{within} ip address add {address}/30 dev {interface}")
-            # A packet on this link is a packet: none of 64 KiB that is lost as one.
+            # No segmentation offload: it would send 64 KiB as one packet, and lose them as one.
             call(f"{within} ip link set {interface} gso_max_segs 1 up")
         call(f"ip route add 10.9.{network}.4/30 via 10.9.{network}.2")
         call(f"{self.within} ip route add default via {there}")
@@ -72,7 +75,8 @@ class Link:
         call(f"{self.way} nft -f -", f"table inet way {{ counter down {{ }}\ncounter up {{ }}\n{chain}\n}}\n")
 
     def inside(self, action):
-        """What `action` answers from within the namespace: the sockets that it opens stay there."""
+        """Runs `action` in the namespace and returns its result; the sockets that it opens stay
+        there."""
 
         def there():
             with open(f"/run/netns/{self.name}") as namespace:
@@ -84,30 +88,31 @@ class Link:
             return thread.submit(there).result()
 
     def lose(self, percent, down=True, up=True):
-        """From now on so many packets do not arrive; `down` is towards the namespace."""
+        """Drops `percent` of the packets from now on; `down` means towards the namespace."""
         share = "" if percent == 100 else f"numgen random mod 100 < {percent}"
         for interface, direction in [("near", "down")] * down + [("far", "up")] * up:
             call(f"{self.way} nft add rule inet way passing iifname {interface} {share} counter name {direction} drop")
 
     def slow(self, rate):
-        """From now on bytes towards the namespace leave at this rate, and what more than fills a short queue is dropped."""
+        """Limits the rate towards the namespace; packets that do not fit into a short queue are
+        dropped."""
         call(f"{self.way} tc qdisc replace dev far root tbf rate {rate} burst 5kb limit 30kb")
 
     def heal(self):
         call(f"{self.way} nft flush chain inet way passing")
 
     def lost(self):
-        """Packets dropped by nftables so far, down and up."""
+        """Number of packets dropped by nftables so far, down and up."""
         said = {direction: call(f"{self.way} nft list counter inet way {direction}") for direction in ("down", "up")}
         return [int(re.search(r"packets (\d+)", text)[1]) for text in said.values()]
 
-    def held(self):
-        """How often tc has held up a packet since the link is slow, and how many it has dropped."""
+    def delayed(self):
+        """Number of packets delayed and dropped by tc since the link became slow."""
         [figures] = json.loads(call(f"{self.way} tc -s -j qdisc show dev far"))
         return figures["overlimits"], figures["drops"]
 
     def delete(self):
-        # The namespaces go a while after their names: this end goes now.
+        # The kernel removes namespaces a while after their names; the link itself goes now.
         call(f"ip link delete {self.name}")
         for namespace in (self.name, f"{self.name}-way"):
             call(f"ip netns delete {namespace}")

@@ -1,4 +1,4 @@
-"""Clients that check every byte they get; each is a thread, and says in `wrong` what should not have come."""
+"""Clients that check every byte that they receive. Each is a thread and lists faults in `wrong`."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ TEXT, CLOSE, PING, PONG, MASKED = 1, 8, 9, 10, 0x100
 
 
 def connect(address, path):
-    """A client behind its handshake, and what came after that."""
+    """Connects and upgrades; returns the socket and the bytes behind the answer."""
     stream = socket.create_connection(address, 20)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.sendall(handshake(path))
@@ -29,7 +29,8 @@ def connect(address, path):
 
 
 def take_frame(buffer):
-    """The first frame, first byte and payload, if it is whole; it leaves the buffer."""
+    """Removes the first frame from the buffer if it is complete; returns its first byte and
+    payload."""
     if len(buffer) < 2:
         return None
     length, start = buffer[1], 2
@@ -47,12 +48,12 @@ def take_frame(buffer):
 
 
 class Client(threading.Thread):
-    """Begins connected. With `again` it comes back whenever it was cut off, until it leaves."""
+    """A connected client. With `again` it reconnects after each disconnection, until it leaves."""
 
     def __init__(self, address, path, again=False, nice=10):
         super().__init__(daemon=True)
         self.address, self.path, self.again, self.nice = address, path, again, nice
-        self.wrong, self.code, self.left, self.reset, self.comings, self.partial = [], None, False, False, 1, 0
+        self.wrong, self.code, self.left, self.reset, self.partial = [], None, False, False, 0
         self.stream, self.buffer = None, bytearray()
         self.connect()
         self.start()
@@ -63,8 +64,7 @@ class Client(threading.Thread):
                 self.stream, self.buffer = connect(self.address, self.path)
                 return
             except OSError:
-                # It may have been cut off inside its handshake.
-                self.comings += 1
+                # The connection may have ended in the middle of the handshake.
                 if not self.again:
                     raise
                 if self.left:
@@ -81,10 +81,9 @@ class Client(threading.Thread):
             if self.left or not self.again:
                 return
             self.connect()
-            self.comings += 1
 
     def receive(self):
-        """False at the end of the stream."""
+        """Reads once; False at the end of the stream."""
         try:
             piece = self.stream.recv(65536)
         except OSError:
@@ -93,11 +92,11 @@ class Client(threading.Thread):
         return bool(piece)
 
     def take_all(self):
-        """False after what is no frame of a server."""
+        """Handles all complete frames; False after a frame that no server may send."""
         while taken := take_frame(self.buffer):
             first, payload = taken
             if self.code is not None:
-                self.wrong.append("a frame behind the close frame")
+                self.wrong.append("a frame after the close frame")
             elif first == 0x80 | TEXT:
                 self.message(payload)
             elif first == 0x80 | PING:
@@ -106,7 +105,7 @@ class Client(threading.Thread):
                 (self.code,) = struct.unpack(">H", payload[:2])
                 self.send(frame(0x80 | CLOSE, payload[:2]))
             else:
-                self.wrong.append(f"a frame that begins with {first:#x}")
+                self.wrong.append(f"an unexpected frame that begins with {first:#x}")
                 return False
         return True
 
@@ -124,14 +123,15 @@ class Client(threading.Thread):
             pass
 
     def joined(self):
-        """It is connected, maybe again."""
+        """Called after each connection."""
 
     def message(self, payload):
         raise NotImplementedError
 
 
 class Listener(Client):
-    """Keeps the numbers of the load generator's messages: `spells`, a list for each connection that got any."""
+    """Keeps the numbers of the load generator's messages in `spells`, one list for each
+    connection."""
 
     def __init__(self, address, path, payload_bytes, again=False, nice=10):
         self.payload_bytes, self.spells = payload_bytes, []
@@ -143,7 +143,7 @@ class Listener(Client):
     def message(self, payload):
         self.spells[-1].append(int(payload[4:12], 16))
         if len(payload) != self.payload_bytes or payload[12:].strip(b"x"):
-            self.wrong.append(f"a message that nobody sent: {payload[:40]}")
+            self.wrong.append(f"a message that was never sent: {payload[:40]}")
 
     @property
     def got(self):
@@ -151,7 +151,7 @@ class Listener(Client):
 
 
 class Echo(Client):
-    """Sends the next message soon after the last one has come back, on /echo."""
+    """A client of /echo that sends the next message soon after the last one has come back."""
 
     def __init__(self, address, payload_bytes, again=False):
         self.payload_bytes, self.number, self.returned, self.quickest, self.enough = payload_bytes, 0, 0, 60.0, False
@@ -170,7 +170,7 @@ class Echo(Client):
         self.returned += 1
         self.quickest = min(self.quickest, time.monotonic() - self.since)
         if payload != self.said:
-            self.wrong.append(f"sent {self.said[:12]}, and back came {payload[:40]}")
+            self.wrong.append(f"sent {self.said[:12]}, received {payload[:40]}")
         time.sleep(0.01)
         if not self.enough:
             self.say()

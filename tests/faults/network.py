@@ -1,15 +1,23 @@
-"""What bad networks do to clients and to bystanders: network.py SERVER_BINARY [--seconds N] [--only NAME] [--table].
+"""Tests the effect of bad networks on the clients behind them and on all others:
 
-As run.py, with the victims, a tenth of the bystanders' room, behind a link that loses, holds up or drops everything (`links`), or
-behind a relay that delays, dribbles, cuts or stalls (`relay`). The bystanders are on loopback: on a link, the queue of packets that the
-kernel keeps for each core, a thousand long, is too short for their bursts when a core is late.
+    network.py SERVER_BINARY [--seconds N] [--only NAME] [--seed N] [--table]
 
-A fault passes when no bystander lost, repeated or reordered anything; when what each victim got is whole, in the order of a witness
-on loopback, and not repeated, and what it lacks is counted or explained by the end of its connection; when the conservation law holds and
-what counts as delivered was received; when heap and open files are back where they were; when the server drains with exit code 0; and
-when the network, or the server, has counted that the fault happened.
+A tenth of a channel's clients, the victims, are behind a link that loses or delays packets
+(`links`), or behind a relay that delays, splits or ends connections (`relay`). The other clients,
+the bystanders, are on loopback: the kernel's queue of 1,000 packets for each core would be too
+short for their bursts on a link.
 
-Standard library only. Ends only processes that it started. Load goes to loopback and to its own namespaces only.
+A fault passes when all of this holds:
+
+- No bystander lost, repeated or reordered a message.
+- Each victim got whole messages, in the order of a witness on loopback and none twice; each message
+  that it lacks was counted as dropped, or its connection had ended.
+- The conservation law holds, and each message counted as delivered was received.
+- Heap and open files are back at their baseline, and the server drains with exit code 0.
+- The counters of the network or the server show that the fault happened.
+
+Standard library only. Ends only processes that it started. Sends to loopback and to namespaces of
+its own only.
 """
 
 import argparse
@@ -38,20 +46,23 @@ from run import BYSTANDERS, HEAP_SLACK, Server, settled
 VICTIMS = BYSTANDERS // 9
 ECHOES = 10
 PAYLOAD_BYTES = 1000
-# What a victim may take to have everything after its network is good again: TCP waits twice as long after each try in vain.
+# Time for a victim to catch up after its network has recovered: TCP doubles its wait after each
+# failed retransmission.
 RECOVERY_SECONDS = 30
 TOKEN = secrets.token_hex(8)
-# Backlogs that are full after some of the messages; and time for a close frame behind what the kernel holds.
+# Backlogs that some of the messages fill. PATIENT leaves time for a close frame behind the bytes
+# that the kernel holds.
 NARROW = ["--message-bytes", "2048", "--outbox-bytes", "8KiB", "--kernel-bytes", "4KiB"]
 PATIENT = [*NARROW, "--close-timeout", "30s"]
-# A ping, an answer to it, bytes taken, a closing handshake: whoever is cut off is found within these.
+# Short timeouts for pings, answers, writes and closing handshakes: an unreachable client is closed
+# within these.
 IMPATIENT = ["--ping-interval", "1s", "--idle-timeout", "3s", "--write-timeout", "4s", "--close-timeout", "500ms"]
 DISCONNECTED, PING_TIMEOUT, SLOW = (f'hydrant_closed_total{{reason="{reason}"}}' for reason in ("disconnected", "ping_timeout", "slow"))
 DROPPED = 'hydrant_frames_dropped_total{reason="slow"}'
 
 
 class Host(Server):
-    """The server, for others than loopback too."""
+    """The server, listening on all addresses."""
 
     def __init__(self, binary, flags):
         self.log = tempfile.TemporaryFile("w+")
@@ -76,37 +87,37 @@ class Host(Server):
 
 
 class Scene:
-    """One fault: its server, its links, its clients, and what was wrong."""
+    """One fault: its server, links, clients, and the list of what went wrong."""
 
     def __init__(self, server, far, seconds):
         self.server, self.far, self.seconds = server, far, seconds
         self.wrong, self.victims, self.echoes, self.relays = [], [], [], []
         self.load = self.witness = None
-        # Whether some connection ended in a way that may have lost what was in the kernel's hands.
+        # Whether connections ended in a way that may have lost bytes which the kernel had accepted.
         self.severed = False
-        # Whether the victims are still there when the server is told to end.
+        # Whether the victims stay connected until the server drains.
         self.stay = False
 
     def bystand(self, seconds):
-        """The load generator's report of the bystanders, who are on loopback."""
+        """Runs the bystanders, which are on loopback; returns the report of the load generator."""
         command = [self.server.process.args[0], "load", "fanout", "--json", "--quiet", "--patience", "20s"]
         command += ["--connections", str(BYSTANDERS), "--rate", "20", "--messages", str(20 * seconds), "--payload", str(PAYLOAD_BYTES)]
         command += ["--publishers", "1", "--token", TOKEN]
         command += ["--url", f"ws://127.0.0.1:{self.server.address[1]}/ws/bystanders"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.load = subprocess.Popen(command, preexec_fn=links.die_with_parent, **pipes)
-        said, complaint = self.load.communicate(timeout=seconds + 90)
-        return json.loads(said or json.dumps({"passed": False, "first_error": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}))
+        said, error = self.load.communicate(timeout=seconds + 90)
+        return json.loads(said or json.dumps({"passed": False, "first_error": error.strip(), "lost_unexplained": None, "last_subscriber_us": None}))
 
     def behind_link(self, count=VICTIMS, path="/ws/bystanders"):
-        """Victims on the link that will be bad."""
+        """Adds victims behind the link that will be bad."""
         address = (self.far.here, self.server.address[1])
         self.victims += self.far.inside(lambda: [Listener(address, path, PAYLOAD_BYTES) for _ in range(count)])
 
     def behind_relay(self, count=VICTIMS, again=False, **faults):
         bad = relay.Relay(self.server.address, **faults)
         self.relays.append(bad)
-        # All at once: a handshake may take long here.
+        # In parallel, as a handshake may take long here.
         with concurrent.futures.ThreadPoolExecutor(count) as threads:
             listen = lambda _: Listener(bad.address, "/ws/bystanders", PAYLOAD_BYTES, again)
             self.victims += threads.map(listen, range(count))
@@ -114,7 +125,7 @@ class Scene:
         return bad
 
     def begin(self, seconds=0):
-        """The witness and the bystanders come, and the stream begins."""
+        """Connects the witness and the bystanders, and waits for the first message."""
         self.witness = Listener(self.server.address, "/ws/bystanders", PAYLOAD_BYTES, nice=0)
         length = max(self.seconds, seconds)
         self.stream = threading.Thread(target=lambda: setattr(self, "report", self.bystand(length)), daemon=True)
@@ -125,7 +136,7 @@ class Scene:
         time.sleep(self.seconds / 2)
 
     def end(self):
-        """The bystanders have everything and have gone."""
+        """Waits until the bystanders have received everything and left."""
         self.stream.join()
 
     def rose(self, name):
@@ -147,7 +158,8 @@ class Scene:
         self.expect(not short, f"{short} victims have not got everything")
 
     def expect_everything_or_too_slow(self):
-        """Whoever lacks something was told so by 1013, and everything before that came."""
+        """Each victim got everything, or was closed with 1013 after an unbroken series of
+        messages."""
         over = lambda victim: not victim.is_alive() or self.has_everything(victim)
         settled(lambda: all(map(over, self.victims)), RECOVERY_SECONDS)
         ended = [victim for victim in self.victims if not victim.is_alive()]
@@ -156,24 +168,27 @@ class Scene:
         self.expect(len(ended) == self.rose(SLOW) > 0, f"{len(ended)} victims ended, {self.rose(SLOW)} were counted as slow")
 
     def expect_order(self, gaps):
-        """What came is in the witness's order; without a gap, unless the policy makes them, and from the first message on, unless it
-        was cut off before."""
-        heard = self.witness.got
-        place = {number: index for index, number in enumerate(heard)}
-        complete = len(heard) >= 20 * self.seconds and sorted(heard) == list(range(len(heard)))
+        """Each victim got messages in the order of the witness. There are no gaps unless the policy
+        drops
+        messages, and the first message is there unless the victim has reconnected."""
+        all_messages = self.witness.got
+        position = {number: index for index, number in enumerate(all_messages)}
+        complete = len(all_messages) >= 20 * self.seconds and sorted(all_messages) == list(range(len(all_messages)))
         self.expect(complete, "the witness lacks or repeats something")
         for victim in self.victims:
-            places = [[place.get(number, -1) for number in spell] for spell in victim.spells]
-            flat = [index for spell in places for index in spell]
+            positions = [[position.get(number, -1) for number in spell] for spell in victim.spells]
+            flat = [index for spell in positions for index in spell]
             self.expect(all(a < b for a, b in zip([-1, *flat], flat)), "a victim got something twice, or in another order")
             first = lambda spell: spell[0] if victim.again else 0
-            whole = all(spell == list(range(first(spell), first(spell) + len(spell))) for spell in places if spell)
-            self.expect(gaps or whole, "a victim lacks something, and has what came later")
+            whole = all(spell == list(range(first(spell), first(spell) + len(spell))) for spell in positions if spell)
+            self.expect(gaps or whole, "a victim lacks a message and got later ones")
         for client in [self.witness, *self.victims, *self.echoes]:
             self.wrong += client.wrong[:1]
 
     def expect_law(self):
-        """The conservation law; and what counts as delivered was received, unless it was lost with a connection."""
+        """The conservation law holds, and each message counted as delivered was received, unless it
+        was lost
+        with a connection."""
         of = lambda what: self.server.total(f"hydrant_frames_{what}")
         law = lambda: of("matched_total") - of("delivered_total") - of("dropped_total") - of("pending")
         self.expect(settled(lambda: law() == 0), f"the conservation law is off by {law()}")
@@ -183,7 +198,7 @@ class Scene:
         bad = lambda: sum(len(victim.got) for victim in self.victims) + sum(echo.returned for echo in self.echoes)
         missing = lambda: self.rose("hydrant_frames_delivered_total") - good - bad()
         settled(lambda: missing() == 0, 0.5 if self.severed else 10)
-        self.expect(missing() == 0 or self.severed and missing() > 0, f"{missing()} more were delivered than received")
+        self.expect(missing() == 0 or self.severed and missing() > 0, f"{missing()} more were counted as delivered than received")
 
     def leave(self):
         for client in filter(None, [self.witness, *self.victims, *self.echoes]):
@@ -192,19 +207,21 @@ class Scene:
             bad.close()
 
     def expect_nothing_left(self, baseline, files):
-        """Nobody is connected, and heap and open files are where they were; the heap's difference."""
+        """No client is connected, and heap and open files are at their baseline. Returns the heap's
+        difference."""
         empty = lambda: self.server.metrics()["hydrant_connections"] == 0
         self.expect(settled(empty), "connections are left")
-        heap = lambda: self.server.ledger()["allocated_bytes"] - baseline
-        # What threads and tables keep for a while is given back in time; a leak is not.
+        heap = lambda: self.server.memory()["allocated_bytes"] - baseline
+        # Threads and tables keep some memory for a while and then free it. A leak stays.
         settled(lambda: heap() < HEAP_SLACK // 2)
         self.expect(heap() <= HEAP_SLACK, f"{heap() // 1024} KiB of heap are left")
         self.expect(settled(lambda: self.server.open_files() <= files), f"{self.server.open_files() - files} files are left open")
         return heap()
 
 
-# The faults: victims connect, the stream begins, the network becomes bad and maybe good again, the stream ends, and what the victims
-# have is judged. Each says what was done.
+# The faults. In each, victims connect, messages begin, the network becomes bad and perhaps
+# recovers,
+# messages end, and the victims' messages are judged. Each returns a sentence on what was done.
 
 
 def lossy(percent, scene):
@@ -215,7 +232,7 @@ def lossy(percent, scene):
     scene.expect_everything()
     down, up = scene.far.lost()
     scene.expect(down and up, "no packet was lost")
-    return f"{percent} % of all packets lost, {down:,} to {VICTIMS} victims and {up:,} from them"
+    return f"{percent} % of all packets dropped, {down:,} to {VICTIMS} victims and {up:,} from them"
 
 
 def slow_link(scene):
@@ -223,9 +240,9 @@ def slow_link(scene):
     scene.begin()
     scene.far.slow("1mbit")
     scene.end()
-    held, lost = scene.far.held()
-    scene.expect(held, "no packet was held up")
-    return f"1 Mbit/s for {VICTIMS} victims, {VICTIMS * PAYLOAD_BYTES * 160 / 1e6:.1f} wanted: {held:,} packets held up, {lost:,} lost"
+    delayed, lost = scene.far.delayed()
+    scene.expect(delayed, "no packet was delayed")
+    return f"1 Mbit/s for {VICTIMS} victims that need {VICTIMS * PAYLOAD_BYTES * 160 / 1e6:.1f}: {delayed:,} packets delayed, {lost:,} lost"
 
 
 def slow_disconnect(scene):
@@ -239,7 +256,7 @@ def slow_drop(scene):
     lacking = lambda: sum(len(scene.witness.got) - len(victim.got) for victim in scene.victims)
     settled(lambda: lacking() == scene.rose(DROPPED), RECOVERY_SECONDS)
     scene.expect(lacking() == scene.rose(DROPPED) > 0, f"{lacking()} are lacking, {scene.rose(DROPPED)} were dropped")
-    scene.expect(all(victim.is_alive() for victim in scene.victims), "a victim was ended")
+    scene.expect(all(victim.is_alive() for victim in scene.victims), "a victim was disconnected")
     return did
 
 
@@ -253,7 +270,7 @@ def partition(scene):
     scene.end()
     scene.expect_everything()
     scene.expect(sum(scene.far.lost()), "no packet was lost")
-    return f"nothing passed to and from {VICTIMS} victims for {scene.seconds / 2:g} s"
+    return f"no packet passed to or from {VICTIMS} victims for {scene.seconds / 2:g} s"
 
 
 def long_partition(scene):
@@ -266,7 +283,7 @@ def long_partition(scene):
     scene.end()
     scene.expect_everything_or_too_slow()
     scene.expect(sum(scene.far.lost()), "no packet was lost")
-    return f"nothing passed to and from {VICTIMS} victims until their backlogs were full"
+    return f"no packet passed to or from {VICTIMS} victims until their backlogs were full"
 
 
 def lost_acknowledgements(scene):
@@ -280,10 +297,10 @@ def lost_acknowledgements(scene):
     scene.expect_everything()
     down, up = scene.far.lost()
     scene.expect(up and not down, "no packet was lost, or in the wrong direction")
-    return f"nothing came from {VICTIMS} victims for {scene.seconds / 2:g} s, acknowledgements neither"
+    return f"no packet came from {VICTIMS} victims for {scene.seconds / 2:g} s, so no acknowledgement either"
 
 
-def gone_for_ever(scene):
+def permanent_partition(scene):
     scene.severed = True
     scene.behind_link()
     scene.behind_link(path="/ws/silent")
@@ -297,10 +314,10 @@ def gone_for_ever(scene):
     took = time.monotonic() - since
     scene.expect(freed, f"{scene.server.metrics()['hydrant_connections']} connections are left of {others}, or their sockets")
     found = scene.rose(PING_TIMEOUT) + scene.rose(DISCONNECTED)
-    scene.expect(found == 2 * VICTIMS, f"{found} of {2 * VICTIMS} were found out")
+    scene.expect(found == 2 * VICTIMS, f"{found} of {2 * VICTIMS} unreachable clients were closed")
     scene.expect(scene.stream.is_alive(), "the stream ended before the victims")
     scene.end()
-    return f"{VICTIMS} victims in the room and {VICTIMS} in a silent one gone for ever, found within {took:.1f} s"
+    return f"{VICTIMS} victims in the bystanders' room and {VICTIMS} in a silent one unreachable for ever, closed within {took:.1f} s"
 
 
 def drain_across_partition(scene):
@@ -311,28 +328,28 @@ def drain_across_partition(scene):
     scene.end()
     scene.stay = True
     scene.expect(scene.server.metrics()["hydrant_frames_pending"], "nothing waits for the victims")
-    return f"SIGTERM while nothing passed to and from {VICTIMS} victims"
+    return f"SIGTERM while no packet passed to or from {VICTIMS} victims"
 
 
-def late(scene):
+def delayed(scene):
     bad = scene.behind_relay(down=relay.delayed(0.05, 0.1), up=relay.delayed(0.05, 0.1))
     scene.begin()
     scene.end()
     scene.expect_everything()
-    scene.expect(min(echo.quickest for echo in scene.echoes) >= 0.1, "something came too early")
-    return f"{len(scene.victims)} victims and {ECHOES} that hear themselves, 50 to 150 ms away each way: {bad.pieces:,} pieces"
+    scene.expect(min(echo.quickest for echo in scene.echoes) >= 0.1, "an echo came too early")
+    return f"{len(scene.victims)} victims and {ECHOES} echo clients, 50 to 150 ms of delay in each direction: {bad.pieces:,} segments"
 
 
-def dribbled(scene):
-    bad = scene.behind_relay(10, down=relay.dribbled(50), up=relay.dribbled(10))
+def tiny_segments(scene):
+    bad = scene.behind_relay(10, down=relay.split(50), up=relay.split(10))
     scene.begin()
     scene.end()
     scene.expect_everything()
-    scene.expect(bad.pieces > 10 * len(scene.witness.got) * 10, "the pieces were too large")
-    return f"10 victims and {ECHOES} that hear themselves, pieces of 1 to 50 bytes down, 1 to 10 up: {bad.pieces:,}"
+    scene.expect(bad.pieces > 10 * len(scene.witness.got) * 10, "the segments were too large")
+    return f"10 victims and {ECHOES} echo clients, segments of 1 to 50 bytes down and 1 to 10 up: {bad.pieces:,}"
 
 
-def cut_off(reset, scene):
+def connections_end(reset, scene):
     scene.severed = True
     at = relay.cut(1, 20_000, reset)
     bad = scene.behind_relay(again=True, down=at, up=at)
@@ -340,10 +357,10 @@ def cut_off(reset, scene):
     scene.end()
     scene.expect(any(victim.got for victim in scene.victims) and any(echo.returned for echo in scene.echoes), "the victims got nothing")
     inside = sum(client.partial for client in scene.victims + scene.echoes)
-    scene.expect(bad.cuts and inside, "no frame was cut")
-    scene.expect(scene.rose(DISCONNECTED) > BYSTANDERS, "the server has not seen an end")
-    how = "a reset" if reset else "the end of the stream"
-    return f"{bad.cuts:,} connections of {VICTIMS + ECHOES} victims cut by {how}, {inside:,} inside a frame to them"
+    scene.expect(bad.cuts and inside, "no connection ended in the middle of a frame")
+    scene.expect(scene.rose(DISCONNECTED) > BYSTANDERS, "the server has not noticed an end")
+    how = "a reset" if reset else "a FIN"
+    return f"{bad.cuts:,} connections of {VICTIMS + ECHOES} victims ended by {how}, {inside:,} in the middle of a frame"
 
 
 def stalled(scene):
@@ -356,7 +373,7 @@ def stalled(scene):
     stall.end()
     scene.end()
     scene.expect_everything()
-    return f"{VICTIMS} victims and {ECHOES} that hear themselves stalled for {scene.seconds / 2:g} s, then everything at once"
+    return f"{VICTIMS} victims and {ECHOES} echo clients without any traffic for {scene.seconds / 2:g} s, then all of it at once"
 
 
 def half_closed(scene):
@@ -367,40 +384,40 @@ def half_closed(scene):
     for client in scene.victims + scene.echoes:
         client.stream.shutdown(socket.SHUT_WR)
     settled(lambda: not any(client.is_alive() for client in scene.victims + scene.echoes))
-    scene.expect(not any(client.is_alive() for client in scene.victims + scene.echoes), "a victim was not ended")
+    scene.expect(not any(client.is_alive() for client in scene.victims + scene.echoes), "a victim was not disconnected")
     scene.expect(not any(client.reset or client.partial for client in scene.victims), "a victim's stream ended inside a frame")
     found = scene.rose(DISCONNECTED)
-    scene.expect(found == VICTIMS + ECHOES, f"{found} of {VICTIMS + ECHOES} were found out")
+    scene.expect(found == VICTIMS + ECHOES, f"{found} of {VICTIMS + ECHOES} half-closed clients were closed")
     scene.end()
-    return f"{VICTIMS + ECHOES} victims ended what they send, and went on listening"
+    return f"{VICTIMS + ECHOES} victims closed their sending half and went on reading"
 
 
-# Name, fault, flags of the server, and whether its policy makes gaps.
+# Name, fault, flags of the server, and whether its policy drops messages.
 FAULTS = [
-    ("a packet in a hundred lost", partial(lossy, 1), [], False),
-    ("a packet in ten lost", partial(lossy, 10), [], False),
+    ("1 % packet loss", partial(lossy, 1), [], False),
+    ("10 % packet loss", partial(lossy, 10), [], False),
     ("slow link, disconnect", slow_disconnect, PATIENT, False),
     ("slow link, drop-oldest", slow_drop, [*NARROW, "--slow", "drop-oldest"], True),
     ("slow link, drop-newest", slow_drop, [*NARROW, "--slow", "drop-newest"], True),
     ("partition that heals", partition, [], False),
-    ("partition longer than backlogs", long_partition, PATIENT, False),
+    ("partition until backlogs are full", long_partition, PATIENT, False),
     ("acknowledgements lost", lost_acknowledgements, [], False),
-    ("partition for ever", gone_for_ever, [*IMPATIENT, *NARROW, "--slow", "drop-oldest"], True),
+    ("permanent partition", permanent_partition, [*IMPATIENT, *NARROW, "--slow", "drop-oldest"], True),
     ("drain across a partition", drain_across_partition, ["--drain-timeout", "2s", *NARROW, "--slow", "drop-oldest"], True),
-    ("delay and jitter", late, [], False),
-    ("dribble", dribbled, [], False),
-    ("cut by resets", partial(cut_off, True), [], False),
-    ("cut by ends", partial(cut_off, False), [], False),
+    ("delay and jitter", delayed, [], False),
+    ("tiny segments", tiny_segments, [], False),
+    ("connections reset", partial(connections_end, True), [], False),
+    ("connections ended", partial(connections_end, False), [], False),
     ("stall", stalled, [], False),
     ("half-closed", half_closed, [], False),
 ]
 
 
 def judge(server, scene, name, fault, gaps):
-    baseline = server.ledger()["baseline"]["allocated_bytes"]
+    baseline = server.memory()["baseline"]["allocated_bytes"]
     quiet = scene.bystand(scene.seconds)
     settled(lambda: server.metrics()["hydrant_connections"] == 0)
-    server.ledger()
+    server.memory()
     files = server.open_files()
     scene.before = server.metrics()
     did, heap = fault(scene), None
@@ -445,12 +462,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seconds", type=int, default=5, help="how long bystanders receive, without and with the fault")
-    parser.add_argument("--only", help="faults whose name has this in it")
-    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what the relay draws at random")
+    parser.add_argument("--only", help="run the faults whose name contains this")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="seed of the relay's random numbers")
     parser.add_argument("--table", action="store_true", help="print the table of tests/README.md")
     options = parser.parse_args()
     links.enter()
-    # Whatever ends the suite, what it started ends with it.
+    # Exits on SIGTERM, so that all that was started ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("network.py: told to end"))
     random.seed(options.seed)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

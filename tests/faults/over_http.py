@@ -1,22 +1,24 @@
-"""Hostile clients that never become a WebSocket: what is no handshake, and publishers that do not publish."""
+"""Hostile clients over HTTP: invalid requests, request smuggling, and publishers that do not
+finish."""
 
 import re
 import time
 
 from clients import answered
-from wire import Tally, expect, handshake, loop, post, quietly, received
+from wire import Counter, expect, handshake, loop, post, quietly, received
 
 GREETING = handshake()
 HEAD, REST = GREETING.split(b"\r\n", 1)
-# What it is, its bytes, and the statuses that may answer it; None is an end without an answer.
-GARBAGE = [
+# Name, bytes, and the statuses that may answer them; None is an end of the connection without an
+# answer.
+INVALID_REQUESTS = [
     ("noise", bytes(range(128, 256)) * 512, {400}),
-    # A handshake record with a ClientHello of TLS 1.2 and later.
+    # A ClientHello of TLS 1.2 or later, in its record.
     ("a TLS ClientHello", bytes.fromhex("16030100c8010000c40303") + bytes(194), {400}),
     ("an HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), {400, None}),
     ("a header of 1 MB", HEAD + b"\r\nX: " + b"x" * (1 << 20) + b"\r\n" + REST, {431}),
     ("10,000 headers", HEAD + b"\r\n" + b"X: x\r\n" * 10_000 + REST, {431}),
-    ("a path without end", b"GET /ws/" + b"x" * (1 << 20), {414, 431}),
+    ("an endless path", b"GET /ws/" + b"x" * (1 << 20), {414, 431}),
     ("only line ends", b"\r\n" * 100_000, {400, 431}),
     ("an absolute URI", GREETING.replace(b"/ws/room", b"http://h/ws/room"), {101}),
     ("no Host", GREETING.replace(b"Host: localhost\r\n", b""), {400}),
@@ -33,7 +35,7 @@ HIDDEN = post("smuggled", b"seen")
 
 
 def marker(room):
-    """The last message of a room, on a connection that ends with it."""
+    """A request that publishes the last message of a room and ends its connection."""
     return post(room, b"the end").replace(b"Host: localhost", b"Host: localhost\r\nConnection: close")
 
 
@@ -41,7 +43,8 @@ def publish(headers, body):
     return f"POST /publish/open HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n".encode() + body
 
 
-# Requests whose end two readers may see in different places; behind one of the ends is another request to publish.
+# Requests whose length two readers may understand differently; a second request hides where one of
+# them would see the end.
 SMUGGLED = [
     (publish(f"Content-Length: {len(HIDDEN) + 5}\r\nTransfer-Encoding: chunked", b"0\r\n\r\n" + HIDDEN), {202, 400}),
     (publish(f"Transfer-Encoding: chunked\r\nContent-Length: {len(HIDDEN) + 5}", b"0\r\n\r\n" + HIDDEN), {202, 400}),
@@ -65,25 +68,27 @@ def statuses(answer):
 
 
 def asked(server, wire):
-    """Everything that answers a request, until the server ends the connection; it may not let the client finish."""
+    """Everything that answers a request, until the server ends the connection; it may not let the
+    client finish."""
     with server.connect() as stream:
         quietly(lambda: stream.sendall(wire))
         return answered(stream)[0]
 
 
 def greeted(server, wire):
-    """The beginning of an answer: a 101 does not end a connection, nor do all refusals."""
+    """Sends `wire` and returns the beginning of the answer; the connection may stay open after
+    it."""
     with server.connect() as stream:
         quietly(lambda: stream.sendall(wire))
         return quietly(lambda: stream.recv(4096)) or b""
 
 
-def garbage(server, stop):
-    sent, met = Tally(), {}
+def invalid_requests(server, stop):
+    sent, met = Counter(), {}
 
     def once():
         nonlocal sent
-        for name, wire, expected in GARBAGE:
+        for name, wire, expected in INVALID_REQUESTS:
             status = (statuses(greeted(server, wire)) or [None])[0]
             expect(status in expected, f"{name} was answered with {status}, not one of {expected}")
             met[status] = met.get(status, 0) + 1
@@ -91,12 +96,12 @@ def garbage(server, stop):
 
     loop(stop, once)
     told = ", ".join(f"{status or 'no answer'} {number:,}" for status, number in sorted(met.items(), key=str))
-    return f"{len(GARBAGE)} kinds of what is no handshake, from noise to a header of 1 MB, {sent}: {told}"
+    return f"{len(INVALID_REQUESTS)} kinds of invalid requests, from noise to a header of 1 MB, {sent}: {told}"
 
 
-def smugglers(server, stop):
+def smuggling(server, stop):
     watchers = {room: server.connect(f"/ws/{room}") for room in ("open", "smuggled")}
-    sent, accepted, deadline = Tally(), 0, time.monotonic() + 60
+    sent, accepted, deadline = Counter(), 0, time.monotonic() + 60
 
     def once():
         nonlocal sent, accepted
@@ -109,20 +114,20 @@ def smugglers(server, stop):
     loop(stop, once)
     for room in watchers:
         expect(statuses(asked(server, marker(room))) == [202], "no end")
-    heard = {}
+    got = {}
     for room, stream in watchers.items():
         wire = b""
         while not wire.endswith(b"the end") and time.monotonic() < deadline:
             wire += stream.recv(1 << 16)
-        heard[room] = received(wire)
-    expect(len(heard["open"]) == accepted + 1, f"{accepted} were accepted, and {len(heard['open']) - 1} have come")
-    expect(len(heard["smuggled"]) == 1, f"{len(heard['smuggled']) - 1} requests were smuggled")
-    return f"{len(SMUGGLED)} kinds of requests with two ends or none, with another request behind, {sent}: {accepted} accepted as one message, none smuggled"
+        got[room] = received(wire)
+    expect(len(got["open"]) == accepted + 1, f"{accepted} were accepted, and {len(got['open']) - 1} have come")
+    expect(len(got["smuggled"]) == 1, f"{len(got['smuggled']) - 1} requests were smuggled")
+    return f"{len(SMUGGLED)} kinds of requests of ambiguous length, each with a second request inside, {sent}: {accepted} accepted as one message, none smuggled"
 
 
-def never_sent(server, stop):
-    """Bodies that are announced and do not come, in part or at all."""
-    wires, made, late = [post("room", b"x" * length, announced=1000) for length in (0, 1, 999)], Tally(), 0
+def missing_bodies(server, stop):
+    """Bodies that are announced and come in part or not at all."""
+    wires, made, late = [post("room", b"x" * length, announced=1000) for length in (0, 1, 999)], Counter(), 0
 
     def once():
         nonlocal made, late
@@ -131,7 +136,7 @@ def never_sent(server, stop):
             stream.sendall(wires[index % 3])
         for stream in streams:
             given = statuses(answered(stream)[0])
-            expect(given == [408], f"a body that does not come was answered with {given}")
+            expect(given == [408], f"a missing body was answered with {given}")
             late += 1
             stream.close()
         made += len(streams)
@@ -140,11 +145,11 @@ def never_sent(server, stop):
     return f"publishers that announce a body and do not send it, 500 at a time, {made}: 408 {late:,}, with --handshake-timeout 1s"
 
 
-def cut_bodies(server, stop):
-    """Publishers that vanish in the middle of a body: nothing of it may be heard."""
+def truncated_bodies(server, stop):
+    """Publishers that disconnect in the middle of a body: no subscriber may get any part of it."""
     watcher, whole = server.connect("/ws/cut"), post("cut", b"x" * 40_000)
     chunked = b"POST /publish/cut HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + b"5\r\nhello\r\n" * 1000
-    wires, sent = [*[whole[:cut] for cut in range(100, len(whole), 4000)], whole[:-1], chunked, chunked + b"5\r\nhel"], Tally()
+    wires, sent = [*[whole[:cut] for cut in range(100, len(whole), 4000)], whole[:-1], chunked, chunked + b"5\r\nhel"], Counter()
 
     last = []
 
@@ -155,47 +160,51 @@ def cut_bodies(server, stop):
             if stream:
                 quietly(lambda: stream.sendall(wire))
                 sent += 1
-        # Those of the last round, whose part has been read since; every other one ends as soon as it is sent.
+        # Half of the streams end as soon as they have sent their part. The other half ends one
+        # round
+        # later, when the server has read it.
         [stream.close() for stream in filter(None, [*last, *streams[::2]])]
         last = streams[1::2]
 
     loop(stop, once)
     [stream.close() for stream in filter(None, last)]
     expect(statuses(asked(server, marker("cut"))) == [202], "no end")
-    heard = [message for message in received(watcher.recv(1 << 16)) if message[0] in (0x81, 0x82)]
-    expect(heard == [(0x81, b"the end")], f"of bodies that were cut, {len(heard)} messages have come")
-    return f"publishers that vanish in the middle of a body, {sent}"
+    got = [message for message in received(watcher.recv(1 << 16)) if message[0] in (0x81, 0x82)]
+    expect(got == [(0x81, b"the end")], f"of truncated bodies, {len(got)} messages were delivered")
+    return f"publishers that disconnect in the middle of a body, {sent}"
 
 
-def holders(server, stop):
-    """As many as there are places, each of which asks again every second; newcomers say what they want in two pieces."""
-    places, request = 256, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    held, came, entered, round = Tally(), 0, 0, 0
+def idle_connections(server, stop):
+    """As many HTTP connections as may be open, each with a request every second. New clients send
+    their
+    handshake in two pieces."""
+    limit, request = 256, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    requests, tried, admitted, round = Counter(), 0, 0, 0
 
     def ask(stream):
         quietly(lambda: stream.sendall(request))
         return quietly(lambda: stream.recv(4096))
 
-    streams = [server.connect() for _ in range(places)]
+    streams = [server.connect() for _ in range(limit)]
     [ask(stream) for stream in streams]
 
     def once():
-        nonlocal held, came, entered, round
-        for index in range(round % 10, places, 10):
+        nonlocal requests, tried, admitted, round
+        for index in range(round % 10, limit, 10):
             if not ask(streams[index]):
                 streams[index] = server.connect()
-            held += 1
-        newcomers = [server.connect() for _ in range(32)]
+            requests += 1
+        new = [server.connect() for _ in range(32)]
         for piece in (GREETING[:20], GREETING[20:]):
-            [quietly(lambda: stream.sendall(piece)) for stream in newcomers]
+            [quietly(lambda: stream.sendall(piece)) for stream in new]
             time.sleep(0.05)
-        for stream in newcomers:
-            came += 1
-            entered += statuses(quietly(lambda: stream.recv(4096)) or b"") == [101]
+        for stream in new:
+            tried += 1
+            admitted += statuses(quietly(lambda: stream.recv(4096)) or b"") == [101]
             stream.close()
         round += 1
 
     loop(stop, once)
     [stream.close() for stream in streams]
-    expect(entered == came, f"of {came} newcomers, {entered} came in")
-    return f"{places} idle clients on as many places, which ask again every second, {held}; {entered:,} of {came:,} newcomers came in"
+    expect(admitted == tried, f"of {tried} new clients, {admitted} were admitted")
+    return f"{limit} HTTP connections, as many as may be open, each with a request every second, {requests}; {admitted:,} of {tried:,} new clients were admitted"

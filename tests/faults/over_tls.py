@@ -1,4 +1,5 @@
-"""TLS handshakes that are begun and left: each makes the server compute, and the client not."""
+"""TLS handshakes that stop after the ClientHello: each costs the server CPU time and the client
+none."""
 
 import collections
 import os
@@ -6,7 +7,7 @@ import re
 import ssl
 import threading
 
-from wire import Tally, expect, handshake, loop, quietly
+from wire import Counter, expect, handshake, loop, quietly
 
 KEYS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "it", "keys")
 FLAGS = ("--tls-listen", "127.0.0.1:0", "--tls-cert", f"{KEYS}/tls-cert.pem", "--tls-key", f"{KEYS}/tls-key.pem")
@@ -14,7 +15,7 @@ OPEN = 5000
 
 
 def trusting():
-    """A client's context that takes any certificate."""
+    """A client's context that accepts any certificate."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
@@ -28,12 +29,12 @@ def client_hello():
         return out.read()
 
 
-def begun(server, stop):
-    """Beside them, newcomers at both ports: the other port must not notice."""
-    hello, context, sent, tried = client_hello(), trusting(), Tally(), collections.Counter()
+def abandoned(server, stop):
+    """Meanwhile new clients connect to both ports: the attack must not slow down the plain port."""
+    hello, context, sent, tried = client_hello(), trusting(), Counter(), collections.Counter()
     secure = (server.address[0], int(re.search(r"listening on 127\.0\.0\.1:(\d+) .*tls=true", server.said())[1]))
 
-    def newcomer(what, wire, connect):
+    def new_client(what, wire, connect):
         tried[what] += 1
         stream = quietly(connect)
         if stream:
@@ -42,14 +43,14 @@ def begun(server, stop):
                 answer = quietly(lambda: stream.recv(4096)) or b""
                 tried[f"{what} answered"] += answer.startswith((b"HTTP/1.1 101 ", b"HTTP/1.1 200 "))
 
-    def newcomers():
+    def new_clients():
         health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        newcomer("http", health, server.connect)
-        newcomer("ws", handshake("/ws/newcomers"), server.connect)
-        newcomer("wss", handshake("/ws/newcomers"), lambda: context.wrap_socket(server.connect(address=secure), server_hostname="localhost"))
+        new_client("http", health, server.connect)
+        new_client("ws", handshake("/ws/new"), server.connect)
+        new_client("wss", handshake("/ws/new"), lambda: context.wrap_socket(server.connect(address=secure), server_hostname="localhost"))
 
-    beside = threading.Thread(target=lambda: loop(stop, newcomers, 0.05))
-    beside.start()
+    others = threading.Thread(target=lambda: loop(stop, new_clients, 0.05))
+    others.start()
     streams = collections.deque()
 
     def once():
@@ -63,10 +64,10 @@ def begun(server, stop):
             streams.popleft().close()
 
     loop(stop, once)
-    beside.join()
+    others.join()
     [stream.close() for stream in streams]
     for what in ("http", "ws"):
-        expect(tried[f"{what} answered"] == tried[what], f"of {tried[what]} newcomers by {what}, {tried[f'{what} answered']} were answered")
-    expect(tried["wss answered"] > 0, f"none of {tried['wss']} newcomers by wss was answered")
+        expect(tried[f"{what} answered"] == tried[what], f"of {tried[what]} new clients by {what}, {tried[f'{what} answered']} were answered")
+    expect(tried["wss answered"] > 0, f"none of {tried['wss']} new clients by wss was answered")
     told = ", ".join(f"{tried[f'{what} answered']} of {tried[what]} by {what}" for what in ("http", "ws", "wss"))
-    return f"TLS handshakes that are begun and left, {sent}, the last {OPEN:,} of them open; newcomers meanwhile: {told}"
+    return f"TLS handshakes that stop after the ClientHello, {sent}, the last {OPEN:,} of them open; new clients served meanwhile: {told}"

@@ -1,7 +1,8 @@
-"""A TCP relay on loopback that passes bytes on as badly as it is told to, in two threads for each connection.
+"""A TCP relay on loopback that delays, splits or ends connections; two threads for each connection.
 
-What it does to a stream is a fault: a function that gets the pieces as they come and the call that sends one on. A fault is
-made anew for each direction of each connection, so that it may count. `Cut` ends the connection.
+A fault is a function with two arguments: a piece as it arrived, and the function that sends a piece
+on. Each direction of each connection gets a fault of its own, which may keep state. A fault raises
+`Cut` to end the connection.
 """
 
 import os
@@ -13,7 +14,7 @@ import time
 
 
 class Cut(Exception):
-    """The connection ends here, with a reset or, kindly, with the end of the stream."""
+    """The connection ends here, with a reset or with a FIN."""
 
     def __init__(self, reset):
         super().__init__()
@@ -25,7 +26,7 @@ def plain():
 
 
 def delayed(fixed, jitter):
-    """Everything comes so many seconds later, and up to so many more."""
+    """Delays each piece by `fixed` seconds plus a random time up to `jitter` seconds."""
 
     def make():
         def fault(piece, send):
@@ -37,8 +38,8 @@ def delayed(fixed, jitter):
     return make
 
 
-def dribbled(most):
-    """In pieces of one byte to so many."""
+def split(most):
+    """Splits each piece into segments of 1 to `most` bytes."""
 
     def make():
         def fault(piece, send):
@@ -54,7 +55,7 @@ def dribbled(most):
 
 
 def cut(least, most, reset):
-    """After so many bytes, drawn at random."""
+    """Ends the connection after a random number of bytes between `least` and `most`."""
 
     def make():
         left = random.randint(least, most)
@@ -72,7 +73,7 @@ def cut(least, most, reset):
 
 
 class Stall:
-    """Nothing passes between `begin` and `end`; then everything at once."""
+    """Holds all bytes between `begin` and `end`, then passes them on at once."""
 
     def __init__(self):
         self.open = threading.Event()
@@ -88,7 +89,7 @@ class Stall:
 
 
 class Relay:
-    """Listens on a port of its own, and for each connection opens one to the server."""
+    """Listens on a free port, and opens a connection to the server for each that it accepts."""
 
     def __init__(self, server, down=plain, up=plain, buffer_bytes=None):
         self.server, self.down, self.up, self.buffer_bytes = server, down, up, buffer_bytes
@@ -109,14 +110,14 @@ class Relay:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.buffer_bytes)
             server.connect(self.server)
             for stream in (client, server):
-                # A piece is a segment.
+                # Without delay, so that each piece becomes a segment.
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.streams += client, server
             for source, target, fault in ((server, client, self.down), (client, server, self.up)):
                 threading.Thread(target=self.pass_on, args=(source, target, fault()), daemon=True).start()
 
     def pass_on(self, source, target, fault):
-        # Whoever plays the network keeps no core from those whose time is taken.
+        # The relay gives way to the server and to bystanders, whose delay is measured.
         os.nice(10)
 
         def send(piece):
@@ -130,16 +131,18 @@ class Relay:
         except Cut as end:
             with self.lock:
                 self.cuts += 1
-            self.part(source, target, end.reset)
+            self.end(source, target, end.reset)
         except OSError:
-            # One side has gone: so does the other.
-            self.part(source, target, True)
+            # One side is closed: close the other.
+            self.end(source, target, True)
 
-    def part(self, source, target, reset):
+    def end(self, source, target, reset):
         for stream in (source, target):
             try:
                 if reset:
-                    # Closed this way, a socket is reset; the other thread wakes up from its call, and finds it closed.
+                    # Linger 0 makes close send a reset. The shutdown wakes the other thread, which
+                    # then
+                    # finds the socket closed.
                     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     stream.shutdown(socket.SHUT_RD)
                     stream.close()
@@ -150,12 +153,12 @@ class Relay:
 
     def close(self):
         if self.listener.fileno() != -1:
-            # Wakes up the thread that accepts.
+            # Wakes the accept thread.
             self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()
         for stream in self.streams:
             try:
-                # Wakes up whoever passes on from or to it; without that, it would stay open for those.
+                # Wakes the threads that use the socket; otherwise they would keep it open.
                 stream.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass

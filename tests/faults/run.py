@@ -1,14 +1,16 @@
-"""What hostile clients and full machines do to bystanders: run.py SERVER_BINARY [--seconds N] [--only NAME] [--judge-time] [--table].
+"""Tests the effect of hostile clients and exhausted resources on other clients:
 
-For each fault a server of its own is started, and `hydrant load` connects bystanders that receive a hundred messages a second,
-with the fault beside them from the moment they are connected. A fault passes when no bystander lost, repeated or reordered anything,
-the attackers saw what they had to, the conservation law holds, the heap is back at its baseline, no channel is left, and the
-server drains with exit code 0.
+    run.py SERVER_BINARY [--seconds N] [--only NAME] [--judge-time] [--table]
 
-How long bystanders wait is measured, and judged, only with --judge-time: against a run of the same server without the fault, with
-cores that are the server's alone. A machine that others use measures these.
+Each fault gets a new server. `hydrant load` connects bystanders that receive 100 messages per
+second, and the fault starts as soon as they are connected. A fault passes when no bystander lost,
+repeated or reordered a message, the attackers got the expected answers, the conservation law
+holds, the heap is back at its baseline, no channel is left, and the server drains with exit code 0.
 
-Standard library only. Ends only processes that it started. Load goes to loopback only.
+With --judge-time the delay of bystanders is measured too, without and with the fault, and judged.
+The server then has cores of its own. On a machine with other work these times mean nothing.
+
+Standard library only. Ends only processes that it started. Sends to loopback only.
 """
 
 import argparse
@@ -27,20 +29,20 @@ import over_tls
 from clients import HEAP_SLACK, Attack
 from server import Cores, Server, settled
 
-# For whoever adds faults beside these.
+# Not used here: other suites import these from this module.
 from wire import frame, handshake, loop, quietly  # noqa: F401
 
 BYSTANDERS = 500
 RATE = 100
-# What a bystander may wait beside twice the time of the quiet run: a pass may have to wait for a timer of the server's, which
-# counts in milliseconds, and the kernel's scheduler for the end of one of its own.
+# Delay allowed in addition to twice the quiet run's: a pass may wait for a timer of the server or
+# for the kernel's scheduler, and both count in milliseconds.
 ALLOWANCE_MS = 2
 
 
 class Fault(NamedTuple):
     name: str
     act: Callable
-    # What has to be counted for it to have happened, beside what the attackers see themselves.
+    # Counters that must rise, in addition to the attackers' own checks.
     counted: tuple = ()
     flags: tuple = ()
     files: int | None = None
@@ -51,73 +53,74 @@ def closed(*reasons):
 
 
 def everything_at_once(server, stop):
-    """Each in a process of its own again."""
-    acts = [clients.slowloris, clients.cut_frames, clients.tiny_fragments, clients.lying_lengths, PINGS, over_http.garbage]
+    """Several attacks, each in its own process."""
+    acts = [clients.slowloris, clients.truncated_frames, clients.tiny_fragments, clients.false_lengths, PINGS, over_http.invalid_requests]
     attacks = [Attack(server, act) for act in acts]
     stop.wait()
     wrong = [sentence for attack in attacks for sentence in attack.stop()[1]]
     clients.expect(not wrong, "; ".join(wrong))
-    return "the slow, the cut, the tiny, the lying, the pinging and the garbage together"
+    return "slowloris, truncated frames, tiny fragments, false lengths, pings and invalid requests together"
 
 
 NARROW = ("--kernel-bytes", "4KiB", "--outbox-bytes", "80KiB", "--close-timeout", "300ms")
-BROKEN_EVENTS = [clients.frame(0x81, text) for text in (b"{", b'{"event":"NO"}', b'{"event":"SAY"}', b"[]")]
+INVALID_EVENTS = [clients.frame(0x81, text) for text in (b"{", b'{"event":"NO"}', b'{"event":"SAY"}', b"[]")]
 PINGS = clients.flood([frame(0x89, b"x")], "pings")
 FAULTS = [
     Fault("nothing", clients.nothing),
     Fault("slowloris", clients.slowloris),
     Fault("half-open handshakes", clients.half_open, ('hydrant_refused_total{reason="handshakes"}',)),
-    Fault("TLS handshakes begun", over_tls.begun, ('hydrant_refused_total{reason="handshakes"}',), over_tls.FLAGS),
-    Fault("handshake garbage", over_http.garbage, closed("disconnected")),
-    Fault("request smuggling", over_http.smugglers),
-    Fault("places held", over_http.holders, ('hydrant_refused_total{reason="handshakes"}',), ("--max-handshakes", "256", "--shards", "1")),
-    Fault("bodies that never come", over_http.never_sent, (), ("--handshake-timeout", "1s")),
-    # Its watcher only listens, for as long as it takes.
-    Fault("bodies cut in the middle", over_http.cut_bodies, (), ("--ping-interval", "0")),
-    Fault("frames cut at every byte", clients.cut_frames, closed("disconnected")),
+    Fault("TLS handshakes abandoned", over_tls.abandoned, ('hydrant_refused_total{reason="handshakes"}',), over_tls.FLAGS),
+    Fault("handshake garbage", over_http.invalid_requests, closed("disconnected")),
+    Fault("request smuggling", over_http.smuggling),
+    Fault("idle HTTP connections kept", over_http.idle_connections, ('hydrant_refused_total{reason="handshakes"}',), ("--max-handshakes", "256", "--shards", "1")),
+    Fault("missing bodies", over_http.missing_bodies, (), ("--handshake-timeout", "1s")),
+    # The watcher of this fault answers no pings.
+    Fault("truncated bodies", over_http.truncated_bodies, (), ("--ping-interval", "0")),
+    Fault("truncated frames", clients.truncated_frames, closed("disconnected")),
     Fault("fragments of one byte", clients.tiny_fragments, closed("too_many_fragments")),
-    Fault("lengths that lie", clients.lying_lengths, closed("too_big", "bad_length")),
+    Fault("false frame lengths", clients.false_lengths, closed("too_big", "bad_length")),
     Fault("ping flood, with a limit", PINGS, closed("too_fast"), ("--client-message-rate", "1000")),
     Fault("ping flood, without", PINGS),
     Fault("pongs never read", clients.flood([frame(0x89, b"x" * 125)], "pings", 50, False, HEAP_SLACK), (), NARROW),
-    Fault("answers never read", clients.flood(BROKEN_EVENTS, "broken events", 50, False, HEAP_SLACK + 50 * 80 * 1024), closed("slow"), NARROW),
+    Fault("answers never read", clients.flood(INVALID_EVENTS, "invalid events", 50, False, HEAP_SLACK + 50 * 80 * 1024), closed("slow"), NARROW),
     Fault("sending after a close frame", clients.sends_after_close, closed("by_client")),
-    Fault("closing handshakes without end", clients.never_closes, closed("left", "reserved_bit"), ("--close-timeout", "1s")),
+    Fault("closing handshakes never completed", clients.never_closes, closed("left", "reserved_bit"), ("--close-timeout", "1s")),
     Fault("a tenth never reads", clients.never_reading(BYSTANDERS // 9), closed("slow"), NARROW),
     Fault("half never read", clients.never_reading(BYSTANDERS), ('hydrant_frames_dropped_total{reason="slow"}',), (*NARROW, "--slow", "drop-newest")),
     Fault("mass disconnect", clients.mass_disconnect, closed("disconnected")),
     Fault("join and leave storm", clients.storm, closed("by_client")),
-    Fault("channels hoarded", clients.hoarders),
+    Fault("many channels per client", clients.many_channels),
     Fault("open files used up", clients.too_many, (), ("--max-connections", "700"), 1000),
-    Fault("memory used up", clients.memory_eaters, ('hydrant_refused_total{reason="memory"}',), ("--max-memory", "3MiB", "--kernel-bytes", "4KiB")),
+    Fault("memory used up", clients.memory_hogs, ('hydrant_refused_total{reason="memory"}',), ("--max-memory", "3MiB", "--kernel-bytes", "4KiB")),
     Fault("everything at once", everything_at_once, closed("too_fast"), ("--client-message-rate", "1000")),
 ]  # fmt: skip
 
 
 class Bystanders:
-    """The load generator under way."""
+    """A load generator that is running."""
 
     def __init__(self, server, seconds):
         self.seconds = seconds
         words = ["fanout", "--connections", str(BYSTANDERS), "--rate", str(RATE), "--json", "--messages", str(RATE * seconds)]
-        # One publisher, which is connected before the fault begins: another might find no file left to be accepted with.
+        # One publisher, connected before the fault begins: later the server may have no open file
+        # left.
         words += ["--payload", "200", "--publishers", "1", "--url", server.url("bystanders"), "--patience", "20s", "--sleep"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(server.command(*words), preexec_fn=server.cores.bystand, **pipes)
 
     def report(self):
         try:
-            out, complaint = self.process.communicate(timeout=self.seconds + 90)
+            out, error = self.process.communicate(timeout=self.seconds + 90)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            out, complaint = "", "they do not end" + self.process.communicate()[1]
+            out, error = "", "they do not end" + self.process.communicate()[1]
         if not out:
-            return {"passed": False, "first_error": complaint.strip(), "lost_unexplained": None, "last_subscriber_us": None}
+            return {"passed": False, "first_error": error.strip(), "lost_unexplained": None, "last_subscriber_us": None}
         return json.loads(out)
 
 
 def bystand(server, seconds):
-    """The load generator's report of the bystanders."""
+    """Runs bystanders to their end; returns the report of the load generator."""
     return Bystanders(server, seconds).report()
 
 
@@ -134,7 +137,7 @@ def run(binary, seconds, fault, cores, measured):
 
 
 def judge(server, seconds, fault, measured):
-    baseline = server.ledger()["baseline"]["allocated_bytes"]
+    baseline = server.memory()["baseline"]["allocated_bytes"]
     quiet = bystand(server, seconds) if measured else None
     bystanders = Bystanders(server, seconds)
     settled(lambda: server.metrics()["hydrant_connections"] >= BYSTANDERS)
@@ -142,10 +145,11 @@ def judge(server, seconds, fault, measured):
     during = bystanders.report()
     did, wrong = attack.stop()
     empty = lambda: server.metrics()["hydrant_connections"] == 0
-    heap = lambda: server.ledger()["allocated_bytes"] - baseline
+    heap = lambda: server.memory()["allocated_bytes"] - baseline
     if not settled(empty):
         wrong.append("connections are left")
-    # What threads and tables keep for a while (a closing handshake for --close-timeout) is given back in time; a leak is not.
+    # Threads and tables keep some memory for a while (a closing handshake for --close-timeout) and
+    # then free it. A leak stays.
     settled(lambda: heap() < HEAP_SLACK // 2)
     if heap() > HEAP_SLACK:
         wrong.append(f"{heap() // 1024} KiB of heap are left")
@@ -173,13 +177,14 @@ def judge(server, seconds, fault, measured):
 
 
 def in_time(row):
-    """Whether bystanders waited no longer than they may; None where that was not measured."""
+    """Whether the delay of bystanders is within its limit; None if it was not measured."""
     quiet, during = row["p99"] or (None, None)
     return quiet and during and during[0] <= 2 * quiet[0] + ALLOWANCE_MS
 
 
 def ratio(row):
-    """How many times as long as without the fault bystanders waited; None where that was not measured."""
+    """Delay of bystanders with the fault, divided by their delay without it; None if not
+    measured."""
     quiet, during = row["p99"] or (None, None)
     return quiet and during and during[0] / quiet[0]
 
@@ -194,7 +199,7 @@ def waited(row):
 
 def table(rows, seconds, cores):
     print(f"{RATE * seconds} messages for each time, {BYSTANDERS} bystanders; {cores}\n")
-    print("| fault | what was sent | lost by bystanders | p99 of the last bystander, quiet → during | during ÷ quiet | heap afterwards, over the baseline | what the server counted |")
+    print("| fault | what the attackers did | lost by bystanders | p99 of the last bystander, quiet → during | during ÷ quiet | heap afterwards, over the baseline | what the server counted |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         times = ratio(row)
@@ -207,14 +212,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
     parser.add_argument("--seconds", type=int, default=5, help="how long bystanders receive")
-    parser.add_argument("--only", help="faults whose name has this in it")
-    parser.add_argument("--judge-time", action="store_true", help="measure how long bystanders wait, without and with the fault, and fail what exceeds it")
+    parser.add_argument("--only", help="run the faults whose name contains this")
+    parser.add_argument("--judge-time", action="store_true", help="measure the delay of bystanders without and with the fault, and fail a fault that exceeds the limit")
     parser.add_argument("--table", action="store_true", help="print the table of tests/README.md")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     binary, cores, rows = os.path.abspath(options.binary), Cores(options.judge_time), []
-    # Off the server's cores.
+    # This process stays off the server's cores.
     cores.attack()
     runs = [(fault.name, lambda fault=fault: run(binary, options.seconds, fault, cores, options.judge_time)) for fault in FAULTS]
     runs += [("SIGTERM under load", lambda: ends.sigterm(binary, cores)), ("SIGKILL and restart", lambda: ends.sigkill(binary, cores))]

@@ -1,4 +1,4 @@
-"""The server in a process of its own, which cores it has, and how those of the bystanders are kept from it."""
+"""The server as a child process, and the cores of the server, the bystanders and the attackers."""
 
 import contextlib
 import json
@@ -17,9 +17,11 @@ from wire import handshake
 
 
 class Cores:
-    """Who runs where. `apart`, the server has half of the cores, with a shard on each, and shares them with nobody; the bystanders
-    and the attackers have the others, where bystanders have a core whenever something has come for them, and attackers have it
-    otherwise. Not `apart`, everybody runs everywhere, and two shards have what crosses from one to the other under attack too."""
+    """Assigns cores to processes.
+
+    With `apart` the server alone has half of the cores, with a shard on each. Bystanders and
+    attackers share the other cores, where bystanders take precedence. Without `apart` all processes
+    share all cores, and the server has two shards, so that messages between shards are tested too."""
 
     def __init__(self, apart=False):
         self.all = sorted(os.sched_getaffinity(0))
@@ -31,13 +33,13 @@ class Cores:
         self.attackers = rest[len(self.bystanders) :] or rest
         self.shards = len(self.server) if self.apart else 2
 
-    # The calling process, and all it starts from now on, is one of these.
+    # Each of these methods applies to the calling process and to all that it starts afterwards.
 
     def serve(self):
         os.sched_setaffinity(0, self.server)
         if self.apart:
-            # What else runs on the machine gets hardly any of these cores, if it is root who asks; where Linux schedules by sessions
-            # first, it is the session that counts.
+            # As root: other programs of the machine get hardly any time on these cores. Where Linux
+            # schedules by sessions first, the session needs the priority.
             with contextlib.suppress(OSError):
                 os.setsid()
                 os.setpriority(os.PRIO_PROCESS, 0, -20)
@@ -47,7 +49,9 @@ class Cores:
     def bystand(self):
         os.sched_setaffinity(0, self.bystanders)
         if self.apart:
-            # Only root may. Who spins would leave the attackers nothing: the bystanders sleep.
+            # Only root may do this. The bystanders sleep while they wait: if they polled, the
+            # attackers
+            # would get no time at all.
             with contextlib.suppress(PermissionError):
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
@@ -57,10 +61,10 @@ class Cores:
     def __str__(self):
         if not self.apart:
             return f"{len(self.all)} cores, which the server ({self.shards} shards), the bystanders and the attackers share"
-        who = "for the bystanders, and for the attackers when no bystander runs"
+        rest = "for the bystanders, and for the attackers when no bystander runs"
         if self.attackers != self.bystanders:
-            who = f"for the bystanders, {len(self.attackers)} for the attackers"
-        return f"of {len(self.all)} cores {len(self.server)} for the server, with a shard on each, {len(self.bystanders)} {who}"
+            rest = f"for the bystanders, {len(self.attackers)} for the attackers"
+        return f"of {len(self.all)} cores {len(self.server)} for the server, with a shard on each, {len(self.bystanders)} {rest}"
 
 
 class Server:
@@ -83,7 +87,8 @@ class Server:
         self.address = ("127.0.0.1", int(found[1]))
 
     def said(self):
-        # The server writes where the file's one position is: it must not move.
+        # Server and test share the file's position, which the server writes at: reading must not
+        # move it.
         return os.pread(self.log.fileno(), 1 << 24, 0).decode()
 
     def get(self, path, method="GET"):
@@ -91,11 +96,11 @@ class Server:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read().decode()
 
-    def ledger(self):
+    def memory(self):
         return json.loads(self.get("/debug/mem/purge", "POST"))
 
     def heap(self):
-        """Bytes in use, without a purge, so that it can be asked for under attack."""
+        """Bytes in use, without a purge, so that a call during an attack changes nothing."""
         return json.loads(self.get("/debug/mem"))["allocated_bytes"]
 
     def metrics(self):
@@ -103,7 +108,9 @@ class Server:
         return {name: int(value) for name, value in lines}
 
     def connect(self, path=None, receive_bytes=None, request=None, address=None):
-        """A socket; with a path, one that has seen the 101 and nothing behind it, whose handshake had `request` behind it."""
+        """Returns a socket. With a path it sends a handshake, then `request`, and reads the 101 and
+        no
+        byte more."""
         stream = socket.socket()
         if receive_bytes:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -119,7 +126,7 @@ class Server:
         return stream
 
     def command(self, *words):
-        """The load generator's command line."""
+        """The command line of the load generator."""
         return [self.process.args[0], "load", *words, "--quiet"]
 
     def url(self, room):

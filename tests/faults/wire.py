@@ -1,4 +1,4 @@
-"""Bytes as a client sends and receives them, and the small words of every attack."""
+"""Encodes and decodes the bytes of a client, and holds the small helpers that every attack uses."""
 
 import struct
 import time
@@ -14,13 +14,13 @@ def handshake(path="/ws/room"):
 
 
 def post(path, body, announced=None):
-    """A request to publish, whose body may be another than it announces."""
+    """A request to publish. `announced` is a Content-Length that differs from the body's."""
     length = len(body) if announced is None else announced
     return f"POST /publish/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode() + body
 
 
 def frame(first, payload):
-    """A client's frame, masked with zeros, so that its payload stands as it is."""
+    """A frame of a client, masked with zeros, so that its payload stays readable."""
     length = len(payload)
     if length < 126:
         head = bytes([first, 0x80 | length])
@@ -32,7 +32,7 @@ def frame(first, payload):
 
 
 def received(wire):
-    """The frames of a server, whole ones: their first byte and payload."""
+    """The complete frames of a server in `wire`: first byte and payload of each."""
     at, found = 0, []
     while at + 2 <= len(wire):
         length, head = wire[at + 1], 2
@@ -48,7 +48,7 @@ def received(wire):
 
 
 class Unexpected(Exception):
-    """The server did what it should not."""
+    """The server did something wrong."""
 
 
 def expect(condition, sentence):
@@ -57,7 +57,7 @@ def expect(condition, sentence):
 
 
 def quietly(action):
-    """A client's call, which the server may have answered by ending the connection."""
+    """Runs a client's call; None if the server has ended the connection."""
     try:
         return action()
     except OSError:
@@ -65,15 +65,15 @@ def quietly(action):
 
 
 def loop(stop, body, pause=0.0):
-    """At least once, so that an attack that was hardly begun has been made."""
+    """Repeats `body` until `stop` is set, but at least once, so that every attack has happened."""
     while True:
         body()
         if stop.wait(pause) if pause else stop.is_set():
             return
 
 
-class Tally:
-    """How many, and how many in a second."""
+class Counter:
+    """A counter that prints its number and its rate per second."""
 
     def __init__(self):
         self.number, self.began = 0, time.monotonic()
