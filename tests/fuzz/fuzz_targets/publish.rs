@@ -1,8 +1,10 @@
-//! `http`: any bytes in any pieces to an HTTP phase, and publications that a careful client has written. The phase ends, its
-//! answers are HTTP, and each 202 belongs to one publication that is within the bounds and says what was sent. The clock moves
-//! only while everybody waits.
+//! Fuzzes `http`: sends any bytes in any pieces to an HTTP connection, or valid publications.
 //!
-//! The input begins with who the client is; its bytes, or what it publishes, are the rest.
+//! Checks that the connection ends, that all answers are HTTP, and that each 202 stands for one
+//! publication within the limits with exactly the bytes that were sent. The clock advances only
+//! while all tasks wait.
+//!
+//! The first bytes of the input describe the client. The rest is what it sends or publishes.
 
 #![no_main]
 
@@ -25,44 +27,44 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Longest message in bytes: short, so that longer ones are found.
+/// Longest message in bytes; short, so that the fuzzer finds longer ones.
 const MESSAGE_BYTES_MAX: usize = 64;
 const TOKEN: &str = "t0ken";
-/// Between two pieces of what a client sends.
+/// Pause between two pieces that a client sends.
 const PAUSE: Duration = Duration::from_millis(1);
-/// When a client that is not read gives up.
+/// Time after which a client gives up whose bytes the server does not read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How the client's end ends.
+/// How the client ends its side of the connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
-    /// It says that nothing more comes, and reads the answers.
-    Says,
-    /// It says nothing and waits.
+    /// It closes its sending half and reads the answers.
+    HalfCloses,
+    /// It keeps the connection open and reads the answers.
     Waits,
-    /// It reads nothing and goes.
-    Goes,
+    /// It reads nothing and disconnects.
+    Disconnects,
 }
 
 #[derive(Debug)]
 struct Client {
     ending: Ending,
-    /// What each side of the pipe holds, in bytes.
+    /// Capacity of each direction of the pipe, in bytes.
     pipe_bytes: usize,
-    /// Lengths of its writes, again and again; one write without any.
+    /// Lengths of its writes, repeated as needed; if empty, all bytes are one write.
     pieces: Vec<u8>,
 }
 
-/// What came of one HTTP phase.
+/// Result of one HTTP connection.
 struct Outcome {
     output: Vec<u8>,
-    /// In the order in which they came; whether each was accepted.
+    /// In order of arrival; `true` if accepted.
     publications: Vec<(Publication, bool)>,
-    /// From the client's last byte to the end of the phase.
+    /// Time from the client's last byte to the end of the connection.
     ended_after: Duration,
 }
 
-/// A node of one shard, whose sequencer is played here.
+/// A server of one shard; this file replaces its sequencer.
 struct Stage {
     runtime: Runtime,
     shard: Rc<Shard>,
@@ -74,21 +76,21 @@ impl Stage {
         let config = Config {
             shards: std::num::NonZero::<usize>::MIN,
             message_bytes_max: MESSAGE_BYTES_MAX,
-            token: token.map(str::to_owned),
+            token: token.map(Into::into),
             ..Config::default()
         };
-        // Nobody administers: what asks the admin thread is answered as in a drain.
+        // There is no admin thread: requests to it are answered as during a drain.
         let engine = Engine::new(config, mpsc::channel(1).0);
         let shard = Shard::new(engine, 0).expect("an epoll set").0;
         Self { runtime, shard }
     }
 
-    /// The sequencer of every channel: takes what comes, refuses it if it is told to, and notes what it was.
+    /// The sequencer of every channel: accepts or refuses each publication and keeps it.
     async fn sequencer(&self, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
         let inbox = &self.shard.engine.inboxes[0];
         loop {
             inbox.pushed().await;
-            inbox.look();
+            inbox.clear_signal();
             while let Some(item) = inbox.pop() {
                 self.take(item, refuses, taken);
             }
@@ -104,13 +106,13 @@ impl Stage {
                     panic!("only requests publish here");
                 };
                 let result = if refuses { Err(PublishError::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
-                // A client that has gone took its request with it.
+                // Fails if the client has disconnected.
                 let _ = answer.send(result);
                 drop(publication.receipt.take());
                 taken.borrow_mut().push((publication, result.is_ok()));
             }
             Item::Count { .. } | Item::Panic => {}
-            other => panic!("nothing in an HTTP phase asks for {other:?}"),
+            other => panic!("HTTP never sends {other:?}"),
         }
     }
 
@@ -119,7 +121,7 @@ impl Stage {
         let (ours, theirs) = duplex(client.pipe_bytes);
         let server = async {
             let ended = timeout(Duration::from_hours(1), converse_alone(&self.shard, ours)).await;
-            assert!(ended.is_ok(), "an HTTP phase does not end");
+            assert!(ended.is_ok(), "the HTTP connection does not end");
             Instant::now()
         };
         let client = async {
@@ -130,19 +132,19 @@ impl Stage {
                 let mut pieces = client.pieces.iter().cycle();
                 while !rest.is_empty() {
                     let length = pieces.next().map_or(rest.len(), |&length| length.into()).clamp(1, rest.len());
-                    // The server may have ended before.
+                    // Fails if the server has closed the connection.
                     if writer.write_all(&rest[..length]).await.is_err() {
                         break;
                     }
                     rest = &rest[length..];
                     sleep(PAUSE).await;
                 }
-                if client.ending == Ending::Says {
+                if client.ending == Ending::HalfCloses {
                     let _ = writer.shutdown().await;
                 }
                 Instant::now()
             };
-            let last_byte = if client.ending == Ending::Goes {
+            let last_byte = if client.ending == Ending::Disconnects {
                 timeout(PATIENCE, write).await.unwrap_or_else(|_| Instant::now())
             } else {
                 let (last_byte, read) = tokio::join!(write, reader.read_to_end(&mut output));
@@ -159,16 +161,16 @@ impl Stage {
                 never = self.sequencer(refuses, &taken) => match never {},
             }
         });
-        // What was left by a client that has gone.
+        // Items of a client that has disconnected.
         while let Some(item) = self.shard.engine.inboxes[0].pop() {
             self.take(item, refuses, &taken);
         }
-        assert_eq!(self.shard.engine.registry.reserved(), 0, "a place is not given back");
+        assert_eq!(self.shard.engine.registry.reserved(), 0, "a reserved connection was not released");
         Outcome { output, publications: taken.into_inner(), ended_after }
     }
 }
 
-/// The statuses and bodies of `output`: whole answers and nothing else.
+/// Statuses and bodies of the answers in `output`, which has to contain complete answers only.
 fn answers(output: &[u8]) -> Vec<(u16, &[u8])> {
     let mut rest = output;
     let mut answers = Vec::new();
@@ -186,7 +188,7 @@ fn answers(output: &[u8]) -> Vec<(u16, &[u8])> {
         } else if status >= 200 {
             let length: usize =
                 length.map_or("0".into(), |header| String::from_utf8_lossy(header.value)).parse().expect("a length");
-            // To HEAD, the length is that of the body that is not sent.
+            // An answer to HEAD names the length of a body that is not sent.
             let is_head = rest.is_empty() || rest.starts_with(b"HTTP/1.");
             let body = if is_head { &[] } else { rest.split_off(..length).expect("a whole body") };
             answers.push((status, body));
@@ -201,7 +203,7 @@ fn payload(publication: &Publication) -> (bool, &[u8]) {
     (wire[0] == 0x82, &wire[header..])
 }
 
-/// What holds whatever was sent; the answers.
+/// Checks everything that holds for any input; returns the answers.
 fn check<'a>(sent: &[u8], client: &Client, has_token: bool, outcome: &'a Outcome) -> Vec<(u16, &'a [u8])> {
     for (publication, _) in &outcome.publications {
         let (binary, bytes) = payload(publication);
@@ -213,18 +215,18 @@ fn check<'a>(sent: &[u8], client: &Client, has_token: bool, outcome: &'a Outcome
         };
         assert_eq!(publication.frame, again);
         let mut rest = sent.iter();
-        assert!(bytes.iter().all(|byte| rest.any(|sent| sent == byte)), "nobody sent {}", bytes.escape_ascii());
+        assert!(bytes.iter().all(|byte| rest.any(|sent| sent == byte)), "no client sent {}", bytes.escape_ascii());
         assert!(ChannelName::new(publication.channel.as_str()).is_ok());
         let shows_token = sent.windows(TOKEN.len()).any(|bytes| bytes == TOKEN.as_bytes());
         assert!(!has_token || shows_token, "published without the token");
     }
-    // Whoever has ended is waited for no more; whoever waits has the time for a head and a body.
+    // After the client's end the server waits no longer; a silent client has time for a head and a body.
     let most = match client.ending {
         Ending::Waits => 2 * Config::default().handshake_timeout + PATIENCE,
-        Ending::Says | Ending::Goes => PATIENCE,
+        Ending::HalfCloses | Ending::Disconnects => PATIENCE,
     };
     assert!(outcome.ended_after <= most, "{client:?}: ended after {:?}", outcome.ended_after);
-    if client.ending == Ending::Goes {
+    if client.ending == Ending::Disconnects {
         return Vec::new();
     }
     let answers = answers(&outcome.output);
@@ -239,15 +241,15 @@ fn check<'a>(sent: &[u8], client: &Client, has_token: bool, outcome: &'a Outcome
     answers
 }
 
-/// A publication that is written by the rules.
+/// A valid publication.
 #[derive(Arbitrary, Debug)]
 struct Post {
     channel: Channel,
     body: Vec<u8>,
-    /// Repeated so many times, and once more.
+    /// The body is repeated `times % 8 + 1` times.
     times: u8,
     binary: bool,
-    /// Lengths of its chunks; without any, the length is announced.
+    /// Lengths of the chunks; if empty, the request has a `Content-Length`.
     chunks: Vec<u8>,
     expects_continue: bool,
     wants_receipt: bool,
@@ -309,7 +311,7 @@ impl Post {
     }
 }
 
-/// An empty one would be the last.
+/// Writes a chunk unless it is empty: an empty chunk would end the body.
 fn write_chunk(wire: &mut Vec<u8>, chunk: &[u8]) {
     if !chunk.is_empty() {
         wire.extend(format!("{:X}\r\n", chunk.len()).into_bytes());
@@ -318,11 +320,11 @@ fn write_chunk(wire: &mut Vec<u8>, chunk: &[u8]) {
     }
 }
 
-/// Publishes and checks that exactly what was sent is published, in order.
+/// Sends publications and checks that exactly these are published, in order.
 fn publish(stage: &Stage, token: Option<&str>, client: &Client, refuses: bool, posts: &[Post]) {
     let mut sent = Vec::new();
     let (mut statuses, mut published) = (Vec::new(), Vec::new());
-    // After an answer to a request whose body was not read to its end, the connection may be over.
+    // After an answer to a request whose body was not read, the server may close the connection.
     let mut certain = None;
     for post in posts {
         post.write(&mut sent, token);
@@ -352,7 +354,7 @@ fn publish(stage: &Stage, token: Option<&str>, client: &Client, refuses: bool, p
         })
         .collect();
     assert!(published.starts_with(&found), "{found:?} of {published:?}");
-    if client.ending != Ending::Goes {
+    if client.ending != Ending::Disconnects {
         let answered: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
         let (answers_min, published_min) = certain.unwrap_or((statuses.len(), published.len()));
         assert!(statuses.starts_with(&answered), "{answered:?} of {statuses:?}");
@@ -361,19 +363,19 @@ fn publish(stage: &Stage, token: Option<&str>, client: &Client, refuses: bool, p
 }
 
 thread_local! {
-    /// Without a token and with one.
+    /// A server without a token, and one with a token.
     static STAGES: [Stage; 2] = [Stage::new(None), Stage::new(Some(TOKEN))];
 }
 
 fn run(input: &[u8]) -> Result<()> {
     let mut input = Unstructured::new(input);
-    let (who, reads): (u8, u8) = (input.arbitrary()?, input.arbitrary()?);
+    let (kind, reads): (u8, u8) = (input.arbitrary()?, input.arbitrary()?);
     let client = Client {
-        ending: [Ending::Says, Ending::Says, Ending::Waits, Ending::Goes][usize::from(who & 3)],
-        pipe_bytes: [65_536, 1024, 64, 1][usize::from(who >> 2 & 3)],
+        ending: [Ending::HalfCloses, Ending::HalfCloses, Ending::Waits, Ending::Disconnects][usize::from(kind & 3)],
+        pipe_bytes: [65_536, 1024, 64, 1][usize::from(kind >> 2 & 3)],
         pieces: input.bytes(usize::from(reads & 7))?.to_vec(),
     };
-    let (has_token, refuses, careful) = (who & 0x10 != 0, who & 0x20 != 0, who & 0x80 != 0);
+    let (has_token, refuses, careful) = (kind & 0x10 != 0, kind & 0x20 != 0, kind & 0x80 != 0);
     let token = has_token.then_some(TOKEN);
     STAGES.with(|stages| {
         let stage = &stages[usize::from(has_token)];
@@ -389,6 +391,6 @@ fn run(input: &[u8]) -> Result<()> {
 }
 
 fuzz_target!(|input: &[u8]| {
-    // An input that is too short for what it begins with has nothing to say.
+    // An error means that the input is too short; there is nothing to test.
     let _ = run(input);
 });
