@@ -133,6 +133,9 @@ pub(crate) struct DeliveryTracker {
     subscribers: Vec<Subscriber>,
     /// Positions that a subscriber has skipped, if any.
     skipped: HashMap<u32, Vec<u32>>,
+    /// First messages of subscribers that cannot define the order yet: subscriber, publication,
+    /// time. Mostly empty.
+    early: Vec<(usize, u32, u64)>,
     counts: Counts,
     /// Messages that all subscribers have that are owed them.
     complete: u64,
@@ -152,6 +155,7 @@ impl DeliveryTracker {
             rooms: (0..rooms.max(1)).map(|_| Room::default()).collect(),
             subscribers: vec![Subscriber::default(); subscribers],
             skipped: HashMap::new(),
+            early: Vec::new(),
             counts: Counts::default(),
             complete: 0,
             slow_from: 0,
@@ -170,6 +174,7 @@ impl DeliveryTracker {
     /// Ends the measurement: messages that slow subscribers lack at the end of their order are gaps
     /// too.
     pub(crate) fn close_slow(&mut self) {
+        self.receive_early(|_| true);
         for entry in self.subscribers.iter_mut().filter(|entry| entry.state == SubscriberState::Slow) {
             let order = &self.rooms[entry.room as usize].order;
             let measured = |number: &&u32| **number >= self.slow_from && **number >= entry.owed_from;
@@ -213,6 +218,18 @@ impl DeliveryTracker {
     /// many deliveries it lacks, without gaps. A message that becomes complete by that has no last
     /// delivery, and no latency of one.
     fn release(&mut self, subscriber: usize) -> u64 {
+        if !self.early.is_empty() {
+            self.receive_early(|early| early == subscriber);
+        }
+        let lacking = self.remove(subscriber);
+        if !self.early.is_empty() {
+            // Publications that this subscriber alone was owed have no position to wait for.
+            self.receive_early(|_| false);
+        }
+        lacking
+    }
+
+    fn remove(&mut self, subscriber: usize) -> u64 {
         let entry = std::mem::take(&mut self.subscribers[subscriber]);
         let skipped = self.skipped.remove(&(subscriber as u32)).unwrap_or_default();
         if !matches!(entry.state, SubscriberState::Joined | SubscriberState::Following) {
@@ -286,6 +303,52 @@ impl DeliveryTracker {
     /// or an error.
     #[inline(never)]
     fn receive_unusual(&mut self, subscriber: usize, number: u32, now_ns: u64) {
+        if self.is_early(subscriber, number) {
+            self.early.push((subscriber, number, now_ns));
+            return;
+        }
+        let had_early = !self.early.is_empty();
+        self.receive_in_order(subscriber, number, now_ns);
+        if had_early {
+            self.receive_early(|_| false);
+        }
+    }
+
+    /// Whether this is a first message that would wrongly define the order: a publication from before
+    /// the subscriber joined has no position yet. That one comes first, and this subscriber does not
+    /// get it. Messages behind an early one are early too.
+    fn is_early(&self, subscriber: usize, number: u32) -> bool {
+        let entry = self.subscribers[subscriber];
+        let is_unplaced = |number: &u32| {
+            self.publications.get(*number as usize).is_some_and(|publication| publication.position == UNPLACED)
+        };
+        let outstanding = &self.rooms[entry.room as usize].outstanding;
+        entry.state == SubscriberState::Joined
+            && (self.early.iter().any(|(early, ..)| *early == subscriber)
+                || is_unplaced(&number)
+                    && outstanding.iter().take_while(|older| **older < entry.owed_from.min(number)).any(is_unplaced))
+    }
+
+    /// Takes in early messages whose order is known now, and those of subscribers for which `is_due`
+    /// holds in any case.
+    fn receive_early(&mut self, is_due: impl Fn(usize) -> bool) {
+        loop {
+            let early = std::mem::take(&mut self.early);
+            let before = early.len();
+            for (subscriber, number, now_ns) in early {
+                if !is_due(subscriber) && self.is_early(subscriber, number) {
+                    self.early.push((subscriber, number, now_ns));
+                } else {
+                    self.receive_in_order(subscriber, number, now_ns);
+                }
+            }
+            if self.early.is_empty() || self.early.len() == before {
+                return;
+            }
+        }
+    }
+
+    fn receive_in_order(&mut self, subscriber: usize, number: u32, now_ns: u64) {
         let entry = self.subscribers[subscriber];
         let Some(publication) = self.publications.get_mut(number as usize) else {
             self.counts.unexpected += 1;
@@ -495,6 +558,36 @@ mod tests {
         receive(&mut late, 0, &[0, 1, 2]);
         receive(&mut late, 1, &[2]);
         assert_eq!((late.counts().gaps, late.counts().lost()), (1, 1));
+    }
+
+    #[test]
+    fn a_late_subscriber_does_not_define_the_order_of_what_it_is_not_owed() {
+        let mut tracker = tracker(2, 1);
+        tracker.join(2, 0, false);
+        assert_eq!((tracker.publish(0, 10), tracker.publish(0, 10)), (1, 2));
+        // It has 1 and 2 before any other subscriber has 0, which comes first.
+        receive(&mut tracker, 2, &[1, 2]);
+        receive(&mut tracker, 0, &[0, 1, 2]);
+        receive(&mut tracker, 1, &[0, 1, 2]);
+        let counts = tracker.counts();
+        assert!(counts.is_exact(), "{counts:?}");
+        assert_eq!((counts.expected, counts.received, tracker.in_flight()), (8, 8, 0));
+    }
+
+    #[test]
+    fn early_messages_count_when_their_subscriber_leaves_and_at_the_end() {
+        let mut tracker = tracker(1, 1);
+        tracker.join(1, 0, false);
+        tracker.publish(0, 10);
+        receive(&mut tracker, 1, &[1]);
+        assert_eq!(tracker.counts().received, 0);
+        tracker.leave(1);
+        assert_eq!((tracker.counts().expected, tracker.counts().received), (3, 1));
+        tracker.join(1, 0, false);
+        tracker.publish(0, 10);
+        receive(&mut tracker, 1, &[2]);
+        tracker.close_slow();
+        assert_eq!((tracker.counts().received, tracker.counts().lost()), (2, 3));
     }
 
     #[test]
