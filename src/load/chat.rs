@@ -260,6 +260,8 @@ pub(crate) fn run(options: &Options) -> Result<ChatResult, LoadError> {
         }
         let now_ns = clock.now_ns();
         chat.greet(now_ns);
+        // Before a client begins its next session, and after: a connection may fail at once.
+        chat.count_failures();
         chat.act(now_ns, event_loop.registry())?;
         chat.count_failures();
         let first_error = || chat.pool.first_error.clone().unwrap_or_default();
