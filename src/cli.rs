@@ -25,7 +25,8 @@ use crate::settings::{self, Config, FILES_KEPT, Flags, Loaded, Reload};
 const LOG_LINES_MAX: usize = 4096;
 /// How a machine gives more threads.
 const MORE_THREADS: &str = "allow more threads (ulimit -u) or more memory (ulimit -v)";
-/// A second SIGTERM or SIGINT this soon is the first one again: a process group gets it from the terminal and from its leader.
+/// A second SIGTERM or SIGINT this soon is the first one again: a process group gets it from the
+/// terminal and from its leader.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// Exit code for a wrong command line (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
@@ -38,8 +39,10 @@ const SOFTWARE: u8 = 70;
 
 /// A WebSocket fan-out server: one message in, every subscriber gets it.
 ///
-/// Every flag is an environment variable, too: --max-connections is HYDRANT_MAX_CONNECTIONS. Sizes are bytes or have units such as
-/// 64KiB; durations have units such as 3s or 500ms.
+/// Every flag can be an environment variable or a line of a file, too: --max-connections 100 is
+/// HYDRANT_MAX_CONNECTIONS=100, or max_connections = 100 in the file of --config. A flag goes
+/// before a variable, and a variable before the file. Sizes are bytes or have units such as 64KiB;
+/// durations have units such as 3s or 500ms.
 #[derive(Debug, Parser)]
 #[command(name = "hydrant", version, args_conflicts_with_subcommands = true, args_override_self = true)]
 #[command(next_line_help = true)]
@@ -63,7 +66,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print every setting in effect, and where it comes from: flag, variable, file or default. Secrets are masked.
+    /// Print every setting in effect, and where it comes from: flag, variable, file or default.
+    /// Secrets are masked.
     #[command(args_override_self = true, next_line_help = true)]
     Print(Flags),
     /// Check the settings, and the certificates, keys and tokens that they name, and start nothing.
@@ -93,9 +97,10 @@ pub fn run() -> ExitCode {
         Some(Command::Config(ConfigCommand::Print(flags))) => {
             with_settings(&flags, |loaded| print_text(&loaded.print()))
         }
-        Some(Command::Config(ConfigCommand::Check(flags))) => {
-            with_settings(&flags, |_| print_text("the settings are right\n"))
-        }
+        Some(Command::Config(ConfigCommand::Check(flags))) => with_settings(&flags, |_| {
+            settings::misspelt_variables().iter().for_each(|sentence| eprintln!("warning: {sentence}"));
+            print_text("the settings are right\n")
+        }),
         Some(Command::Serve(flags)) => with_settings(&flags, |loaded| serve(&flags, loaded)),
         None => with_settings(&cli.flags, |loaded| serve(&cli.flags, loaded)),
     }
@@ -137,6 +142,7 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     let (level, level_handle) = reload::Layer::new(LevelFilter::from(loaded.config.log));
     let lines = fmt::layer().with_writer(stderr).with_ansi(false).with_target(false).log_internal_errors(false);
     tracing_subscriber::registry().with(level).with(lines).init();
+    settings::misspelt_variables().iter().for_each(|sentence| tracing::warn!("{sentence}"));
     mem::sample_heap(loaded.config.heap_sample);
     abort_on_panic();
     let clients_max = clients_of_open_files();
@@ -158,8 +164,9 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     }
 }
 
-/// The log is written by a thread of its own, which drops lines when it falls behind: a reader of the log that is slow, or has
-/// stopped, may not hold up a shard. The guard writes what is left. `None` if the thread cannot be had.
+/// The log is written by a thread of its own, which drops lines when it falls behind: a reader of
+/// the log that is slow, or has stopped, may not hold up a shard. The guard writes what is left.
+/// `None` if the thread cannot be had.
 fn log_writer() -> Option<(NonBlocking, WorkerGuard)> {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     // It panics without a thread; the sentence that says so is ours.
@@ -308,7 +315,8 @@ struct Reloader {
 }
 
 impl Reloader {
-    /// Puts into effect what can change, and names what cannot. With a fault anywhere, everything stays as it is.
+    /// Puts into effect what can change, and names what cannot. With a fault anywhere, everything
+    /// stays as it is.
     fn reload(&mut self, engine: &Engine) {
         let reloaded = settings::load(&self.flags)
             .map_err(|error| error.to_string())

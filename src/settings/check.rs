@@ -48,8 +48,9 @@ impl Config {
         clients.chain(admin).enumerate().map(listener_config).collect()
     }
 
-    /// Where publishing and administration answer: [`Config::admin_listen`], or 127.0.0.1 and the port after the first one of
-    /// [`Config::listen`]. Port 0 stays 0, and a socket without a port gives port 3001.
+    /// Where publishing and administration answer: [`Config::admin_listen`], or 127.0.0.1 and the
+    /// port after the first one of [`Config::listen`]. Port 0 stays 0, and a socket without a port
+    /// gives port 3001.
     #[must_use]
     pub fn admin_address(&self) -> ListenAddress {
         self.admin_listen.clone().unwrap_or_else(|| {
@@ -62,8 +63,8 @@ impl Config {
         })
     }
 
-    /// Whether clients' and admin routes are on one port: `--admin-listen` is the address of a `--listen`. With port 0,
-    /// too: the same text means the same socket.
+    /// Whether clients' and admin routes are on one port: `--admin-listen` is the address of a
+    /// `--listen`. With port 0, too: the same text means the same socket.
     #[must_use]
     pub fn admin_is_shared(&self) -> bool {
         self.admin_listen.as_ref().is_some_and(|address| self.listen.contains(address))

@@ -1,7 +1,7 @@
 //! The declaration of every setting, and the [`Config`] that comes of it.
 //!
-//! To add a setting, add an entry here: the sentence is its help and the doc of its field, then come the field, its type, how
-//! its text is read, its default, and the rest of a [`Setting`].
+//! To add a setting, add an entry here: the sentence is its help and the doc of its field, then
+//! come the field, its type, how its text is read, its default, and the rest of a [`Setting`].
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ use super::{Form, Group, ListenAddress, SayPolicy, Setting, SlowPolicy, Strategy
 use crate::jwt::TokenKey;
 use crate::tls::Tls;
 
-/// Defines [`Config`], its default and [`SETTINGS`] from one entry for each setting, and a field for each value that is made
-/// of several settings.
+/// Defines [`Config`], its default and [`SETTINGS`] from one entry for each setting, and a field
+/// for each value that is made of several settings.
 macro_rules! settings {
     (
         $(
@@ -81,60 +81,64 @@ impl Setting {
 }
 
 settings! {
-    /// Address where clients connect. Several are separated by commas, or the flag is repeated. Possible are
-    /// `127.0.0.1:3000`; `localhost:3000`, which is every address of the name; `3000`, which is that port of 127.0.0.1;
-    /// `:3000`, which is that port of every address of the machine; `unix:/run/hydrant.sock`; and `systemd` or `fd:3`
-    /// for a socket that systemd passes. The kernel chooses port 0, and the log names it.
+    /// Address where clients connect. Several are written with commas between, or the flag is
+    /// repeated. Forms: `127.0.0.1:3000`; `localhost:3000` for every address of the name; `3000`
+    /// for that port of 127.0.0.1; `:3000` for that port of every address of the machine;
+    /// `unix:/run/hydrant.sock`; `systemd` or `fd:3` for a socket that systemd passes. With port 0
+    /// the kernel chooses, and the log names the port.
     listen: Vec<ListenAddress> = parse_list["127.0.0.1:3000"] {
         flag: "listen", group: Group::Listen, unit: "ADDRESS", form: Form::List,
     }
 
-    /// Address of publishing and administration: `/publish`, `/metrics` and `/debug`. Default: 127.0.0.1 and the port of
-    /// the first `--listen` plus 1. If it is also an address of `--listen`, that port serves everything. It never speaks
-    /// TLS.
+    /// Address of publishing and administration: `/publish`, `/metrics` and `/debug`. Default:
+    /// 127.0.0.1 and the port of the first `--listen` plus 1. If it is also an address of
+    /// `--listen`, that port serves everything. It never speaks TLS.
     admin_listen: Option<ListenAddress> = parse_optional[""] {
         flag: "admin-listen", group: Group::Listen, unit: "ADDRESS",
     }
 
-    /// Says that anybody who can connect may publish. Without `--token` the server rejects publishing beyond loopback and
-    /// on a port that clients share; this allows it.
+    /// Allows publishing without a token beyond loopback, too, and on a port that clients share.
+    /// Without this, the server rejects it there.
     open: bool = parse_switch["false"] {
         flag: "open", group: Group::Listen, form: Form::Switch,
     }
 
-    /// Threads that accept connections and speak HTTP and TLS. Deliveries run on the threads of `--shards`.
+    /// Threads that accept connections and handle HTTP and TLS. Messages are delivered by the
+    /// threads of `--shards`.
     http_threads: NonZeroUsize = parse_count["1"] {
         flag: "http-threads", group: Group::Listen, unit: "COUNT", form: Form::Number,
     }
 
-    /// Proxies whose word about a client counts: networks such as `10.0.0.0/8`, or addresses. For a connection from one
-    /// of them, the client's address for limits and logs is that of `Forwarded` or `X-Forwarded-For`, and
-    /// `X-Forwarded-Host` is the host that a page's origin is compared with.
+    /// Proxies to believe: networks such as `10.0.0.0/8`, or addresses. Behind one of them, limits
+    /// and logs use the client's address from `Forwarded` or `X-Forwarded-For`, and the origin of a
+    /// page is compared with `X-Forwarded-Host`.
     trusted_proxy: Vec<Network> = parse_list[""] {
         flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK", form: Form::List, reloads: true,
     }
 
-    /// Connections from a `--trusted-proxy` begin with a header of the PROXY protocol, version 1 or 2, that gives the
-    /// client's address. A connection from there without the header is closed.
+    /// Every connection from a `--trusted-proxy` begins with a header of the PROXY protocol,
+    /// version 1 or 2, with the client's address. A connection from there without the header is
+    /// closed.
     proxy_protocol: bool = parse_switch["false"] {
         flag: "proxy-protocol", group: Group::Proxies, form: Form::Switch, reloads: true,
     }
 
-    /// Origins whose pages may connect, beside those of the server's own host: for example `https://example.com`,
-    /// `https://*.example.com`, `http://localhost:*`, `file://`, `null`, or `*` for all. Pages of other origins get 403.
-    /// Clients that send no origin always may; browsers send one.
+    /// Origins whose pages may connect, beside those of the server's own host: for example
+    /// `https://example.com`, `https://*.example.com`, `http://localhost:*`, `file://`, `null`, or
+    /// `*` for all. Pages of other origins get 403. A client that sends no origin may always
+    /// connect; browsers always send one.
     allow_origin: Vec<String> = parse_origins[""] {
         flag: "allow-origin", group: Group::Proxies, unit: "ORIGIN", form: Form::List, reloads: true,
     }
 
-    /// Subprotocols that the server chooses from when a client offers some. Without this list, the server chooses the first
-    /// that the client offers.
+    /// Subprotocols to choose from when a client offers some. Without this list, the server chooses
+    /// the first one that the client offers.
     subprotocol: Vec<String> = parse_subprotocols[""] {
         flag: "subprotocol", group: Group::Proxies, unit: "NAME", form: Form::List, reloads: true,
     }
 
-    /// Bearer token that publishers and administrators send. Without one, these routes answer to this machine only, and
-    /// not to a proxy on it that says that it is one.
+    /// Bearer token for publishing and administration. Without one, these routes answer only to
+    /// programs on this machine, and not to requests that a proxy passes on.
     token: Option<Secret> = parse_secret[""] {
         flag: "token", group: Group::Auth, unit: "TOKEN", form: Form::Secret, reloads: true,
     }
@@ -144,9 +148,10 @@ settings! {
         flag: "token-file", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// Shared secret of subscribers' tokens (JWT with HS256). Every WebSocket then needs a token with `exp`, in
-    /// `Authorization: Bearer`, as `?token=`, or as subprotocols `bearer, TOKEN`. The claim `channels` limits the token to
-    /// these channels; `room-*` is every channel whose name begins so.
+    /// Shared secret of subscribers' tokens (JWT with HS256). Every WebSocket then needs a token
+    /// with `exp`, in `Authorization: Bearer`, as `?token=`, or as subprotocols `bearer, TOKEN`.
+    /// The claim `channels` limits the token to these channels; `room-*` is every channel whose
+    /// name begins so.
     jwt_secret: Option<Secret> = parse_secret[""] {
         flag: "jwt-secret", group: Group::Auth, unit: "SECRET", form: Form::Secret, reloads: true,
     }
@@ -156,22 +161,26 @@ settings! {
         flag: "jwt-secret-file", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// File with a public key in PEM form, in place of a shared secret: RSA for RS256, or P-256 for ES256.
+    /// File with a public key in PEM form, in place of a shared secret: RSA for RS256, or P-256 for
+    /// ES256.
     jwt_key: Option<PathBuf> = parse_path[""] {
         flag: "jwt-key", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// How far the clocks of the server and of a token's issuer may differ, for `exp`, `nbf` and `iat`.
+    /// How far the clocks of the server and of a token's issuer may differ, for `exp`, `nbf` and
+    /// `iat`.
     token_leeway: Duration = parse_duration["5s"] {
         flag: "token-leeway", group: Group::Auth, unit: "DURATION", form: Form::Number, reloads: true,
     }
 
-    /// Which channels a client's SAY reaches: none, the rooms that the client joined by name, or these and `all`.
+    /// Which channels a client's SAY reaches: none, the rooms that the client joined by name, or
+    /// these and `all`.
     say: SayPolicy = parse_choice["rooms"] {
         flag: "say", group: Group::Auth, unit: "off|rooms|all", reloads: true,
     }
 
-    /// File with the certificate chain in PEM form. Clients then connect with `wss://` and `https://`.
+    /// File with the certificate chain in PEM form. Clients then connect with `wss://` and
+    /// `https://`.
     #[cfg(feature = "tls")]
     tls_cert: Option<PathBuf> = parse_path[""] {
         flag: "tls-cert", group: Group::Tls, unit: "FILE", reloads: true,
@@ -183,7 +192,8 @@ settings! {
         flag: "tls-key", group: Group::Tls, unit: "FILE", reloads: true,
     }
 
-    /// Address for TLS, written like `--listen`, which then stays without TLS. If it is not set, `--listen` speaks TLS.
+    /// Address for TLS, written like `--listen`, which then stays without TLS. If it is not set,
+    /// `--listen` speaks TLS.
     #[cfg(feature = "tls")]
     tls_listen: Vec<ListenAddress> = parse_list[""] {
         flag: "tls-listen", group: Group::Tls, unit: "ADDRESS", form: Form::List,
@@ -194,30 +204,35 @@ settings! {
         flag: "max-connections", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most connections of one client address, WebSockets or not; an IPv6 network of 64 bits counts as one address. One
-    /// more gets 429, or with TLS the end of the stream. 0: any number. A bound costs 100 bytes for each connection.
+    /// Most connections of one client address, WebSockets or not; an IPv6 network of 64 bits counts
+    /// as one address. One more gets 429, or with TLS the end of the stream. 0: any number. A bound
+    /// costs 100 bytes for each connection.
     per_address_max: Option<NonZeroUsize> = parse_limit["0"] {
         flag: "max-per-address", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most HTTP connections of a listener: those whose request is not finished, and idle ones. At the bound, the
-    /// connection with the least progress is closed for a new one; half of the bound is kept for connections without a
-    /// finished request. If all are being answered, the new one gets 503, or with TLS the end of the stream.
+    /// Most HTTP connections of a listener: those whose request is not finished, and idle ones. At
+    /// the bound, the connection with the least progress is closed for a new one; half of the bound
+    /// is kept for connections without a finished request. If all are being answered, the new one
+    /// gets 503, or with TLS the end of the stream.
     handshakes_max: usize = parse_count["4096"] {
         flag: "max-handshakes", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most connections accepted in a second. Further ones wait in the kernel's queue, which holds 4,096. 0: any number.
+    /// Most connections accepted in a second. Further ones wait in the kernel's queue, which holds
+    /// 4,096. 0: any number.
     accept_rate: Option<NonZeroU32> = parse_rate["0"] {
         flag: "accept-rate", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Heap in use at which new WebSockets get 503. Backlogs count; memory of the kernel for sockets does not. 0: no bound.
+    /// Heap in use at which new WebSockets get 503. Backlogs count; memory of the kernel for
+    /// sockets does not. 0: no bound.
     memory_bytes_max: Option<NonZeroUsize> = parse_bytes_or_none["0"] {
         flag: "max-memory", was: &["memory-max"], group: Group::Limits, unit: "BYTES", form: Form::Number, reloads: true,
     }
 
-    /// Longest message from a client or a publisher. A longer one closes the client with 1009; a publisher gets 413.
+    /// Longest message from a client or a publisher. A longer one closes the client with 1009; a
+    /// publisher gets 413.
     message_bytes_max: usize = parse_bytes["64KiB"] {
         flag: "message-bytes", group: Group::Limits, unit: "BYTES", form: Form::Number,
     }
@@ -237,56 +252,58 @@ settings! {
         flag: "max-headers", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most messages of one client in a second, control frames included; at the bound `--too-fast` decides. 0: any number.
+    /// Most messages from one client in a second, control frames included; at the bound
+    /// `--too-fast` decides. 0: any number.
     client_messages_max: Option<NonZeroU32> = parse_rate["0"] {
         flag: "client-message-rate", was: &["client-messages"], group: Group::Limits, unit: "COUNT", form: Form::Number,
         reloads: true,
     }
 
-    /// Most bytes of one client in a second, beside one message of the longest; at the bound `--too-fast` decides. 0: any
-    /// number.
+    /// Most bytes from one client in a second, plus one message of `--message-bytes`; at the bound
+    /// `--too-fast` decides. 0: any number.
     client_bytes_max: Option<NonZeroUsize> = parse_bytes_or_none["0"] {
         flag: "client-byte-rate", was: &["client-bytes"], group: Group::Limits, unit: "BYTES", form: Form::Number,
         reloads: true,
     }
 
-    /// How the server treats a client that sends too fast: it closes the client with 1008, or it drops and counts the
-    /// client's messages and pings.
+    /// How the server treats a client that sends too fast: it closes the client with 1008, or it
+    /// drops and counts the client's messages and pings.
     too_fast: TooFastPolicy = parse_choice["disconnect"] {
         flag: "too-fast", group: Group::Limits, unit: "disconnect|drop", reloads: true,
     }
 
-    /// Most bytes that wait for one client (its backlog); a message that waits for several clients counts for each. At the
-    /// bound `--slow` decides.
+    /// Most bytes that wait for one client (its backlog); a message that waits for several clients
+    /// counts for each. At the bound `--slow` decides.
     outbox_bytes_max: usize = parse_bytes["1MiB"] {
         flag: "outbox-bytes", group: Group::SlowClients, unit: "BYTES", form: Form::Number,
     }
 
-    /// How the server treats a client whose backlog is full: it closes the client with 1013, or it drops and counts the
-    /// newest or the oldest messages.
+    /// How the server treats a client whose backlog is full: it closes the client with 1013, or it
+    /// drops and counts the newest or the oldest messages.
     slow: SlowPolicy = parse_choice["disconnect"] {
         flag: "slow", group: Group::SlowClients, unit: "disconnect|drop-newest|drop-oldest",
     }
 
-    /// Kernel send buffer of each client; messages beyond it wait in the backlog. Also the kernel's receive buffer, which
-    /// has at least 64KiB.
+    /// Kernel send buffer of each client; messages beyond it wait in the backlog. The kernel's
+    /// receive buffer has the same size, and at least 64KiB.
     kernel_bytes_max: usize = parse_bytes["256KiB"] {
         flag: "kernel-bytes", group: Group::SlowClients, unit: "BYTES", form: Form::Number,
     }
 
-    /// Most bytes of one channel that are accepted and not yet sent to its subscribers. At the bound a publisher gets 503,
-    /// and a client's SAY gets an ERROR event.
+    /// Most bytes of one channel that are accepted and not yet sent to its subscribers. At the
+    /// bound a publisher gets 503, and a client's SAY gets an ERROR event.
     pending_bytes_max: usize = parse_bytes["16MiB"] {
         flag: "pending-bytes", group: Group::SlowClients, unit: "BYTES", form: Form::Number,
     }
 
-    /// How long a client may take to send the head of a request, or its body. Then the server answers 408.
+    /// How long a client may take to send the head of a request, or its body. Then the server
+    /// answers 408.
     handshake_timeout: Duration = parse_duration["10s"] {
         flag: "handshake-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }
 
-    /// How long an HTTP connection may be idle between two requests. It should be longer than the same timeout of a proxy
-    /// in front, which is 60s for most.
+    /// How long an HTTP connection may be idle between two requests. It should be longer than the
+    /// same timeout of a proxy in front, which is 60s for most.
     keep_alive_timeout: Duration = parse_duration["75s"] {
         flag: "keep-alive-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }
@@ -301,24 +318,26 @@ settings! {
         flag: "idle-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long the kernel may hold bytes that a client does not take, or whose arrival it does not confirm. Then the
+    /// How long the kernel may hold bytes that a client does not take or acknowledge. Then the
     /// connection is ended.
     write_timeout: Duration = parse_duration["30s"] {
         flag: "write-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long a client may take to answer a close frame. Then the socket is closed without the answer.
+    /// How long a client may take to answer a close frame. Then the socket is closed without the
+    /// answer.
     close_timeout: Duration = parse_duration["5s"] {
         flag: "close-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long a graceful shutdown may take after SIGTERM or SIGINT. Then the sockets that are left are closed.
+    /// How long a graceful shutdown may take after SIGTERM or SIGINT. Then the sockets that are
+    /// left are closed.
     drain_timeout: Duration = parse_duration["10s"] {
         flag: "drain-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// Clients that a graceful shutdown closes in a second, in random order, so that they do not all reconnect at once. It
-    /// is more if `--drain-timeout` would not suffice.
+    /// Clients that a graceful shutdown closes in a second, in random order, so that they do not
+    /// all reconnect at once. The rate rises if `--drain-timeout` would be too short.
     drain_rate: NonZeroU32 = parse_count["2000"] {
         flag: "drain-rate", group: Group::Timeouts, unit: "COUNT", form: Form::Number,
     }
@@ -328,7 +347,8 @@ settings! {
         flag: "shards", group: Group::Engine, unit: "COUNT", form: Form::Number,
     }
 
-    /// How a message reaches the subscribers; `direct` is the fastest, and the others are there to compare.
+    /// How a message reaches the subscribers; `direct` is the fastest, and the others are there to
+    /// compare.
     fanout: Strategy = parse_choice["direct"] {
         flag: "fanout", group: Group::Engine, unit: "direct|wake|ring|mailbox",
     }
@@ -338,8 +358,8 @@ settings! {
         flag: "tick", group: Group::Engine, unit: "DURATION", form: Form::Number,
     }
 
-    /// Batches of at least this size are sent from memory that all sockets share; smaller ones are copied to each socket.
-    /// Only for `--fanout direct`.
+    /// Batches of at least this size are sent from memory that all sockets share; smaller ones are
+    /// copied to each socket. Only for `--fanout direct`.
     pages_bytes_min: usize = parse_bytes["16KiB"] {
         flag: "shared-pages-min", was: &["pages-bytes"], group: Group::Engine, unit: "BYTES", form: Form::Number,
     }
@@ -349,23 +369,25 @@ settings! {
         flag: "log", group: Group::Log, unit: "error|warn|info|debug|trace", reloads: true,
     }
 
-    /// Mean number of bytes between two samples of `/debug/pprof/heap`, a power of two. 0: no samples. A sample costs
-    /// about 4KiB of memory. The default shows nothing of a quiet server; `16KiB` shows the 210 bytes of each connection,
-    /// and costs about 100 bytes more for each.
+    /// Mean number of bytes between two samples of `/debug/pprof/heap`, a power of two. 0: no
+    /// samples. A sample costs about 4KiB of memory. The default shows nothing of a quiet server;
+    /// `16KiB` shows the 210 bytes of each connection, and costs about 100 bytes more for each.
     heap_sample: usize = parse_heap_sample["512KiB"] {
         flag: "heap-sample", group: Group::Log, unit: "BYTES", form: Form::Number,
     }
 
     made {
-        /// Verifies the tokens of subscribers; without one, nobody needs a token to subscribe. Made of `jwt_secret`,
-        /// `jwt_secret_file` or `jwt_key`.
+        /// Verifies the tokens of subscribers; without one, nobody needs a token to subscribe. Made
+        /// of `jwt_secret`, `jwt_secret_file` or `jwt_key`.
         subscriber_key: Option<TokenKey> = None,
-        /// The certificate with its key, if clients connect with TLS. Made of `tls_cert` and `tls_key`.
+        /// The certificate with its key, if clients connect with TLS. Made of `tls_cert` and
+        /// `tls_key`.
         tls: Option<Arc<Tls>> = None,
-        /// The longest that a channel waits before a pass when more than half of its subscribers are behind: a burst that
-        /// is larger than a backlog then slows the publishers, and closes no client that reads. A batch in the default
-        /// time is 40 Mbit/s for each subscriber. When it was in vain, the channel does not wait again until most
-        /// subscribers have caught up. Only tests change it.
+        /// The longest that a channel waits before a pass when more than half of its subscribers
+        /// are behind: a burst that is larger than a backlog then slows the publishers, and closes
+        /// no client that reads. A batch in the default time is 40 Mbit/s for each subscriber. When
+        /// it was in vain, the channel does not wait again until most subscribers have caught up.
+        /// Only tests change it.
         pace_max: Duration = Duration::from_millis(50),
     }
 }

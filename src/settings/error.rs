@@ -58,7 +58,8 @@ pub(super) fn nearest(name: &str, names: impl Iterator<Item = String>) -> Option
     best.map(|(_, known)| known)
 }
 
-/// A value as the user wrote it, to begin an error with: the flag or the variable, and the text unless it is secret.
+/// A value as the user wrote it, to begin an error with: the flag or the variable, and the text
+/// unless it is secret.
 #[derive(Debug)]
 pub struct Written {
     setting: &'static Setting,

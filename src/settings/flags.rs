@@ -10,7 +10,8 @@ use super::{Form, Origin, SETTINGS, Setting, variable};
 /// The flag that names the file of settings.
 const CONFIG: &str = "config";
 
-/// The settings that the command line and the environment give, as texts, and the file that gives more.
+/// The settings that the command line and the environment give, as texts, and the file that gives
+/// more.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// The file of `--config`.
@@ -29,6 +30,27 @@ fn variable_in_use(setting: &Setting) -> String {
     setting.was.iter().map(|flag| variable(flag)).find(is_set).unwrap_or(current)
 }
 
+/// A sentence for each variable that looks like one of Hydrant's and is none: its nearest one is
+/// meant. A variable that resembles none may be another program's.
+#[must_use]
+pub fn misspelt_variables() -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter_map(|name| misspelt(&name)).collect()
+}
+
+fn misspelt(name: &str) -> Option<String> {
+    /// More changes of single letters than this are no typing error.
+    const CHANGES_MAX: usize = 2;
+    let flags = SETTINGS.iter().flat_map(|setting| setting.was.iter().chain([&setting.flag]));
+    let known: Vec<_> = flags.chain([&CONFIG]).map(|flag| variable(flag)).collect();
+    if !name.starts_with("HYDRANT_") || known.iter().any(|known| known == name) {
+        return None;
+    }
+    let changes = known.iter().map(|known| (strsim::osa_distance(name, known), known));
+    let (_, nearest) = changes.filter(|(changes, _)| *changes <= CHANGES_MAX).min()?;
+    Some(format!("no setting reads the variable {name}: did you mean {nearest}?"))
+}
+
 fn argument(setting: &'static Setting) -> Arg {
     let mut help = setting.help_line();
     if !setting.default.is_empty() && setting.form != Form::Switch {
@@ -43,7 +65,7 @@ fn argument(setting: &'static Setting) -> Arg {
         .help(help);
     match setting.form {
         Form::Switch => {
-            argument.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
+            argument.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
         Form::List => argument.action(ArgAction::Append).value_name(setting.unit),
         Form::Number | Form::Text | Form::Secret => argument.value_name(setting.unit),
@@ -90,5 +112,25 @@ impl Args for Flags {
 
     fn augment_args_for_update(command: Command) -> Command {
         Self::augment_args(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_variable_is_named_and_foreign_ones_are_not() {
+        assert_eq!(
+            misspelt("HYDRANT_TIKC").unwrap(),
+            "no setting reads the variable HYDRANT_TIKC: did you mean HYDRANT_TICK?"
+        );
+        assert!(misspelt("HYDRANT_MAX_CONECTIONS").unwrap().ends_with("did you mean HYDRANT_MAX_CONNECTIONS?"));
+        // Kubernetes sets such ones for a service with this name.
+        for name in
+            ["HYDRANT_PORT", "HYDRANT_SERVICE_HOST", "HYDRANT_TICK", "HYDRANT_MEMORY_MAX", "HYDRANT_CONFIG", "TICK"]
+        {
+            assert_eq!(misspelt(name), None, "{name}");
+        }
     }
 }

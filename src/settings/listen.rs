@@ -1,4 +1,5 @@
-//! Where a server listens, as the user writes it. Nothing here opens a socket or asks a name server.
+//! Where a server listens, as the user writes it. Nothing here opens a socket or asks a name
+//! server.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,7 +13,8 @@ const FIRST_PASSED_FD: RawFd = 3;
 /// One address of `--listen`, `--tls-listen` or `--admin-listen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// `127.0.0.1:3000`, `[::]:3000`; a bare `3000` is that port of 127.0.0.1. The kernel chooses port 0.
+    /// `127.0.0.1:3000`, `[::]:3000`; a bare `3000` is that port of 127.0.0.1. The kernel chooses
+    /// port 0.
     Ip(SocketAddr),
     /// `localhost:3000`: every address of the name; the server asks for them when it binds.
     Name {
@@ -45,8 +47,8 @@ impl ListenAddress {
         }
     }
 
-    /// Whether only this machine can connect, as far as the text tells: a name or a passed socket may turn out to be
-    /// loopback when it is bound.
+    /// Whether only this machine can connect, as far as the text tells: a name or a passed socket
+    /// may turn out to be loopback when it is bound.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         match self {

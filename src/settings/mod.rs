@@ -1,9 +1,10 @@
 //! Settings: how a user sets something, and the [`Config`] that the server is built from.
 //!
-//! Each setting is declared once, in [`declared`]: flag, default, unit, help, group, and whether a reload can change it. The
-//! environment variable and the key of the file follow from the flag: `--max-connections` is `HYDRANT_MAX_CONNECTIONS` and
-//! `max_connections`. [`load()`] merges flags over environment over file over defaults. [`Config::check`] rejects values that
-//! contradict each other, so that nothing above this module has to. Nothing here opens a socket or starts a thread.
+//! Each setting is declared once, in [`declared`]: flag, default, unit, help, group, and whether a
+//! reload can change it. The environment variable and the key of the file follow from the flag:
+//! `--max-connections` is `HYDRANT_MAX_CONNECTIONS` and `max_connections`. [`load()`] merges flags
+//! over environment over file over defaults. [`Config::check`] rejects values that contradict each
+//! other, so that nothing above this module has to. Nothing here opens a socket or starts a thread.
 
 mod bounds;
 mod check;
@@ -23,7 +24,7 @@ pub use bounds::*;
 pub use check::ConfigError;
 pub use declared::{Config, SETTINGS};
 pub use error::{FileError, Origin, SettingsError};
-pub use flags::Flags;
+pub use flags::{Flags, misspelt_variables};
 pub use listen::ListenAddress;
 pub use load::{Effective, Loaded, load};
 pub use print::template;
@@ -139,10 +140,11 @@ fn variable(flag: &str) -> String {
 pub enum Strategy {
     /// Write straight to each socket, what is pending joined into one write.
     Direct,
-    /// Add to the backlog of each connection and wake its writer task, which joins what waits into one write.
+    /// Add to the backlog of each connection and wake its writer task, which joins what waits into
+    /// one write.
     Wake,
-    /// One ring per shard, from which the writer task of each connection takes what it is subscribed to; for shards
-    /// with few channels.
+    /// One ring per shard, from which the writer task of each connection takes what it is
+    /// subscribed to; for shards with few channels.
     Ring,
     /// A bounded queue and a writer task per connection, one write for each message: the baseline.
     Mailbox,

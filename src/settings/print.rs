@@ -53,8 +53,8 @@ fn comment(text: &str) -> String {
     lines.join("\n")
 }
 
-/// A file of every setting with its help and its default, as a comment each: it sets nothing. A setting without a default
-/// has its unit in place of a value, and one more `#`.
+/// A file of every setting with its help and its default, as a comment each: it sets nothing. A
+/// setting without a default has its unit in place of a value, and one more `#`.
 #[must_use]
 pub fn template() -> String {
     let mut text = comment(

@@ -194,7 +194,8 @@ fn parse_texts(text: &str) -> Vec<String> {
     if text.is_empty() { Vec::new() } else { text.split(',').map(|item| item.trim().to_owned()).collect() }
 }
 
-/// The mean number of bytes between two samples of the heap: 0 or a power of two, of a gibibyte at most.
+/// The mean number of bytes between two samples of the heap: 0 or a power of two, of a gibibyte at
+/// most.
 pub(super) fn parse_heap_sample(text: &str) -> Result<usize, String> {
     match parse_bytes(text)? {
         bytes if bytes == 0 || bytes.is_power_of_two() && bytes <= HEAP_SAMPLE_MAX => Ok(bytes),
@@ -207,8 +208,8 @@ pub(super) fn parse_level(text: &str) -> Result<tracing::Level, String> {
     text.parse().map_err(|_| "write one of error, warn, info, debug, trace".to_owned())
 }
 
-/// Whether this is a pattern of origins, or an origin that some client sends: `*`, `null`, `file://`, a host, or a scheme
-/// and a host, of which the first label or the port may be `*`.
+/// Whether this is a pattern of origins, or an origin that some client sends: `*`, `null`,
+/// `file://`, a host, or a scheme and a host, of which the first label or the port may be `*`.
 #[must_use]
 pub fn is_origin_pattern(pattern: &str) -> bool {
     let (scheme, authority) = pattern.split_once("://").unwrap_or(("none", pattern));
