@@ -3,14 +3,14 @@
 #
 #     tests/conformance.sh target/release/hydrant
 #
-# The cases come from kosoku, which drives Autobahn's own case files without Python 2. It is installed, at
-# one fixed version, into target/venv-conformance on the first run (Python 3.10 or newer and network access are
-# needed for that, once). The server is started on a free loopback port, and every case but those
-# of the compression extension (12.* and 13.*, which Hydrant does not offer) is run against /echo.
+# The first run installs kosoku, which runs Autobahn's own case files without Python 2, into
+# target/venv-conformance; that needs Python 3.10 or newer and a network. The server listens on a
+# free loopback port. All cases run against /echo, except those of the compression extension (12.*
+# and 13.*), which Hydrant does not offer.
 #
-# Strict: a case passes only as OK or INFORMATIONAL; NON-STRICT is a failure here. Exits 0 when every expected
-# case ran and passed, 1 when not, 2 when the run could not be set up, 64 on wrong usage.
-# Reports with the wire log of every case are left in target/conformance/report/index.html.
+# A case passes only as OK or INFORMATIONAL; NON-STRICT is a failure. Exit codes: 0 if all expected
+# cases ran and passed, 1 if not, 2 if the run could not be set up, 64 for wrong usage. The report,
+# with the bytes of every case, is target/conformance/report/index.html.
 set -euo pipefail
 
 kosoku_version=0.1.0
@@ -32,7 +32,7 @@ venv=$target/venv-conformance
 work=$target/conformance
 mkdir -p "$work"
 
-# --- the suite -------------------------------------------------------------------------------------------------
+# --- the suite ---------------------------------------------------------------------------------
 
 have_suite() {
     [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$kosoku_version" <<'PY' >/dev/null 2>&1
@@ -53,18 +53,18 @@ if ! have_suite; then
     fi
 fi
 
-# --- the server ------------------------------------------------------------------------------------------------
+# --- the server --------------------------------------------------------------------------------
 
 . "$here/server.sh"
 runner=
 trap 'kill $runner $server 2>/dev/null || true' EXIT
 
-# The limits that the cases need: messages of 16 MiB (9.1.6), 65536 fragments in one message (9.3.1).
+# Limits for the largest cases: messages of 16 MiB (9.1.6) and of 65,536 fragments (9.3.1).
 log=$work/server.log
 start_server "$log" "$binary" --listen 127.0.0.1:0 --tick 0 --message-bytes 16MiB --message-fragments 100000 \
     --outbox-bytes 64MiB --pending-bytes 64MiB || exit 2
 
-# --- the run ---------------------------------------------------------------------------------------------------
+# --- the run -----------------------------------------------------------------------------------
 
 "$venv/bin/python" "$here/conformance/run.py" "ws://$address/echo" "$work/report" &
 runner=$!

@@ -1,7 +1,8 @@
-"""Every crate that Hydrant is made of and tested with: its licence, where it comes from, and known holes. Standard library only.
+"""Checks licence, source and known vulnerabilities of every crate that Hydrant uses.
 
-Known holes are looked up by `cargo audit` if it is installed and reaches its database; else the last line says that they were
-not. Licences and sources are in Cargo.lock and the crates themselves, and always checked.
+Licences and sources come from Cargo.lock and the crates and are always checked. Vulnerabilities are
+checked by `cargo audit`, if it is installed and reaches its database; otherwise the last line says
+that they were not. Standard library only.
 """
 
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 
 ALLOWED = {"MIT", "Apache-2.0"}
-# As permissive, but not the same words: what each crate may have besides, and why it is here.
+# Other permissive licences: (licence, crate) and what the crate is needed for.
 REASONS = {
     ("ISC", "rustls-webpki"): "certificates, of rustls",
     ("ISC", "untrusted"): "input of rustls-webpki",
@@ -23,12 +24,12 @@ REASONS = {
     ("Unicode-3.0", "unicode-ident"): "tables of Unicode, in procedural macros",
     ("Zlib", "zlib-rs"): "compression, of flate2",
 }
-# Advisories that do not reach Hydrant.
+# Advisories about code that Hydrant does not call.
 IGNORED = {"RUSTSEC-2023-0071": "rsa: the timing of private keys; tokens are only verified, with public ones"}
 
 
 def permitted(expression, name):
-    """Whether an SPDX expression leaves a choice of what is allowed."""
+    """Whether an SPDX expression is satisfied by allowed licences only."""
     words = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR ").replace(" WITH LLVM-exception", ""))
     known = lambda word: word in ALLOWED or (word, name) in REASONS
     terms = [word.lower() if word in ("OR", "AND") else word if word in "()" else str(known(word)) for word in words]
@@ -50,17 +51,17 @@ def main():
             wrong.append(f"{name} {crate['version']} comes from {crate['source']}, not from the registry")
     names = {crate["name"] for crate in crates}
     wrong += [f"tests/crates.py has a reason for {name}, which is not used" for _, name in REASONS if name not in names]
-    holes = "not looked up: cargo audit is not installed"
+    vulnerabilities = "not checked: cargo audit is not installed"
     if shutil.which("cargo-audit"):
         command = ["cargo", "audit", "--quiet", *(word for name in IGNORED for word in ("--ignore", name))]
         audit = subprocess.run(command, capture_output=True, text=True)
         unreachable = re.search(r"couldn't fetch advisory database|error: .*fetch", audit.stderr)
-        holes = "not looked up: its database is out of reach" if unreachable else "none"
+        vulnerabilities = "not checked: its database cannot be reached" if unreachable else "none"
         if audit.returncode and not unreachable:
             wrong.append(f"cargo audit: {audit.stdout}{audit.stderr}")
     for sentence in wrong:
         print(f"crates: {sentence}", file=sys.stderr)
-    print(f"crates: {len(crates)}, {len(wrong)} faults; known holes: {holes}")
+    print(f"crates: {len(crates)}, {len(wrong)} faults; known vulnerabilities: {vulnerabilities}")
     return 1 if wrong or len(crates) < 50 else 0
 
 

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# A smoke run of the article's load test: k6.sh SERVER_BINARY. Installs k6 under target/ when it is missing.
+# A short run of the article's load test with 200 clients:
+#
+#     tests/k6.sh SERVER_BINARY
+#
+# Installs k6 under target/ if it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

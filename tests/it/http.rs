@@ -143,7 +143,7 @@ fn a_handshake_may_come_in_pieces_or_behind_another_request() {
 
 #[test]
 fn publishers_beyond_pending_bytes_get_503_and_nothing_is_lost() {
-    // No client reads. So the channel waits for its subscribers, and publications wait for the channel.
+    // No client reads: the channel waits for its subscribers, and publications for the channel.
     let bounds = Config { message_bytes_max: 1000, pending_bytes_max: 2100, kernel_bytes_max: 4096, ..config() };
     let narrow = Config { pace_max: PATIENCE, ..bounds };
     let server = TestServer::start(narrow);

@@ -49,8 +49,8 @@ pub struct TestServer {
     thread: Option<JoinHandle<ShardStats>>,
 }
 
-/// Number of panics on threads of servers. A panic in a task aborts the real binary; in a test, tokio
-/// would swallow it.
+/// Number of panics on threads of servers. A panic in a task aborts the real binary; in a test,
+/// tokio would swallow it.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_panics() {
