@@ -9,11 +9,13 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+
+use crate::metrics::{Counters, Family};
 
 /// Why a socket or a request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +93,29 @@ impl Rejection {
     }
 }
 
+impl Family for Rejection {
+    const NAME: &'static str = "hydrant_refused_total";
+    const LABEL: &'static str = "reason";
+    const HELP: &'static str = "Sockets and handshakes that were rejected.";
+    const ALL: &'static [Self] = &Self::ALL;
+
+    fn label(self) -> &'static str {
+        self.label()
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// How often each [`Rejection`] occurred.
 #[derive(Debug, Default)]
-pub struct Rejections([AtomicU64; Rejection::ALL.len()]);
+pub struct Rejections(Counters<Rejection>);
 
 impl Rejections {
     /// Counts one rejection, and returns it for the answer.
     pub fn count(&self, rejection: Rejection) -> Rejection {
-        // Relaxed, here and below: only metrics read it.
-        self.0[rejection as usize].fetch_add(1, Ordering::Relaxed);
+        self.0.count(rejection);
         tracing::debug!(reason = rejection.label(), "refused");
         rejection
     }
@@ -107,7 +123,12 @@ impl Rejections {
     /// How often it has occurred so far.
     #[must_use]
     pub fn get(&self, rejection: Rejection) -> u64 {
-        self.0[rejection as usize].load(Ordering::Relaxed)
+        self.0.get(rejection)
+    }
+
+    /// Every reason, with how often it has occurred so far.
+    pub fn series(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.series()
     }
 }
 

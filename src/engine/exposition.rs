@@ -11,7 +11,7 @@ use super::publication::ChannelName;
 use super::{Engine, ShardStats};
 use crate::admission::Rejection;
 use crate::close::CloseReason;
-use crate::metrics::{DropReason, Totals};
+use crate::metrics::{DropReason, Family, HttpError, PublicationResult, Totals};
 
 /// The text of `GET /metrics`.
 #[must_use]
@@ -19,9 +19,10 @@ pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     let mut lines = Lines::default();
     let totals = report.totals;
     lines.one("hydrant_connections", GAUGE, "WebSocket connections.", engine.registry.len() as u64);
-    let refused = Rejection::ALL.map(|why| (why.label(), engine.rejections.get(why)));
-    lines.family("hydrant_refused_total", COUNTER, "Sockets and handshakes that were turned away.", "reason", refused);
-    lines.one("hydrant_frames_matched_total", COUNTER, "Frames due to subscribers.", totals.matched);
+    lines.declared::<Rejection>(engine.rejections.series());
+    lines.declared::<HttpError>(engine.http_errors.series());
+    lines.declared::<PublicationResult>(engine.publications.series());
+    lines.one("hydrant_frames_matched_total", COUNTER, "Frames that matched subscribers.", totals.matched);
     lines.one("hydrant_frames_delivered_total", COUNTER, "Frames handed to the kernel, whole.", totals.delivered);
     let dropped = [totals.dropped_slow, totals.dropped_closed];
     let dropped = DropReason::ALL.map(|why| (why.label(), dropped[why as usize]));
@@ -41,7 +42,7 @@ pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     of_channels("dropped", Totals::dropped);
     let help = "Batches in shared pages that have not left; each is an open file.";
     lines.one("hydrant_pages_open", GAUGE, help, report.pages_open);
-    let help = "Batches that were worth shared pages and were copied to each subscriber.";
+    let help = "Batches that shared pages would have paid for and that were copied to each subscriber.";
     lines.one("hydrant_pages_refused_total", COUNTER, help, report.pages_refused);
     lines.one("hydrant_says_total", COUNTER, "SAY events accepted.", report.says);
     let help = "Messages and pings of clients that came too fast and were dropped.";
@@ -66,6 +67,11 @@ impl Lines {
     fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
         self.head(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    /// A family of counters that is declared beside its enum.
+    fn declared<F: Family>(&mut self, series: impl Iterator<Item = (&'static str, u64)>) {
+        self.family(F::NAME, COUNTER, F::HELP, F::LABEL, series);
     }
 
     fn family<L: Display>(

@@ -32,14 +32,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
-use self::publication::{ChannelName, Dispatch, Publication, PublishError};
+use self::publication::{Accepted, ChannelName, Dispatch, Publication, PublishError};
 use crate::admission::{Addresses, Load, Permit, Rejection, Rejections};
 use crate::close::CloseReason;
 use crate::config::{
     ACCEPTED_MAX, CONNECTION_BYTES_PROJECTED, Config, ListenerConfig, STATS_TIMEOUT, TLS_BYTES_PROJECTED,
 };
 use crate::mem::{MemoryStats, Queues};
-use crate::metrics::Totals;
+use crate::metrics::{Counters, HttpError, PublicationResult, Totals};
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::wire::Frame;
@@ -172,8 +172,12 @@ pub struct Engine {
     pub registry: Registry,
     /// The way to the admin thread.
     pub admin: mpsc::Sender<AdminRequest>,
-    /// Who was turned away.
+    /// Rejected sockets and handshakes.
     pub rejections: Rejections,
+    /// Answers with an error status; see [`Engine::count_answer`].
+    pub http_errors: Counters<HttpError>,
+    /// Publications by result.
+    pub publications: Counters<PublicationResult>,
     /// Connections by address, if their number is limited.
     addresses: Arc<Addresses>,
     /// The heap at the last sample in bytes, and the places that were taken then.
@@ -198,6 +202,8 @@ impl Engine {
             registry: Registry::default(),
             admin,
             rejections: Rejections::default(),
+            http_errors: Counters::default(),
+            publications: Counters::default(),
             addresses: Arc::default(),
             heap: Default::default(),
             draining: AtomicBool::new(false),
@@ -231,6 +237,14 @@ impl Engine {
     /// # Errors
     /// When the sequencer's inbox is at its bound, or the server drains.
     pub fn publish(&self, publication: Publication) -> Result<(), PublishError> {
+        let result = self.try_publish(publication);
+        if let Err(error) = result {
+            self.count_publication(Err(error));
+        }
+        result
+    }
+
+    fn try_publish(&self, publication: Publication) -> Result<(), PublishError> {
         if self.is_draining() {
             return Err(PublishError::Draining);
         }
@@ -240,6 +254,22 @@ impl Engine {
         }
         inbox.push(Item::Publish(publication));
         Ok(())
+    }
+
+    /// Counts the answer to an HTTP request, if its status is an error.
+    pub fn count_answer(&self, status: u16) {
+        if let Some(error) = HttpError::of(status) {
+            self.http_errors.count(error);
+        }
+    }
+
+    /// Counts a publication by its result.
+    pub fn count_publication(&self, result: Result<Accepted, PublishError>) {
+        self.publications.count(match result {
+            Ok(_) => PublicationResult::Accepted,
+            Err(PublishError::Overloaded) => PublicationResult::Overloaded,
+            Err(PublishError::Draining) => PublicationResult::Draining,
+        });
     }
 
     /// Tells the channel's sequencer that `shard` has one subscriber more, or less.

@@ -252,6 +252,7 @@ impl Shard {
     fn sequence(&self, mut publication: Publication) {
         self.inbox().release(publication.frame.wire().len());
         let result = self.sequencer.borrow_mut().sequence(&mut publication);
+        self.engine.count_publication(result);
         match (publication.origin, result) {
             // Whoever asked may have gone.
             (Origin::Request(answer), result) => drop(answer.send(result)),

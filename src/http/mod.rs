@@ -120,6 +120,7 @@ pub fn refuse(engine: &Engine, mut stream: TcpStream, listener_config: ListenerC
     if listener_config.secure {
         return;
     }
+    engine.count_answer(rejection.status());
     let body = format!("{}\n", rejection.sentence());
     let answer = with(answer::refused(rejection), CONTENT_LENGTH, HeaderValue::from(body.len()));
     let head = answer::wire(&with(answer, CONNECTION, HeaderValue::from_static("close")));
@@ -211,6 +212,12 @@ where
             }
         }
     };
+    // hyper answers a request that it cannot read by itself.
+    if let Err(error) = &done
+        && error.is_parse()
+    {
+        shard.engine.count_answer(if error.is_parse_too_large() { 431 } else { 400 });
+    }
     let Parts { io, read_buf, .. } = connection.into_parts();
     Conversation { done, stream: io.into_inner().0, leftover: read_buf, upgrade: context.upgrade.take() }
 }

@@ -104,6 +104,7 @@ pub(super) async fn respond(context: &RequestContext, request: Request<Incoming>
     if let Some(&rejection) = answer.extensions().get::<Rejection>() {
         context.shard.engine.rejections.count(rejection);
     }
+    context.shard.engine.count_answer(answer.status().as_u16());
     answer
 }
 

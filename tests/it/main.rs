@@ -17,6 +17,7 @@ mod life;
 mod load;
 mod loss;
 mod memory_stats;
+mod metrics;
 mod order;
 mod pages;
 mod profile;
