@@ -21,7 +21,8 @@
 //! | `process.rs`, `environment.rs` | the kernel's figures of a process; machine and commit |
 //! | `server_sample.rs`, `admin.rs` | cost and memory of the server; its administrative port |
 //! | `run.rs`, `error.rs` | one load from start to report; why there is none |
-//! | `report.rs`, `progress.rs`, `secrets.rs` | the output at the end, and meanwhile; what it must not say |
+//! | `counted.rs`, `report.rs`, `report_text.rs` | the figures; as JSON, and as one screen |
+//! | `progress.rs`, `secrets.rs` | the output meanwhile; what no output may contain |
 //!
 //! With a rate, latency counts from the time at which a message was due, not from when it could be
 //! sent. So no delay that a slow server causes is left out. If more than a hundredth of the messages
@@ -34,6 +35,7 @@ mod chat;
 mod churn;
 mod client_pool;
 mod connect;
+mod counted;
 mod delivery_tracker;
 pub mod environment;
 mod error;
@@ -51,6 +53,7 @@ mod progress;
 mod publish_plan;
 mod publisher;
 mod report;
+mod report_text;
 mod run;
 mod say_publisher;
 mod schedule;
@@ -65,9 +68,10 @@ mod tls;
 
 use std::time::Duration;
 
+pub use self::counted::Counted;
 pub use self::delivery_tracker::Counts;
 pub use self::error::LoadError;
-pub use self::fanout::{Counted, Fanout};
+pub use self::fanout::Fanout;
 pub use self::latency::{Latencies, Summary};
 pub use self::message::TAG_BYTES;
 pub use self::options::{Arguments, Options, Pace, PublishBy, Scenario};

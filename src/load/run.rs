@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::admin::MemoryFigures;
 use super::chat::ChatResult;
+use super::counted::Counted;
 use super::error::LoadError;
-use super::fanout::{Counted, Fanout};
+use super::fanout::Fanout;
 use super::latency::Latencies;
 use super::options::{Options, Scenario};
 use super::report::{
