@@ -49,8 +49,8 @@ impl fmt::Debug for Secret {
 /// # Errors
 /// What to write instead.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
-    let size: ByteSize = text.parse().map_err(|error| format!("{error}: write for example 65536 or 64KiB"))?;
-    usize::try_from(size.as_u64()).map_err(|error| error.to_string())
+    let size = text.parse().ok().and_then(|size: ByteSize| usize::try_from(size.as_u64()).ok());
+    size.ok_or_else(|| "write a number of bytes, for example 65536 or 64KiB".to_owned())
 }
 
 /// Reads a duration with a unit, such as 3s or 500ms; 0 needs none.
@@ -61,9 +61,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}: write for example 3s or 500ms"))?;
-    if duration > DURATION_MAX { Err("it is more than a year".to_owned()) } else { Ok(duration) }
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "write a number with a unit, for example 3s, 500ms or 1h".to_owned())?;
+    if duration > DURATION_MAX { Err("write at most one year".to_owned()) } else { Ok(duration) }
 }
 
 /// A duration, or none for 0.
@@ -73,7 +73,7 @@ pub(super) fn parse_duration_or_none(text: &str) -> Result<Option<Duration>, Str
 
 /// A whole number.
 pub(super) fn parse_count<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "it is no whole number in range: write for example 1000".to_owned())
+    text.parse().map_err(|_| "write a whole number, for example 1000".to_owned())
 }
 
 /// A whole number, of which 0 means any.
@@ -238,7 +238,7 @@ mod tests {
         assert_eq!((duration("3s"), duration("0")), (Ok(Duration::from_secs(3)), Ok(Duration::ZERO)));
         assert!(bytes("a lot").unwrap_err().contains("64KiB"));
         assert!(duration("3").unwrap_err().contains("3s"));
-        assert!(duration("2years").unwrap_err().contains("a year"));
+        assert!(duration("2years").unwrap_err().contains("one year"));
     }
 
     #[test]
