@@ -19,7 +19,7 @@ pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
 use crate::server::{Server, ServerError};
-use crate::settings::{self, Config, FILES_KEPT, Flags, Loaded, Reload};
+use crate::settings::{self, Config, Flags, Loaded, Reload};
 
 /// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
 const LOG_LINES_MAX: usize = 4096;
@@ -36,6 +36,8 @@ const LOST: u8 = 1;
 const UNAVAILABLE: u8 = 69;
 /// Exit code for a server that did not end well (`EX_SOFTWARE`).
 const SOFTWARE: u8 = 70;
+/// Open files that connections leave to everything else: listeners, requests, pages, profiles.
+const FILES_KEPT: usize = 256;
 
 /// A WebSocket fan-out server: one message in, every subscriber gets it.
 ///

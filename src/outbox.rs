@@ -23,10 +23,16 @@ use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
 
-use crate::config::{BATCH_BYTES_MAX, SlowPolicy};
+use crate::config::SlowPolicy;
 use crate::metrics::DropReason;
 use crate::pages::Pages;
 use crate::wire::{Batch, Frame, Piece};
+
+/// Most bytes that one pass joins into one write, unless a single frame is longer, and never more
+/// than a backlog may hold. Larger joins save nothing per byte (the copy dominates), and a single
+/// write could overflow the backlog of a healthy client; `benches/delivery` would show a better
+/// value.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// The unsent part of a batch; `start` may lie inside a frame, `end` never does.
 #[derive(Debug)]

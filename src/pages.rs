@@ -17,7 +17,13 @@ use std::rc::Rc;
 
 use memmap2::Mmap;
 
-use crate::config::{PAGES_FILES_MAX, PAGES_SUBSCRIBERS_MIN};
+/// Fewest subscribers on a shard for which a batch is put into shared pages: making and freeing
+/// them costs as much as a few copies. `benches/pages.rs` would show a better value.
+pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
+/// Most files of shared pages that a shard has open at once, one for each batch that has not left.
+/// A further batch is copied, and counted in `hydrant_pages_refused_total`. They count against the
+/// limit of open files.
+pub const PAGES_FILES_MAX: usize = 64;
 
 /// Makes pages for the batches for which they are cheaper than copies.
 #[derive(Debug)]

@@ -20,12 +20,13 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use hydrant::admission::Load;
-use hydrant::config::{BATCH_BYTES_MAX, PASS_CHUNK, SlowPolicy, Strategy};
+use hydrant::config::{PASS_CHUNK, SlowPolicy, Strategy};
 use hydrant::conn::{Connection, Role};
 use hydrant::engine::channel::{ChannelContext, Channels};
 use hydrant::engine::publication::{ChannelName, Charge, Dispatch};
 use hydrant::fanout::Fanout;
 use hydrant::metrics::DeliveryCounters;
+use hydrant::outbox::BATCH_BYTES_MAX;
 use hydrant::outbox::Bound;
 use hydrant::pages::PagePool;
 use hydrant::registry::{ConnHandle, Registry};

@@ -14,11 +14,14 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
 
 use super::socket::{Socket, retry};
-use crate::config::{TLS_READ_BYTES, TLS_SEND_BYTES};
+use super::stream::TLS_SEND_BYTES;
 use crate::tls::Tls;
 
 /// Most bytes of a TLS record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
+/// Bytes of the wire that a TLS session reads in one turn: about 150 records without content, which
+/// cost it most.
+const TLS_READ_BYTES: usize = 4 * 1024;
 
 /// The buffers of a thread, allocated when its first session needs them.
 struct Scratch {

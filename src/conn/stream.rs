@@ -15,8 +15,11 @@ use mio::net::TcpStream;
 
 use super::session::Session;
 use super::socket::Socket;
-use crate::config::TLS_SEND_BYTES;
 use crate::pages::Pages;
+
+/// Bytes that a TLS session encrypts and sends at once: two records (RFC 8446, section 5.1), so
+/// that a batch that is a little longer than one costs one system call.
+pub(super) const TLS_SEND_BYTES: usize = 32 * 1024;
 
 /// A client's TCP socket, and its TLS session if it has one.
 #[derive(Debug)]

@@ -14,10 +14,12 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use crate::config::CHANNEL_NAME_BYTES_MAX;
 use crate::fanout::Outcome;
 use crate::registry::ConnId;
 use crate::wire::Frame;
+
+/// Longest channel name in bytes; a longer one gets 400.
+pub const CHANNEL_NAME_BYTES_MAX: usize = 128;
 
 /// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a
 /// URL.

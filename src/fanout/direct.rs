@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
 use super::{Fanout, Pass, PassContext};
-use crate::config::PAGES_SUBSCRIBERS_MIN;
 use crate::conn::{Connection, Sent, Socket};
+use crate::pages::PAGES_SUBSCRIBERS_MIN;
 use crate::wire::Batch;
 
 #[derive(Default)]

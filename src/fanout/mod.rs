@@ -27,13 +27,17 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::{RING_BATCHES_MAX, SENDS_PER_CLOSE, Strategy};
+use crate::config::{SENDS_PER_CLOSE, Strategy};
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
 use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
+
+/// Batches that the ring of a shard holds with `ring`, a power of two. A connection that has not
+/// taken the oldest one when the next comes takes all of them into its backlog.
+const RING_BATCHES_MAX: usize = 1024;
 
 impl Strategy {
     /// Builds the strategy of this name for one shard, whose backlogs obey `bound`. No other code

@@ -4,24 +4,8 @@ use std::time::Duration;
 
 use super::value::KIB;
 
-/// Most shards: a shard's index has to fit its place in a `ConnId`.
-pub const SHARDS_MAX: usize = 1024;
-/// Longest channel name in bytes; a longer one is refused with 400.
-pub const CHANNEL_NAME_BYTES_MAX: usize = 128;
 /// Most channels of one connection; a further one is refused (400, or an `ERROR` event).
 pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
-/// Longest name that `SET_NAME` takes, in bytes; a longer one gets an `ERROR` event.
-pub const USER_NAME_BYTES_MAX: usize = 64;
-/// Most bytes that one pass joins into one write, unless a single frame is longer, and never more than a backlog may
-/// hold. Larger joins win nothing per byte (the copy dominates) and let a
-/// single write overflow the backlog of a healthy client; `benches/delivery` would show a better value.
-pub const BATCH_BYTES_MAX: usize = 256 * KIB;
-/// Fewest subscribers on a shard for whom a batch is put into shared pages: to make and to free them costs as much as
-/// sparing a few copies saves.
-pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
-/// Most files of shared pages that a shard has open at once, one for each batch that has not left; a further batch is
-/// copied, and counted in `hydrant_pages_refused_total`. They count against the limit of open files.
-pub const PAGES_FILES_MAX: usize = 64;
 /// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a millisecond. Of a channel with many
 /// subscribers half as many.
 pub const PASS_CHUNK: usize = 256;
@@ -39,11 +23,6 @@ pub const NEWCOMER_TURNS_TLS: usize = 2;
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
 pub const READ_BYTES: usize = 64 * KIB;
-/// Bytes that a TLS session encrypts and sends at once: two records (RFC 8446, section 5.1), so that a batch that is a little longer
-/// than one costs one system call.
-pub const TLS_SEND_BYTES: usize = 32 * KIB;
-/// Bytes of the wire that a TLS session reads in one turn: of records without content, which cost it most, some 150.
-pub const TLS_READ_BYTES: usize = 4 * KIB;
 /// Bytes read in one turn of a connection, beside what is known to be missing of a message: a turn is bounded by what it
 /// may make the shard do, and a ping of 6 bytes is answered by a system call.
 pub const TURN_BYTES: usize = KIB;
@@ -55,9 +34,6 @@ pub const MESSAGES_PER_CALL: u32 = 1;
 pub const MESSAGES_PER_END: u32 = 8;
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;
-/// Batches that the ring of a shard holds with `ring`, a power of two; who has not taken the oldest one when the next
-/// comes takes all of them into its backlog.
-pub const RING_BATCHES_MAX: usize = 1024;
 /// How long a shard may take to answer a stats before it is given up.
 pub const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a channel waits for more frames before a pass; see `engine::channel`.
@@ -69,17 +45,8 @@ pub const ACCEPTED_MAX: usize = 128;
 /// Connections that the kernel completes and queues for the accept thread.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
-/// The shortest tick.
-pub const TICK_MIN: Duration = Duration::from_millis(1);
-/// The longest ping interval, idle timeout, write timeout and handshake timeout.
-pub const KEEPALIVE_MAX: Duration = Duration::from_hours(1);
-/// Open files that connections leave to everything else: listeners, requests, pages, profiles.
-pub const FILES_KEPT: usize = 256;
 /// What a new connection is expected to add to the heap until the next sample, in bytes: an idle one has a fifth, one that is
 /// behind more.
 pub const CONNECTION_BYTES_PROJECTED: usize = KIB;
 /// The same of its TLS session.
 pub const TLS_BYTES_PROJECTED: usize = 4 * KIB;
-/// What a frame may take beside the message that a client or publisher sent: its header, a name around a `SAY`, and the
-/// bookkeeping of a backlog.
-pub const FRAME_EXTRA_BYTES: usize = 1024;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::value::{KIB, MIB};
-use super::{Config, FRAME_EXTRA_BYTES, KEEPALIVE_MAX, ListenAddress, ListenerConfig, SHARDS_MAX, Setting, TICK_MIN};
+use super::{Config, ListenAddress, ListenerConfig, Setting};
 
 /// The port of administration when there is no port of clients to count from.
 const ADMIN_PORT: u16 = 3001;
@@ -14,6 +14,15 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(10);
 const HEADER_BYTES_MAX: usize = MIB;
 /// Most headers of a request that can be allowed.
 const HEADERS_MAX: usize = 1024;
+/// The shortest tick.
+const TICK_MIN: Duration = Duration::from_millis(1);
+/// The longest ping interval and timeout.
+const KEEPALIVE_MAX: Duration = Duration::from_hours(1);
+/// Bytes that a frame may take beside the message that a client or publisher sent: its header, a
+/// name around a `SAY`, and the bookkeeping of a backlog.
+pub const FRAME_EXTRA_BYTES: usize = 1024;
+/// Most shards: a shard's index has to fit its place in a `ConnId`.
+const SHARDS_MAX: usize = 1024;
 
 /// Why a configuration cannot work: one sentence that says what to set.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,7 @@ mod value;
 use clap::ValueEnum;
 
 pub use bounds::*;
-pub use check::ConfigError;
+pub use check::{ConfigError, FRAME_EXTRA_BYTES};
 pub use declared::{Config, SETTINGS};
 pub use error::{FileError, Origin, SettingsError};
 pub use flags::{Flags, misspelt_variables};

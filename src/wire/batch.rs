@@ -189,7 +189,7 @@ pub enum Piece<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PAGES_SUBSCRIBERS_MIN;
+    use crate::pages::PAGES_SUBSCRIBERS_MIN;
     use crate::pages::PagePool;
 
     fn batch(payloads: &[&str]) -> Batch {

@@ -28,7 +28,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::Frame;
-use crate::config::USER_NAME_BYTES_MAX;
+
+/// Longest name that `SET_NAME` takes, in bytes; a longer one gets an `ERROR` event.
+pub const USER_NAME_BYTES_MAX: usize = 64;
 
 /// An event that a client may send.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -36,7 +38,7 @@ use crate::config::USER_NAME_BYTES_MAX;
 pub enum ClientEvent<'a> {
     /// Sets the client's name for its later messages.
     SetName {
-        /// Not empty, at most `config::USER_NAME_BYTES_MAX` bytes.
+        /// Not empty, at most `wire::event::USER_NAME_BYTES_MAX` bytes.
         #[serde(borrow)]
         new_name: Cow<'a, str>,
     },

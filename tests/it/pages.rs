@@ -2,7 +2,8 @@
 
 use std::net::Shutdown;
 
-use hydrant::config::{Config, PAGES_FILES_MAX, SlowPolicy};
+use hydrant::config::{Config, SlowPolicy};
+use hydrant::pages::PAGES_FILES_MAX;
 
 use crate::support::{Client, POLICIES, Received, TestServer, config, request};
 

@@ -5,7 +5,9 @@
 
 use std::str;
 
-use hydrant::config::{CHANNEL_NAME_BYTES_MAX, FRAME_EXTRA_BYTES, USER_NAME_BYTES_MAX};
+use hydrant::settings::FRAME_EXTRA_BYTES;
+use hydrant::wire::event::USER_NAME_BYTES_MAX;
+use hydrant::engine::publication::CHANNEL_NAME_BYTES_MAX;
 use hydrant::engine::publication::ChannelName;
 use hydrant::outbox::ENTRY_BYTES;
 use hydrant::wire::Frame;

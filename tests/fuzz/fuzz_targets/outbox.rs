@@ -11,7 +11,8 @@ use std::mem::take;
 use std::rc::Rc;
 
 use arbitrary::Arbitrary;
-use hydrant::config::{PAGES_SUBSCRIBERS_MIN, SlowPolicy};
+use hydrant::config::SlowPolicy;
+use hydrant::pages::PAGES_SUBSCRIBERS_MIN;
 use hydrant::metrics::{DeliveryCounters, DropReason, Totals};
 use hydrant::outbox::{Bound, ENTRY_BYTES, Offered, Outbox, Write};
 use hydrant::pages::PagePool;
