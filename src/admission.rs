@@ -163,9 +163,9 @@ impl AcceptPace {
     }
 }
 
-/// The number of connections of one shard, in any phase.
+/// The WebSocket connections of one shard.
 #[derive(Clone, Debug, Default)]
-pub struct Load(Arc<PermitCount>);
+pub struct Load(Arc<Share>);
 
 impl Load {
     /// The number of permits that are taken.
@@ -182,56 +182,72 @@ impl Load {
         Permit(self.0.clone())
     }
 
-    /// Takes a permit for a connection of `address`, if that address has fewer than `most`.
+    /// One more connection, which keeps its address' permit if it has one.
     #[must_use]
-    pub fn permit_of(&self, address: IpAddr, most: usize, addresses: &Arc<Addresses>) -> Option<Permit> {
-        addresses.enter(address, most).then(|| {
-            let of_address = Some((self.permit(), address, addresses.clone()));
-            Permit(Arc::new(PermitCount { count: AtomicUsize::new(1), of_address }))
-        })
-    }
-}
-
-/// The count behind permits: one shared by a whole shard, or the one of a connection with an
-/// address.
-#[derive(Debug, Default)]
-struct PermitCount {
-    count: AtomicUsize,
-    of_address: Option<(Permit, IpAddr, Arc<Addresses>)>,
-}
-
-/// The right to be connected; given back on drop.
-#[derive(Debug)]
-pub struct Permit(Arc<PermitCount>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.count.fetch_sub(1, Ordering::Relaxed);
-        if let Some((_, address, addresses)) = &self.0.of_address {
-            addresses.leave(*address);
+    pub fn permit_of(&self, of_address: Option<AddressPermit>) -> Permit {
+        let permit = self.permit();
+        match of_address {
+            None => permit,
+            Some(of_address) => {
+                let share = Share { count: AtomicUsize::new(1), _of_address: Some((permit, of_address)) };
+                Permit(Arc::new(share))
+            }
         }
     }
 }
 
-/// The number of connections of each address; addresses without any are not kept.
+/// A counter of permits: shared by all of a shard, or that of one connection with an address.
+#[derive(Debug, Default)]
+struct Share {
+    count: AtomicUsize,
+    _of_address: Option<(Permit, AddressPermit)>,
+}
+
+/// The right of one connection to its shard; given back on drop.
+#[derive(Debug)]
+pub struct Permit(Arc<Share>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The connections of each address, HTTP and WebSocket; it lists only addresses that have any.
 #[derive(Debug, Default)]
 pub struct Addresses(DashMap<IpAddr, usize>);
 
 impl Addresses {
-    fn enter(&self, address: IpAddr, most: usize) -> bool {
+    /// One more connection of `address`, if it has fewer than `most`.
+    #[must_use]
+    pub fn permit(self: &Arc<Self>, address: IpAddr, most: usize) -> Option<AddressPermit> {
         let mut number = self.0.entry(address).or_insert(0);
         let fits = *number < most;
         *number += usize::from(fits);
-        fits
+        drop(number);
+        fits.then(|| AddressPermit { address, addresses: self.clone() })
     }
 
-    fn leave(&self, address: IpAddr) {
+    fn give_back(&self, address: IpAddr) {
         if let Entry::Occupied(mut number) = self.0.entry(address) {
             *number.get_mut() -= 1;
             if *number.get() == 0 {
                 number.remove();
             }
         }
+    }
+}
+
+/// The right of one connection of an address; given back on drop.
+#[derive(Debug)]
+pub struct AddressPermit {
+    address: IpAddr,
+    addresses: Arc<Addresses>,
+}
+
+impl Drop for AddressPermit {
+    fn drop(&mut self) {
+        self.addresses.give_back(self.address);
     }
 }
 
@@ -253,17 +269,17 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_at_most_its_limit() {
-        let (load, addresses) = (Load::default(), Arc::default());
+    fn an_address_has_so_many_and_no_more() {
+        let (load, addresses) = (Load::default(), Arc::<Addresses>::default());
         let address = |last| IpAddr::from(Ipv4Addr::new(10, 0, 0, last));
-        let permit = |last| load.permit_of(address(last), 2, &addresses);
+        let permit = |last| addresses.permit(address(last), 2).map(|of_address| load.permit_of(Some(of_address)));
         let (first, second) = (permit(1), permit(1));
         assert!(first.is_some() && second.is_some() && permit(1).is_none());
         let other = permit(2);
         assert!(other.is_some());
         assert_eq!(load.get(), 3);
         drop(first);
-        assert!(permit(1).is_some(), "the address may connect again");
+        assert!(permit(1).is_some(), "one is free again");
         drop((second, other));
         assert_eq!((load.get(), addresses.0.len()), (0, 0));
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::socket::{Socket, retry};
@@ -168,6 +169,11 @@ impl<S: Socket> Connection<S> {
             self.flush_outbox();
         }
         Sent::Part(offered)
+    }
+
+    /// Sends the response head of its request, before anything else; false when the socket has failed.
+    pub fn send_head(&self, head: Bytes) -> bool {
+        self.control(Frame::from_wire(head), |outbox, head| outbox.start_control(head, 0))
     }
 
     /// Sends a ping; false when the socket has failed.

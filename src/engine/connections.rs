@@ -3,12 +3,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpStream;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use bytes::Bytes;
 use socket2::SockRef;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -16,11 +13,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::publication::ChannelName;
 use super::rate_limiter::Rates;
 use super::shard::{Conn, Shard};
-use super::{Engine, readiness};
-use crate::admission::{Permit, Rejection};
+use super::{Upgraded, readiness};
 use crate::close::CloseReason;
 use crate::config::{MESSAGES_PER_CALL, MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
-use crate::conn::{Connection, Flushed, Phase, Role, Session, Socket, Stream};
+use crate::conn::{Connection, Flushed, Phase, Role, Socket, Stream};
 use crate::jwt::Grant;
 use crate::mem;
 use crate::metrics::DropReason;
@@ -33,61 +29,20 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of a drain at what is still open.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Subscriptions that the channels' sequencers know of and that have no connection yet. They are pending before the client
-/// can know that it is connected: what is published after that cannot miss it.
-#[derive(Debug)]
-pub struct PendingSubscription {
-    engine: Arc<Engine>,
-    shard: u16,
-    channels: Vec<ChannelName>,
-    /// Its place in the registry is not used yet.
-    place: bool,
-    grant: Option<Grant>,
-}
-
-impl Drop for PendingSubscription {
-    fn drop(&mut self) {
-        for channel in self.channels.drain(..) {
-            self.engine.count(channel, self.shard, false);
-        }
-        if self.place {
-            self.engine.registry.release();
-        }
-    }
-}
-
 impl Shard {
-    /// Promises a connection its place, and tells the sequencers of `channels`, all distinct, of a subscriber to come.
-    ///
-    /// # Errors
-    /// Why it has no place.
-    pub fn announce(&self, channels: Vec<ChannelName>, grant: Option<Grant>) -> Result<PendingSubscription, Rejection> {
-        self.engine.admit()?;
-        for channel in &channels {
-            self.engine.count(channel.clone(), self.index, true);
-        }
-        Ok(PendingSubscription { engine: self.engine.clone(), shard: self.index, channels, place: true, grant })
-    }
-
-    /// Registers an upgraded connection and subscribes it; `leftover` is what the client has sent behind its handshake.
+    /// Registers an upgraded connection, subscribes it, and only then sends the response head: a client that has seen
+    /// the head misses nothing that is published afterwards.
     ///
     /// # Errors
     /// When the socket cannot be watched.
-    pub fn register(
-        &self,
-        stream: TcpStream,
-        session: Option<Box<Session>>,
-        leftover: Bytes,
-        role: Role,
-        mut pending: PendingSubscription,
-        permit: Permit,
-    ) -> io::Result<()> {
+    pub(super) fn register(&self, upgraded: Upgraded) -> io::Result<()> {
+        let Upgraded { stream, session, head, leftover, role, mut pending, permit } = upgraded;
         let mut stream = mio::net::TcpStream::from_std(stream);
         let mut connections = self.connections.borrow_mut();
         let entry = connections.vacant_entry();
         let slot = entry.key() as u32;
         readiness::watch(&self.set, &mut stream, slot)?;
-        pending.place = false;
+        pending.reserved = false;
         let id = self.engine.registry.register(ConnHandle { shard: self.index, slot });
         let connection = Rc::new(Connection::new(id, slot, role, Stream::new(stream, session), permit));
         connection.note_input(self.sweep.get());
@@ -99,11 +54,16 @@ impl Shard {
         }
         entry.insert(connection.clone());
         drop(connections);
+        let sent = connection.send_head(head);
         self.fanout.attach(&connection);
         for channel in pending.channels.drain(..) {
             self.channels.borrow_mut().join(&channel, &connection);
         }
         tracing::debug!(id = id.0, "registered");
+        if !sent {
+            self.end(&connection, CloseReason::Disconnected);
+            return Ok(());
+        }
         if !leftover.is_empty() {
             self.decode(&connection, &mut Vec::from(leftover));
         }
@@ -401,17 +361,12 @@ impl Shard {
         }
     }
 
-    /// Whether the shard drains; an HTTP phase then ends with its present request.
-    pub async fn draining(&self) {
-        if self.drain_deadline.get().is_none() {
-            self.drain_started.notified().await;
-        }
-    }
-
     /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001, so many in a
     /// second and in no order, so that those who came together do not come back together; what is left at the deadline is cut.
     pub(super) async fn drain(&self) {
-        self.draining().await;
+        if self.drain_deadline.get().is_none() {
+            self.drain_started.notified().await;
+        }
         let config = &self.engine.config;
         let per_second = f64::from(config.drain_rate.get()) / config.shards.get() as f64;
         let begun = Instant::now();

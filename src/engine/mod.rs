@@ -9,48 +9,56 @@ mod events;
 pub mod exposition;
 pub mod inbox;
 mod keepalive;
-pub mod phases;
 pub mod publication;
 mod rate_limiter;
 mod readiness;
 mod scheduler;
 pub mod sequencer;
 pub mod shard;
-pub mod turns;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, TcpStream};
 use std::ops::AddAssign;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
 use self::publication::{Accepted, ChannelName, Dispatch, Publication, PublishError};
-use crate::admission::{Addresses, Load, Permit, Rejection, Rejections};
+use crate::admission::{AddressPermit, Addresses, Load, Permit, Rejection, Rejections};
 use crate::close::CloseReason;
-use crate::config::{
-    ACCEPTED_MAX, CONNECTION_BYTES_PROJECTED, Config, ListenerConfig, STATS_TIMEOUT, TLS_BYTES_PROJECTED,
-};
+use crate::config::{CONNECTION_BYTES_PROJECTED, Config, STATS_TIMEOUT, TLS_BYTES_PROJECTED, UPGRADED_MAX};
+use crate::conn::{Role, Session};
+use crate::jwt::Grant;
 use crate::mem::{MemoryStats, Queues};
 use crate::metrics::{Counters, HttpError, PublicationResult, Totals};
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::wire::Frame;
 
-/// A socket that has been accepted.
+/// A socket on its way from the HTTP front to a shard.
 #[derive(Debug)]
-pub struct AcceptedSocket {
-    /// The socket.
+pub struct Upgraded {
+    /// The socket, non-blocking and watched by nobody.
     pub stream: TcpStream,
-    /// Which way it came.
-    pub listener_config: ListenerConfig,
+    /// Its TLS session, if it has one.
+    pub session: Option<Box<Session>>,
+    /// The response head. The shard sends it first, after it has registered the connection.
+    pub head: Bytes,
+    /// Bytes that the client has sent behind its request.
+    pub leftover: Bytes,
+    /// The meaning of the client's messages.
+    pub role: Role,
+    /// The subscriptions that its channels' sequencers know of.
+    pub pending: PendingSubscription,
     /// Its right to be connected.
     pub permit: Permit,
 }
@@ -154,6 +162,29 @@ pub struct MemoryRequest {
     pub answer: oneshot::Sender<Option<MemoryStats>>,
 }
 
+/// Subscriptions that the channels' sequencers know of, of a connection that is not registered yet. Dropped, it takes
+/// them back.
+#[derive(Debug)]
+pub struct PendingSubscription {
+    engine: Arc<Engine>,
+    shard: u16,
+    channels: Vec<ChannelName>,
+    /// Its reservation in the registry is not used yet.
+    reserved: bool,
+    grant: Option<Grant>,
+}
+
+impl Drop for PendingSubscription {
+    fn drop(&mut self) {
+        for channel in self.channels.drain(..) {
+            self.engine.count(channel, self.shard, false);
+        }
+        if self.reserved {
+            self.engine.registry.release();
+        }
+    }
+}
+
 /// What the shards share.
 #[derive(Debug)]
 pub struct Engine {
@@ -165,9 +196,8 @@ pub struct Engine {
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
     pub loads: Box<[Load]>,
-    /// The sockets that each shard has been given and has not taken: beside its inbox, so that no message waits for them. When it is
-    /// full, the others wait in the kernel's queue.
-    pub accepted: Box<[ArrayQueue<AcceptedSocket>]>,
+    /// The upgraded sockets that each shard has not taken yet: beside its inbox, so that no message waits for them.
+    upgraded: Box<[ArrayQueue<Upgraded>]>,
     /// Every WebSocket connection.
     pub registry: Registry,
     /// The way to the admin thread.
@@ -184,6 +214,7 @@ pub struct Engine {
     heap: (AtomicUsize, AtomicUsize),
     /// Nothing new is taken.
     draining: AtomicBool,
+    drain_begun: Notify,
     /// Keyed afresh in each process, so that nobody can aim at one shard.
     hasher: RandomState,
 }
@@ -198,7 +229,7 @@ impl Engine {
             config,
             inboxes: (0..shards).map(|_| Inbox::default()).collect(),
             loads: (0..shards).map(|_| Load::default()).collect(),
-            accepted: (0..shards).map(|_| ArrayQueue::new(ACCEPTED_MAX)).collect(),
+            upgraded: (0..shards).map(|_| ArrayQueue::new(UPGRADED_MAX)).collect(),
             registry: Registry::default(),
             admin,
             rejections: Rejections::default(),
@@ -207,6 +238,7 @@ impl Engine {
             addresses: Arc::default(),
             heap: Default::default(),
             draining: AtomicBool::new(false),
+            drain_begun: Notify::new(),
             hasher: RandomState::new(),
         })
     }
@@ -284,37 +316,61 @@ impl Engine {
         }
     }
 
-    /// The index of the shard with the fewest connections, among those with room for another socket.
+    /// The index of the shard with the fewest connections, among those with room for another socket if there are any.
     #[must_use]
-    pub fn least_loaded(&self) -> Option<usize> {
-        let open = (0..self.loads.len()).filter(|&shard| !self.accepted[shard].is_full());
-        open.min_by_key(|&shard| self.loads[shard].get())
+    pub fn least_loaded(&self) -> usize {
+        let key = |&shard: &usize| (self.upgraded[shard].is_full(), self.loads[shard].get());
+        // There is at least one shard.
+        (0..self.loads.len()).min_by_key(key).unwrap_or_default()
     }
 
-    /// Gives a socket from `peer` to this shard, which has room for it.
+    /// Counts a connection of `address`, if it may have one more; `None` without a limit.
     ///
     /// # Errors
-    /// The socket, and why: its address has as many as it may have, or the server drains.
-    pub fn hand_over(
-        &self,
+    /// [`Rejection::Address`] when it has as many as it may have.
+    pub fn permit_address(&self, address: IpAddr) -> Result<Option<AddressPermit>, Rejection> {
+        let Some(most) = self.live().per_address_max else { return Ok(None) };
+        self.addresses.permit(network(address), most.get()).map(Some).ok_or(Rejection::Address)
+    }
+
+    /// Reserves a WebSocket connection on `shard`, and tells the sequencers of `channels`, all distinct, of its
+    /// subscriptions. A client that has seen the response head misses nothing that is published afterwards.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn announce(
+        self: &Arc<Self>,
         shard: usize,
-        stream: TcpStream,
-        peer: IpAddr,
-        listener_config: ListenerConfig,
-    ) -> Result<(), (TcpStream, Rejection)> {
-        if self.is_draining() {
-            return Err((stream, Rejection::Draining));
+        channels: Vec<ChannelName>,
+        grant: Option<Grant>,
+    ) -> Result<PendingSubscription, Rejection> {
+        self.admit()?;
+        let shard = shard as u16;
+        for channel in &channels {
+            self.count(channel.clone(), shard, true);
         }
-        let load = &self.loads[shard];
-        let permit = match self.live().per_address_max {
-            None => Some(load.permit()),
-            Some(most) => load.permit_of(network(peer), most.get(), &self.addresses),
-        };
-        let Some(permit) = permit else { return Err((stream, Rejection::Address)) };
-        // One thread fills it, and has seen that there is room.
-        let _ = self.accepted[shard].push(AcceptedSocket { stream, listener_config, permit });
+        Ok(PendingSubscription { engine: self.clone(), shard, channels, reserved: true, grant })
+    }
+
+    /// Gives a socket to the shard that its subscriptions were announced for.
+    ///
+    /// # Errors
+    /// The socket, when the shard has no room for it now.
+    pub fn hand_over(&self, upgraded: Upgraded) -> Result<(), Upgraded> {
+        let shard = usize::from(upgraded.pending.shard);
+        self.upgraded[shard].push(upgraded)?;
         self.inboxes[shard].notify();
         Ok(())
+    }
+
+    /// The next socket that `shard` has been given.
+    fn take_upgraded(&self, shard: u16) -> Option<Upgraded> {
+        self.upgraded[usize::from(shard)].pop()
+    }
+
+    /// Whether `shard` has been given sockets that it has not taken.
+    fn has_upgraded(&self, shard: u16) -> bool {
+        !self.upgraded[usize::from(shard)].is_empty()
     }
 
     /// Promises a place to a WebSocket.
@@ -347,10 +403,21 @@ impl Engine {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// Waits until nothing new is taken.
+    pub async fn draining(&self) {
+        let mut begun = pin!(self.drain_begun.notified());
+        // From here on a notification counts.
+        begun.as_mut().enable();
+        if !self.is_draining() {
+            begun.await;
+        }
+    }
+
     /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
     pub async fn drain(&self, deadline: Instant) {
         // Release: pairs with the acquire in `is_draining`.
         self.draining.store(true, Ordering::Release);
+        self.drain_begun.notify_waiters();
         // Twice: what passed the flag just before it was set may have missed the first barrier, not the second. A shard
         // that does not get that far in time has to hear of the drain all the same.
         for _ in 0..2 {
@@ -420,20 +487,6 @@ mod tests {
 
     fn engine() -> Arc<Engine> {
         Engine::new(Config { shards: 1.try_into().unwrap(), ..Config::default() }, mpsc::channel(1).0)
-    }
-
-    #[test]
-    fn a_shard_is_given_no_more_sockets_than_it_takes_soon() {
-        let engine = engine();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (_, listener_config) = engine.config.listeners()[0];
-        let peer = listener.local_addr().unwrap();
-        let stream = TcpStream::connect(peer).unwrap();
-        for _ in 0..ACCEPTED_MAX {
-            assert!(!engine.accepted[0].is_full());
-            engine.hand_over(0, stream.try_clone().unwrap(), peer.ip(), listener_config).unwrap();
-        }
-        assert!(engine.accepted[0].is_full());
     }
 
     #[test]

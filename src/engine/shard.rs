@@ -6,13 +6,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use slab::Slab;
@@ -21,13 +18,12 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use super::channel::{ChannelContext, Channels};
-use super::phases::Phases;
 use super::publication::{Origin, Publication};
 use super::rate_limiter::RateLimiters;
 use super::sequencer::{Bounds, Sequencer};
-use super::{AcceptedSocket, Engine, Inbox, Item, ShardStats, readiness};
+use super::{Engine, Inbox, Item, ShardStats, readiness};
 use crate::close::CloseReason;
-use crate::config::{ACCEPTED_CHUNK, Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK};
+use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK, UPGRADED_CHUNK};
 use crate::conn::{Connection, Stream};
 use crate::fanout::Fanout;
 use crate::jwt::Grant;
@@ -66,17 +62,12 @@ pub struct Shard {
     pub(super) says: Cell<u64>,
     /// What was done for connections since the last pause, in messages.
     round: Cell<u32>,
-    /// The next poll is left to the tasks: the runtime polls its root, this shard, before those that it has just woken, and one of them
-    /// may be a publisher.
-    yield_to_tasks: Cell<bool>,
     /// What the tokens of connections grant, by slot, where tokens are asked for.
     pub(super) grants: RefCell<HashMap<u32, Grant>>,
     /// What each connection may send, by slot, if there is a limit.
     pub(super) rate_limiters: RateLimiters,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
-    /// HTTP phases that have not ended, by port.
-    pub http_phases: Box<[Rc<Phases>]>,
     /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
     pub(super) sweep: Cell<u16>,
     /// Slots of connections that were not read to the end in their turn.
@@ -116,15 +107,9 @@ impl Shard {
             aborted: Cell::default(),
             says: Cell::default(),
             round: Cell::default(),
-            yield_to_tasks: Cell::default(),
             grants: RefCell::default(),
             rate_limiters: RateLimiters::default(),
             ignored: Cell::default(),
-            http_phases: config
-                .listeners()
-                .iter()
-                .map(|(_, listener_config)| Rc::new(Phases::new(listener_config.secure)))
-                .collect(),
             sweep: Cell::default(),
             unread: RefCell::default(),
             closing: RefCell::default(),
@@ -136,40 +121,24 @@ impl Shard {
         Ok((Rc::new(shard), set))
     }
 
-    /// Runs until a drain is over; the last figures. `serve` takes each accepted socket through its HTTP phase.
+    /// Runs until a drain is over; the last figures.
     ///
     /// # Errors
     /// When the epoll set fails.
-    pub async fn run(
-        self: Rc<Self>,
-        set: mio::Poll,
-        serve: impl Fn(&Rc<Self>, AcceptedSocket),
-    ) -> io::Result<ShardStats> {
+    pub async fn run(self: Rc<Self>, set: mio::Poll) -> io::Result<ShardStats> {
         let ready = readiness::run(self.clone(), set);
-        let mut all = pin!(async {
-            tokio::select! {
-                // Messages that have come go before sockets that have become ready, and these before those who are to go.
-                biased;
-                never = self.work(serve) => match never {},
-                result = ready => match result? {},
-                never = self.abort_late_closes() => match never {},
-                never = self.keep_alive() => match never {},
-                never = self.end_expired() => match never {},
-                () = self.drain() => {}
-            }
-            Ok::<_, io::Error>(())
-        });
-        poll_fn(|context| {
-            if self.yield_to_tasks.take() {
-                // Asks for the next poll, and is not ready.
-                let _ = pin!(yield_now()).poll(context);
-                return Poll::Pending;
-            }
-            all.as_mut().poll(context)
-        })
-        .await?;
+        tokio::select! {
+            // Messages go before sockets that have become ready, and these before connections that end.
+            biased;
+            never = self.work() => match never {},
+            result = ready => match result? {},
+            never = self.abort_late_closes() => match never {},
+            never = self.keep_alive() => match never {},
+            never = self.end_expired() => match never {},
+            () = self.drain() => {}
+        }
         self.inbox().close();
-        while self.engine.accepted[usize::from(self.index)].pop().is_some() {}
+        while self.engine.take_upgraded(self.index).is_some() {}
         Ok(self.report())
     }
 
@@ -178,7 +147,7 @@ impl Shard {
     }
 
     /// Drains the inbox and makes the passes, for ever.
-    async fn work(self: &Rc<Self>, serve: impl Fn(&Rc<Self>, AcceptedSocket)) -> std::convert::Infallible {
+    async fn work(self: &Rc<Self>) -> std::convert::Infallible {
         let mut more = false;
         loop {
             if !more {
@@ -194,21 +163,18 @@ impl Shard {
             yield_now().await;
             more = self.take_items();
             self.step();
-            more |= self.take_accepted(&serve);
-            for phases in &self.http_phases {
-                more |= phases.next_round();
-            }
-            self.yield_to_tasks.set(more || !self.channels.borrow().is_idle());
+            more |= self.take_upgraded();
         }
     }
 
-    /// Takes some of the sockets that have arrived; whether there are more.
-    fn take_accepted(self: &Rc<Self>, serve: &impl Fn(&Rc<Self>, AcceptedSocket)) -> bool {
-        let accepted = &self.engine.accepted[usize::from(self.index)];
-        for socket in std::iter::from_fn(|| accepted.pop()).take(ACCEPTED_CHUNK) {
-            serve(self, socket);
+    /// Registers some of the sockets that the front has handed over; whether there are more.
+    fn take_upgraded(&self) -> bool {
+        for upgraded in std::iter::from_fn(|| self.engine.take_upgraded(self.index)).take(UPGRADED_CHUNK) {
+            if let Err(error) = self.register(upgraded) {
+                tracing::debug!("an upgraded socket was not registered: {error}");
+            }
         }
-        !accepted.is_empty()
+        self.engine.has_upgraded(self.index)
     }
 
     /// Takes what is in the inbox; whether something may be left.
@@ -308,7 +274,6 @@ impl Shard {
     pub(super) async fn pause_if_due(&self) {
         if self.round.get() >= MESSAGES_PER_ROUND {
             self.round.set(0);
-            self.yield_to_tasks.set(true);
             yield_now().await;
         }
     }

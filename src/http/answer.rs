@@ -1,23 +1,24 @@
-//! The answers: every rejection is one sentence of plain text that says what to do.
+//! The responses: every rejection is one sentence of plain text that says what to do.
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Body;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::Answer;
+use super::{Answer, HttpListener};
 use crate::admission::Rejection;
 
-/// Seconds after which a publisher or a client that was refused may try again.
+/// Seconds after which a publisher or a client that was rejected may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// An answer of plain text; for a rejection, the sentence that says what to do instead.
+/// A response of plain text; for a rejection, the sentence that says what to do instead.
 pub(super) fn text(status: StatusCode, sentence: &str) -> Answer {
     plain(status, format!("{sentence}\n"))
 }
 
-/// An answer of plain text, whole lines.
+/// A response of plain text, whole lines.
 pub(super) fn plain(status: StatusCode, lines: String) -> Answer {
     body(status, HeaderValue::from_static("text/plain; charset=utf-8"), lines.into())
 }
@@ -32,8 +33,8 @@ pub(super) fn draining() -> Answer {
     unavailable(Rejection::Draining.sentence())
 }
 
-/// Turns somebody away. Counted by whoever sends it: the mark stays in the answer's extensions.
-pub(super) fn refused(rejection: Rejection) -> Answer {
+/// A rejection. It is counted when it is sent: the mark stays in the response's extensions.
+pub(super) fn rejected(rejection: Rejection) -> Answer {
     // The table has statuses of HTTP only.
     let status = StatusCode::from_u16(rejection.status()).expect("a status");
     let mut answer = text(status, rejection.sentence());
@@ -46,9 +47,33 @@ pub(super) fn refused(rejection: Rejection) -> Answer {
     answer
 }
 
-/// The head of an answer as it travels.
-pub(super) fn wire(answer: &Answer) -> Vec<u8> {
-    let mut wire = format!("HTTP/1.1 {}\r\n", answer.status()).into_bytes();
+/// Counts a response, if it is one that is counted.
+pub(super) fn count<B>(listener: &HttpListener, response: &Response<B>) {
+    if let Some(&rejection) = response.extensions().get::<Rejection>() {
+        listener.engine.rejections.count(rejection);
+    }
+    listener.engine.count_answer(response.status().as_u16());
+}
+
+/// Counts a request that hyper could not read, and has answered itself.
+pub(super) fn count_unread(listener: &HttpListener, error: &hyper::Error) {
+    if error.is_parse() {
+        listener.engine.count_answer(if error.is_parse_too_large() { 431 } else { 400 });
+    }
+}
+
+/// The last response of a connection, without a request that a handler has seen.
+pub(super) fn last(listener: &HttpListener, answer: Answer) -> Answer {
+    count(listener, &answer);
+    with(answer, CONNECTION, HeaderValue::from_static("close"))
+}
+
+/// The head of a response as it travels.
+pub(super) fn head(answer: &Answer) -> Vec<u8> {
+    let mut wire = Vec::with_capacity(256);
+    for part in ["HTTP/1.1 ", answer.status().as_str(), " ", answer.status().canonical_reason().unwrap_or(""), "\r\n"] {
+        wire.extend_from_slice(part.as_bytes());
+    }
     for (name, value) in answer.headers() {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             wire.extend_from_slice(part);
@@ -58,7 +83,30 @@ pub(super) fn wire(answer: &Answer) -> Vec<u8> {
     wire
 }
 
-/// An answer of JSON.
+/// A whole response as it travels.
+pub(super) fn whole(answer: Answer) -> Vec<u8> {
+    let length = answer.body().size_hint().lower();
+    let mut answer = with(answer, CONTENT_LENGTH, HeaderValue::from(length));
+    let mut wire = head(&answer);
+    // It is in memory: one frame, at once.
+    if let Some(Some(Ok(frame))) = futures_now(answer.body_mut().frame())
+        && let Some(data) = frame.data_ref()
+    {
+        wire.extend_from_slice(data);
+    }
+    wire
+}
+
+/// The result of a future that is ready at once.
+fn futures_now<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::Pin::new(&mut future).poll(&mut context) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
+
+/// A response of JSON.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     // Plain structs of numbers and strings into memory: neither the values nor the writer can fail.
     let mut json = serde_json::to_vec(value).expect("numbers and strings serialise");
@@ -66,13 +114,13 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     body(status, HeaderValue::from_static("application/json"), json.into())
 }
 
-/// The same answer with one header more.
+/// The same response with one header more.
 pub(super) fn with(mut answer: Answer, name: HeaderName, value: HeaderValue) -> Answer {
     answer.headers_mut().insert(name, value);
     answer
 }
 
-/// An answer of any type.
+/// A response of any type.
 pub(super) fn body(status: StatusCode, content_type: HeaderValue, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;

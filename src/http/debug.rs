@@ -1,22 +1,46 @@
-//! What the server says of itself: the memory memory_stats and the metrics. The admin thread makes both: a purge, or the lines of thousands
-//! of channels, would hold up a shard.
+//! What the server says of itself: health, memory and metrics. The admin thread makes the latter two: a purge, or the lines
+//! of thousands of channels, would hold up other requests.
 
+use std::sync::Arc;
+
+use axum::extract::State;
 use hyper::StatusCode;
 use tokio::sync::oneshot;
 
-use super::Answer;
-use super::answer::{draining, json, plain, unavailable};
+use super::answer::{draining, json, plain, text, unavailable};
+use super::{Answer, HttpListener};
 use crate::engine::{AdminRequest, Engine, MemoryRequest};
 
-/// `GET /debug/mem`, and with `purge` `POST /debug/mem/purge`.
-pub(super) async fn mem(engine: &Engine, purge: bool) -> Answer {
+/// `GET /readyz`: whether the server takes clients.
+pub(super) async fn readyz(State(listener): State<Arc<HttpListener>>) -> Answer {
+    if listener.engine.is_draining() { draining() } else { text(StatusCode::OK, "ready") }
+}
+
+/// `GET /debug/mem`.
+pub(super) async fn mem(State(listener): State<Arc<HttpListener>>) -> Answer {
+    memory(&listener.engine, false).await
+}
+
+/// `POST /debug/mem/purge`: gives free memory back to the system first.
+pub(super) async fn purge(State(listener): State<Arc<HttpListener>>) -> Answer {
+    memory(&listener.engine, true).await
+}
+
+async fn memory(engine: &Engine, purge: bool) -> Answer {
     let request = |answer| AdminRequest::MemoryStats(MemoryRequest { purge, answer });
-    ask(engine, request, |memory_stats| json(StatusCode::OK, &memory_stats)).await
+    ask(engine, request, |stats| json(StatusCode::OK, &stats)).await
 }
 
 /// `GET /metrics`: the conservation law, live, in total and for each channel that has subscribers.
-pub(super) async fn metrics(engine: &Engine) -> Answer {
-    ask(engine, AdminRequest::Metrics, |lines| plain(StatusCode::OK, lines)).await
+pub(super) async fn metrics(State(listener): State<Arc<HttpListener>>) -> Answer {
+    ask(&listener.engine, AdminRequest::Metrics, |lines| plain(StatusCode::OK, lines)).await
+}
+
+/// `POST /debug/panic`: a fault to test with.
+#[cfg(debug_assertions)]
+pub(super) async fn panic(State(listener): State<Arc<HttpListener>>) -> Answer {
+    listener.engine.inboxes[0].push(crate::engine::Item::Panic);
+    text(StatusCode::ACCEPTED, "shard 0 will panic")
 }
 
 /// Answers with what the admin thread makes; there is none if a shard does not answer it.

@@ -1,81 +1,90 @@
-//! WebSocket handshakes that have arrived as a whole when their socket is taken: nearly all of them.
+//! Requests that are answered without hyper: WebSocket handshakes that arrive whole, as nearly all do, and small whole
+//! publications.
 //!
-//! They need neither hyper nor a task nor a registration with the runtime: one look, one read, one write. The checks and the
-//! answer are those of every other handshake (`upgrade`). Whatever is not exactly that (another request, half a
-//! head, a handshake to be refused) is left in the socket, unread, for hyper.
-
-use std::cell::RefCell;
-use std::io::{self, Read, Write};
-use std::rc::Rc;
+//! The checks and the responses are those of every other request. Anything that is not exactly such a request (half a
+//! head, another route, an unusual header) is left to hyper, unread.
 
 use bytes::Bytes;
 use http_body_util::Empty;
 use httparse::{EMPTY_HEADER, Status};
-use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use hyper::{Method, Request, StatusCode, Version};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
+use hyper::{Method, Request, Version};
 
-use super::route::Route;
-use super::{HEADERS_MAX, answer, upgrade};
-use crate::engine::AcceptedSocket;
-use crate::engine::shard::Shard;
+/// Most headers of a request that is answered here.
+const HEADERS_MAX: usize = 64;
 
-/// Longest head that is answered at once, in bytes; a browser with many cookies has a longer one.
-const PEEK_BYTES: usize = 4096;
-
-/// What became of a socket.
-pub(super) enum Attempt {
-    /// It is a WebSocket.
-    Done,
-    /// It is as it was.
-    Left(AcceptedSocket),
-    /// It has failed and is closed.
-    Failed(io::Error),
-}
-
-/// Answers the handshake that waits in a socket, if one does. With TLS, none does.
-pub(super) fn upgrade(shard: &Rc<Shard>, socket: AcceptedSocket) -> Attempt {
-    if socket.listener_config.secure || !socket.listener_config.websockets {
-        return Attempt::Left(socket);
-    }
-    let AcceptedSocket { mut stream, listener_config, permit } = socket;
-    let mut buffer = [0; PEEK_BYTES];
-    let asked = RefCell::default();
-    // An error shows again to whoever reads next.
-    let arrived = stream.peek(&mut buffer).unwrap_or_default();
-    let granted = parse(&buffer[..arrived]).and_then(|(mut request, head_bytes)| {
-        let path = request.uri().path().to_owned();
-        let answer = match Route::of(&path)? {
-            Route::Events(channel) => upgrade::events(shard, &asked, &mut request, channel),
-            Route::Echo => upgrade::echo(shard, &asked, &mut request),
-            _ => return None,
-        };
-        (answer.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| (head_bytes, answer::wire(&answer)))
-    });
-    let (Some((head_bytes, answer)), Some(granted)) = (granted, asked.take()) else {
-        return Attempt::Left(AcceptedSocket { stream, listener_config, permit });
-    };
-    // The head has been seen, and a socket that has sent nothing yet has room for one answer.
-    let sent = stream.read_exact(&mut buffer[..head_bytes]).and_then(|()| stream.write_all(&answer));
-    let registered =
-        sent.and_then(|()| shard.register(stream, None, Bytes::new(), granted.role, granted.pending, permit));
-    registered.map_or_else(Attempt::Failed, |()| Attempt::Done)
-}
-
-/// A whole request head without a body, and its length in bytes.
-fn parse(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> {
+/// A whole request head of HTTP/1.1, and its length in bytes; `None` if it is not whole, or cannot be read.
+fn head(bytes: &[u8], expected: &Method) -> Option<(Request<Empty<Bytes>>, usize)> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
-    let Ok(Status::Complete(head_bytes)) = head.parse(bytes) else { return None };
-    if head.method != Some("GET") || head.version != Some(1) {
+    let Ok(Status::Complete(length)) = head.parse(bytes) else { return None };
+    if head.method != Some(expected.as_str()) || head.version != Some(1) {
         return None;
     }
-    let mut request = Request::builder().method(Method::GET).version(Version::HTTP_11).uri(head.path?);
+    let mut request = Request::builder().method(expected).version(Version::HTTP_11).uri(head.path?);
     for header in head.headers {
         request = request.header(header.name, header.value);
     }
-    let request = request.body(Empty::new()).ok()?;
+    Some((request.body(Empty::new()).ok()?, length))
+}
+
+/// The handshake that `bytes` begin with, without a body, and the length of its head in bytes.
+pub(super) fn handshake(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> {
+    let (request, length) = head(bytes, &Method::GET)?;
     let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| request.headers().contains_key(name));
-    (!has_body).then_some((request, head_bytes))
+    (!has_body && request.headers().contains_key(UPGRADE)).then_some((request, length))
+}
+
+/// What the bytes of a connection begin with.
+pub(super) enum Found {
+    /// A whole publication, and its length in bytes.
+    Publication { request: Request<Empty<Bytes>>, body: Bytes, length: usize },
+    /// Maybe the beginning of one.
+    Part,
+    /// Something else.
+    Other,
+}
+
+/// Looks for a publication of at most `body_bytes_max` at the beginning of `bytes`.
+pub(super) fn publication(bytes: &[u8], body_bytes_max: usize) -> Found {
+    const BEGIN: &[u8] = b"POST /publish";
+    let common = bytes.len().min(BEGIN.len());
+    if bytes[..common] != BEGIN[..common] {
+        return Found::Other;
+    }
+    if !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
+        return Found::Part;
+    }
+    let Some((request, head_bytes)) = head(bytes, &Method::POST) else { return Found::Other };
+    let channel = request.uri().path().strip_prefix("/publish").unwrap_or("?");
+    if !(channel.is_empty() || channel.len() > 1 && channel.rfind('/') == Some(0)) {
+        return Found::Other;
+    }
+    let headers = request.headers();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = match (lengths.next(), lengths.next()) {
+        (Some(length), None) => length.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit())),
+        _ => None,
+    };
+    let unusual = [TRANSFER_ENCODING, EXPECT, UPGRADE].iter().any(|name| headers.contains_key(name))
+        || headers.get_all(CONNECTION).iter().any(|value| {
+            !(value.as_bytes().eq_ignore_ascii_case(b"close") || value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
+        });
+    let Some(body_bytes) =
+        length.and_then(|text| text.parse::<usize>().ok()).filter(|&bytes| !unusual && bytes <= body_bytes_max)
+    else {
+        return Found::Other;
+    };
+    let Some(length) = head_bytes.checked_add(body_bytes) else { return Found::Other };
+    match bytes.get(head_bytes..length) {
+        Some(body) => Found::Publication { body: Bytes::copy_from_slice(body), request, length },
+        None => Found::Part,
+    }
+}
+
+/// Whether the client asks for the end of the connection behind this request.
+pub(super) fn closes<B>(request: &Request<B>) -> bool {
+    request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
 #[cfg(test)]
@@ -83,21 +92,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_head_without_a_body_is_taken() {
+    fn only_a_whole_handshake_without_a_body_is_taken() {
         let head = b"GET /ws?channel=a HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n";
-        let (request, head_bytes) = parse(&[&head[..], b"\x81\x80"].concat()).unwrap();
-        assert_eq!((head_bytes, request.uri().query()), (head.len(), Some("channel=a")));
+        let (request, length) = handshake(&[&head[..], b"\x81\x80"].concat()).unwrap();
+        assert_eq!((length, request.uri().query()), (head.len(), Some("channel=a")));
         assert_eq!(request.headers()["upgrade"], "websocket");
-        assert!((0..head.len()).all(|length| parse(&head[..length]).is_none()));
+        assert!((0..head.len()).all(|length| handshake(&head[..length]).is_none()));
         for other in [
-            "POST / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            "GET / HTTP/1.0\r\nHost: localhost\r\n\r\n",
-            "GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
-            "GET / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "GET  HTTP/1.1\r\n\r\n",
             "\r\n",
         ] {
-            assert!(parse(other.as_bytes()).is_none(), "{other:?}");
+            assert!(handshake(other.as_bytes()).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_plain_publication_is_taken() {
+        let whole = b"POST /publish/a?receipt=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc";
+        match publication(&[&whole[..], b"POST"].concat(), 3) {
+            Found::Publication { request, body, length } => {
+                assert_eq!((request.uri().path(), &body[..], length), ("/publish/a", &b"abc"[..], whole.len()));
+            }
+            _ => panic!("it is whole"),
+        }
+        assert!((0..whole.len()).all(|length| matches!(publication(&whole[..length], 3), Found::Part)));
+        for other in [
+            "GET /publish HTTP/1.1\r\n\r\n",
+            "POST /other HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publishx HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publish/ HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publish/a/b HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publish HTTP/1.0\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\n\r\n",
+            "POST /publish HTTP/1.1\r\nContent-Length: 2\r\n\r\nxx",
+            "POST /publish HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: +1\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: \r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\nx",
+            "POST /publish HTTP/1.1\r\nContent-Length: 1\r\nConnection: upgrade\r\n\r\nx",
+        ] {
+            assert!(matches!(publication(other.as_bytes(), 1), Found::Other), "{other:?}");
         }
     }
 }

@@ -3,16 +3,19 @@
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::StatusCode;
+use axum::extract::{Path, State};
 use hyper::header::{CONTENT_DISPOSITION, HeaderValue};
+use hyper::{Method, StatusCode};
 use tokio::sync::oneshot;
 
-use super::Answer;
 use super::answer::{body, draining, text, with};
+use super::conn_table::HttpConn;
+use super::router::method_not_allowed;
+use super::{Answer, HttpListener};
 use crate::engine::AdminRequest;
-use crate::engine::shard::Shard;
 use crate::profile::{Format, NoProfile, Request, Subject, VALUES_ALLOCATED, VALUES_CPU, VALUES_LIVE};
 
 /// What `GET /debug/pprof/` answers.
@@ -89,18 +92,33 @@ fn number(query: Option<&str>, name: &str, range: RangeInclusive<u32>, default: 
 }
 
 /// Answers with a profile. It ends early when the client goes or the server drains.
-pub(super) async fn profile(shard: &Shard, which: Which, query: Option<&str>) -> Answer {
-    let (subject, format) = match which.wanted(query) {
+pub(super) async fn profile(
+    State(listener): State<Arc<HttpListener>>,
+    Path(name): Path<String>,
+    request: axum::extract::Request,
+) -> Answer {
+    if request.method() != Method::GET {
+        // An answer to HEAD would cost as much as the profile does.
+        return method_not_allowed("GET");
+    }
+    let Some(which) = Which::of(&name) else {
+        return text(StatusCode::NOT_FOUND, INDEX);
+    };
+    let (subject, format) = match which.wanted(request.uri().query()) {
         Ok(wanted) => wanted,
         Err(sentence) => return text(StatusCode::BAD_REQUEST, &sentence),
     };
+    // Every request carries its connection.
+    let Some(conn) = request.extensions().get::<Arc<HttpConn>>().cloned() else { return draining() };
     let (answer, profile) = oneshot::channel();
-    if shard.engine.admin.send(AdminRequest::Profile(Request { subject, format, answer })).await.is_err() {
+    if listener.engine.admin.send(AdminRequest::Profile(Request { subject, format, answer })).await.is_err() {
         return draining();
     }
+    drop(request);
     let profile = tokio::select! {
         profile = profile => profile,
-        () = shard.draining() => return draining(),
+        () = listener.engine.draining() => return draining(),
+        () = conn.ended() => return text(StatusCode::BAD_REQUEST, "the client did not wait for its profile"),
     };
     match profile {
         Ok(Ok(profile)) => {

@@ -1,100 +1,138 @@
 //! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every subscriber.
 
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Request, StatusCode};
+use hyper::StatusCode;
+use hyper::body::Body as _;
+use hyper::http::request::Parts;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::Answer;
 use super::answer::{draining, json, text, unavailable};
-use super::route::RequestContext;
-use crate::config::Config;
+use super::body_kind::BodyKind;
+use super::conn_table::{HttpConn, Progress};
+use super::query::{self, PublishQuery};
+use super::router::BodyRead;
+use super::{Answer, HttpListener};
 use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, Settled};
 use crate::wire::Frame;
 
+/// What became of a publication to one channel, as the response says it.
 #[derive(Serialize)]
-struct AcceptedBody<'a> {
-    channel: &'a str,
-    offset: u64,
-    matched: u64,
+#[serde(untagged)]
+enum Published<'a> {
+    /// It has its offset.
+    Accepted { channel: &'a str, offset: u64, matched: u64 },
+    /// Its fan-out is over.
+    Settled {
+        channel: &'a str,
+        offset: u64,
+        #[serde(flatten)]
+        settled: Settled,
+    },
+    /// One of several channels has not taken it.
+    Rejected { channel: &'a str, error: String },
 }
 
-#[derive(Serialize)]
-struct SettledBody<'a> {
-    channel: &'a str,
-    offset: u64,
-    #[serde(flatten)]
-    settled: Settled,
+/// Reads the body, and publishes it.
+pub(super) async fn publish(State(listener): State<Arc<HttpListener>>, request: Request) -> Answer {
+    let (head, body) = request.into_parts();
+    let body = read(body, &listener).await;
+    let is_read = body.is_ok();
+    if let (true, Some(conn)) = (is_read, head.extensions.get::<Arc<HttpConn>>()) {
+        // From here on it is not closed to make room.
+        conn.set(Progress::Busy);
+    }
+    let mut answer = execute(&listener, &head, body).await;
+    if is_read {
+        answer.extensions_mut().insert(BodyRead);
+    }
+    answer
 }
 
-pub(super) async fn publish(context: &RequestContext, channel: Option<&str>, request: Request<Incoming>) -> Answer {
-    match try_publish(context, channel, request).await {
+/// Publishes a body that was read, or says why it was not.
+pub(super) async fn execute(listener: &HttpListener, head: &Parts, body: Result<Bytes, Box<Answer>>) -> Answer {
+    match try_publish(listener, head, body).await {
         Ok(answer) => answer,
         Err(rejection) => *rejection,
     }
 }
 
 async fn try_publish(
-    context: &RequestContext,
-    channel: Option<&str>,
-    request: Request<Incoming>,
+    listener: &HttpListener,
+    head: &Parts,
+    body: Result<Bytes, Box<Answer>>,
 ) -> Result<Answer, Box<Answer>> {
-    let RequestContext { shard, phase, .. } = context;
-    let refuse = |status, sentence: &str| Box::new(text(status, sentence));
-    let channel = ChannelName::from_url(channel.unwrap_or(ChannelName::ALL))
-        .map_err(|invalid| refuse(StatusCode::BAD_REQUEST, &invalid.to_string()))?;
-    let wants_receipt = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "receipt=1"));
-    let binary = request.headers().get(CONTENT_TYPE).is_some_and(is_binary);
-    let body = read(request.into_body(), &shard.engine.config).await?;
-    context.phases().begin(phase);
-    let frame = if binary {
-        Frame::binary(&body)
-    } else {
-        let sentence = "the body is not UTF-8: send text, or binary with Content-Type: application/octet-stream";
-        Frame::text(str::from_utf8(&body).map_err(|_| refuse(StatusCode::BAD_REQUEST, sentence))?)
-    };
+    let reject = |status, sentence: String| Box::new(text(status, &sentence));
+    let PublishQuery { channels, receipt } =
+        query::publish(head.uri.path().strip_prefix("/publish/"), head.uri.query())
+            .map_err(|error| reject(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let kind =
+        BodyKind::of(&head.headers).map_err(|error| reject(StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string()))?;
+    let body = body?;
+    let text = kind.text(&body).map_err(|error| reject(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let frame = text.map_or_else(|| Frame::binary(&body), Frame::text);
     drop(body);
+    if let [channel] = &channels[..] {
+        let published = publish_to(listener, channel, frame, receipt).await;
+        return match published {
+            Ok(published) => Ok(json(StatusCode::ACCEPTED, &published)),
+            Err(PublishError::Overloaded) => Err(Box::new(unavailable(&PublishError::Overloaded.to_string()))),
+            Err(PublishError::Draining) => Err(Box::new(draining())),
+        };
+    }
+    let mut published = Vec::with_capacity(channels.len());
+    for channel in &channels {
+        let result = publish_to(listener, channel, frame.clone(), receipt).await;
+        let rejected =
+            |error: PublishError| Published::Rejected { channel: channel.as_str(), error: error.to_string() };
+        published.push(result.unwrap_or_else(rejected));
+    }
+    // A publisher repeats a request that got 503: it must not, if some channel has the message already.
+    let is_rejected = |published: &Published<'_>| matches!(published, Published::Rejected { .. });
+    let status = match published.iter().all(is_rejected) {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => StatusCode::ACCEPTED,
+    };
+    Ok(json(status, &published))
+}
+
+/// Publishes to one channel, and waits until the sequencer has taken it, or until the end of its fan-out.
+async fn publish_to<'a>(
+    listener: &HttpListener,
+    channel: &'a ChannelName,
+    frame: Frame,
+    wants_receipt: bool,
+) -> Result<Published<'a>, PublishError> {
     let (answer, accepted) = oneshot::channel();
     let (receipt, settled) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
     let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(answer), receipt };
-    let result = match shard.engine.publish(publication) {
-        // A sequencer that does not answer has ended with the server.
-        Ok(()) => accepted.await.unwrap_or(Err(PublishError::Draining)),
-        Err(refused) => Err(refused),
-    };
-    let accepted = result.map_err(|refused| match refused {
-        PublishError::Overloaded => Box::new(unavailable(&refused.to_string())),
-        PublishError::Draining => Box::new(draining()),
-    })?;
+    listener.engine.publish(publication)?;
+    // A sequencer that does not answer has ended with the server.
+    let accepted = accepted.await.unwrap_or(Err(PublishError::Draining))?;
     let (channel, offset) = (channel.as_str(), accepted.offset);
     let Some(settled) = settled else {
-        let body = AcceptedBody { channel, offset, matched: accepted.matched };
-        return Ok(json(StatusCode::ACCEPTED, &body));
+        return Ok(Published::Accepted { channel, offset, matched: accepted.matched });
     };
-    let settled = settled.await.map_err(|_| Box::new(draining()))?;
-    Ok(json(StatusCode::ACCEPTED, &SettledBody { channel, offset, settled }))
-}
-
-/// `application/octet-stream`, in any case and with any parameters.
-fn is_binary(content_type: &HeaderValue) -> bool {
-    let kind = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
-    kind.trim().eq_ignore_ascii_case("application/octet-stream")
+    let settled = settled.await.map_err(|_| PublishError::Draining)?;
+    Ok(Published::Settled { channel, offset, settled })
 }
 
 /// The whole body: refused by its announced length before it is read, and by its real one while it is.
-async fn read(body: Incoming, config: &Config) -> Result<Bytes, Box<Answer>> {
-    let bytes_max = config.message_bytes_max;
+async fn read(body: axum::body::Body, listener: &HttpListener) -> Result<Bytes, Box<Answer>> {
+    let bytes_max = listener.engine.config.message_bytes_max;
+    let handshake_timeout = listener.engine.live().handshake_timeout;
     let refuse = |status, sentence: &str| Box::new(text(status, sentence));
     let too_big =
         || refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_big());
     }
-    match timeout(config.handshake_timeout, Limited::new(body, bytes_max).collect()).await {
+    match timeout(handshake_timeout, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_big()),
         Ok(Err(error)) => Err(refuse(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"))),

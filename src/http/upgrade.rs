@@ -1,88 +1,129 @@
 //! From a request to a WebSocket (RFC 6455, section 4.2).
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Arc;
 
+use axum::extract::State;
 use bytes::Bytes;
 use fastwebsockets::upgrade::is_upgrade_request;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::header::{
+    CONNECTION, HOST, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::answer::{refused, text, with};
-use super::route::bearer;
-use super::{Answer, origin};
-use crate::admission::Rejection;
-use crate::config::CHANNELS_PER_CONNECTION_MAX;
+use super::answer::{rejected, text, with};
+use super::conn_table::HttpConn;
+use super::query::{self, WsQuery};
+use super::router::{bearer, method_not_allowed};
+use super::{Answer, HttpListener, origin, subprotocol};
+use crate::admission::{Permit, Rejection};
 use crate::conn::Role;
-use crate::engine::connections::PendingSubscription;
+use crate::engine::PendingSubscription;
 use crate::engine::publication::ChannelName;
-use crate::engine::shard::Shard;
-use crate::jwt::Grant;
+use crate::jwt::{Grant, TokenKey};
 
-/// What becomes of the socket once the 101 has left.
-pub(super) struct Upgrade {
+/// What a shard needs of a request that was granted a hand-over.
+#[derive(Debug)]
+pub(super) struct Granted {
     pub(super) role: Role,
     pub(super) pending: PendingSubscription,
+    pub(super) permit: Permit,
+}
+
+/// Whether a request asks for a WebSocket.
+pub(super) fn is_wanted<B>(request: &Request<B>) -> bool {
+    request.headers().contains_key(UPGRADE)
 }
 
 /// `GET /ws` and `GET /ws/{channel}`.
-pub(super) fn events<B: Body>(
-    shard: &Rc<Shard>,
-    slot: &RefCell<Option<Upgrade>>,
-    request: &mut Request<B>,
-    channel: Option<&str>,
-) -> Answer {
-    match channels(channel, request.uri().query()) {
-        Ok(channels) => upgrade(shard, slot, request, Role::Events, channels),
-        Err(sentence) => text(StatusCode::BAD_REQUEST, &sentence),
-    }
+pub(super) async fn events(State(listener): State<Arc<HttpListener>>, mut request: axum::extract::Request) -> Answer {
+    let Some(conn) = request.extensions().get::<Arc<HttpConn>>().cloned() else { return unreachable() };
+    upgrade(&listener, &conn, &mut request, Role::Events)
 }
 
 /// `GET /echo`.
-pub(super) fn echo<B: Body>(shard: &Rc<Shard>, slot: &RefCell<Option<Upgrade>>, request: &mut Request<B>) -> Answer {
-    upgrade(shard, slot, request, Role::Echo, Vec::new())
+pub(super) async fn echo(State(listener): State<Arc<HttpListener>>, mut request: axum::extract::Request) -> Answer {
+    let Some(conn) = request.extensions().get::<Arc<HttpConn>>().cloned() else { return unreachable() };
+    upgrade(&listener, &conn, &mut request, Role::Echo)
 }
 
-fn upgrade<B: Body>(
-    shard: &Rc<Shard>,
-    slot: &RefCell<Option<Upgrade>>,
+/// Every request carries its connection.
+fn unreachable() -> Answer {
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the request has no connection")
+}
+
+/// The meaning of a client's messages by the path of its handshake, if WebSockets are there.
+pub(super) fn role(path: &str) -> Option<Role> {
+    match path {
+        "/ws" | "/" => Some(Role::Events),
+        "/echo" => Some(Role::Echo),
+        _ => path.strip_prefix("/ws/").filter(|rest| !rest.is_empty() && !rest.contains('/')).map(|_| Role::Events),
+    }
+}
+
+/// Checks a handshake and grants it, or says why not.
+pub(super) fn upgrade<B: Body>(
+    listener: &Arc<HttpListener>,
+    conn: &HttpConn,
     request: &mut Request<B>,
     role: Role,
-    channels: Vec<ChannelName>,
 ) -> Answer {
-    if let Err(rejection) = check(request) {
-        return *rejection;
+    if request.method() != Method::GET {
+        return method_not_allowed("GET");
     }
-    if !origin::may_connect(request.headers(), &shard.engine.config.allow_origin) {
-        return refused(Rejection::Origin);
+    match try_upgrade(listener, conn, request, role) {
+        Ok(answer) => answer,
+        Err(rejection) => *rejection,
     }
-    let grant = match grant(shard, request, &channels) {
-        Ok(grant) => grant,
-        Err(rejection) => return refused(rejection),
-    };
-    if shard.engine.is_draining() {
-        return refused(Rejection::Draining);
-    }
-    // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
-    let Ok((handshake, _)) = fastwebsockets::upgrade::upgrade(request) else {
-        return text(StatusCode::BAD_REQUEST, "not a WebSocket handshake");
-    };
-    match shard.announce(channels, grant) {
-        Ok(pending) => *slot.borrow_mut() = Some(Upgrade { role, pending }),
-        Err(rejection) => return refused(rejection),
-    }
-    let (head, _) = handshake.into_parts();
-    Response::from_parts(head, Full::new(Bytes::new()))
 }
 
-/// What the request's token grants, if one is asked for and reaches as far as these channels.
-fn grant<B>(shard: &Shard, request: &Request<B>, channels: &[ChannelName]) -> Result<Option<Grant>, Rejection> {
-    let Some(key) = &shard.engine.config.subscriber_key else { return Ok(None) };
-    let header = bearer(request).and_then(|token| std::str::from_utf8(token).ok());
-    let query = request.uri().query().unwrap_or_default();
-    let token = header.or_else(|| query.split('&').find_map(|pair| pair.strip_prefix("token=")));
+fn try_upgrade<B: Body>(
+    listener: &Arc<HttpListener>,
+    conn: &HttpConn,
+    request: &mut Request<B>,
+    role: Role,
+) -> Result<Answer, Box<Answer>> {
+    let bad = |sentence: String| Box::new(text(StatusCode::BAD_REQUEST, &sentence));
+    let rejected = |rejection| Box::new(rejected(rejection));
+    let (path, query) = (request.uri().path(), request.uri().query());
+    let WsQuery { channels, token } = match role {
+        Role::Echo => query::echo(query).map(|token| WsQuery { channels: Vec::new(), token }),
+        Role::Events => query::ws(path.strip_prefix("/ws/"), query),
+    }
+    .map_err(|error| bad(error.to_string()))?;
+    check(request)?;
+    let engine = &listener.engine;
+    let live = engine.live();
+    if !origin::may_connect(request.headers(), &live.allow_origin) {
+        return Err(rejected(Rejection::Origin));
+    }
+    let chosen = subprotocol::choose(request.headers(), &live.subprotocol).map_err(|error| bad(error.to_string()))?;
+    let subprotocol = chosen.header();
+    let header = bearer(request.headers()).and_then(|token| std::str::from_utf8(token).ok());
+    let token = header.or(chosen.token).or(token.as_deref());
+    let grant = grant(live.subscriber_key.as_ref(), token, &channels).map_err(rejected)?;
+    drop(live);
+    if engine.is_draining() {
+        return Err(rejected(Rejection::Draining));
+    }
+    // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
+    let (handshake, _) =
+        fastwebsockets::upgrade::upgrade(&mut *request).map_err(|_| bad("not a WebSocket handshake".to_owned()))?;
+    let shard = engine.least_loaded();
+    let pending = engine.announce(shard, channels, grant).map_err(rejected)?;
+    let permit = engine.loads[shard].permit_of(conn.take_address_permit());
+    conn.grant(Granted { role, pending, permit });
+    let (mut head, _) = handshake.into_parts();
+    if let Some(subprotocol) = subprotocol {
+        head.headers.insert(SEC_WEBSOCKET_PROTOCOL, subprotocol);
+    }
+    Ok(Response::from_parts(head, Full::new(Bytes::new())))
+}
+
+/// What a token grants, if one is asked for and reaches as far as these channels.
+fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) -> Result<Option<Grant>, Rejection> {
+    let Some(key) = key else { return Ok(None) };
     let grant = token.and_then(|token| key.verify(token).ok()).ok_or(Rejection::Unauthorized)?;
     let reaches = channels.iter().all(|channel| grant.allows(channel.as_str()));
     if reaches { Ok(Some(grant)) } else { Err(Rejection::Forbidden) }
@@ -124,43 +165,9 @@ fn is_key(key: &[u8]) -> bool {
     matches!(key, [digits @ .., b'=', b'='] if digits.len() == 22 && digits.iter().all(digit))
 }
 
-/// The channels of a connection: that of the path, or those of the query, or `all`.
-fn channels(path: Option<&str>, query: Option<&str>) -> Result<Vec<ChannelName>, String> {
-    let named = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("channel="));
-    let mut channels = Vec::new();
-    for name in path.into_iter().chain(named) {
-        let name = ChannelName::from_url(name).map_err(|invalid| invalid.to_string())?;
-        if !channels.contains(&name) {
-            channels.push(name);
-        }
-        if channels.len() > CHANNELS_PER_CONNECTION_MAX {
-            return Err(format!("a connection has at most {CHANNELS_PER_CONNECTION_MAX} channels"));
-        }
-    }
-    if channels.is_empty() {
-        channels.push(ChannelName::all());
-    }
-    Ok(channels)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn channels_come_from_path_and_query() {
-        let names =
-            |path, query| channels(path, query).map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(names(None, None).unwrap(), ["all"]);
-        assert_eq!(names(None, Some("x=1")).unwrap(), ["all"]);
-        assert_eq!(names(Some("a"), None).unwrap(), ["a"]);
-        assert_eq!(names(None, Some("channel=a&x=1&channel=b&channel=a")).unwrap(), ["a", "b"]);
-        assert!(names(Some(""), None).is_err());
-        assert!(names(None, Some("channel=a%20b")).is_err());
-        assert_eq!(names(Some("r%3A1"), Some("channel=r:2")).unwrap(), ["r:1", "r:2"]);
-        let many = (0..=CHANNELS_PER_CONNECTION_MAX).map(|n| format!("channel={n}&")).collect::<String>();
-        assert!(names(None, Some(&many)).unwrap_err().contains("at most"));
-    }
 
     #[test]
     fn keys_are_sixteen_bytes() {

@@ -11,14 +11,9 @@ pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
 pub const PASS_CHUNK: usize = 256;
 /// The cost of closing a connection during a pass, in sends: it leaves its channels and is closed.
 pub const SENDS_PER_CLOSE: usize = 8;
-/// Sockets that a shard takes, most with a handshake that is answered at once, before messages have their turn again: a
-/// sixth of a millisecond.
-pub const ACCEPTED_CHUNK: usize = 4;
-/// Polls, at each port, of HTTP phases that have not got as far as a whole request, between two turns of the messages: half a
-/// millisecond at most.
-pub const NEWCOMER_TURNS: usize = 4;
-/// The same at a port with TLS, where a turn may be a key exchange and a signature.
-pub const NEWCOMER_TURNS_TLS: usize = 2;
+/// Upgraded sockets that a shard registers before messages have their turn again: a tenth of a
+/// millisecond.
+pub const UPGRADED_CHUNK: usize = 8;
 /// Inbox items that a shard takes before it goes on with its passes.
 pub const INBOX_CHUNK: usize = 4096;
 /// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
@@ -40,9 +35,9 @@ pub const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 pub const LINGER_MAX: Duration = Duration::from_millis(1);
 /// Subscribers that are looked at to tell whether more than half are behind.
 pub const PACE_SAMPLE: usize = 64;
-/// Sockets that wait for a shard, at most; the others wait in the kernel's queue.
-pub const ACCEPTED_MAX: usize = 128;
-/// Connections that the kernel completes and queues for the accept thread.
+/// Upgraded sockets that wait for a shard, at most; the others wait in the front.
+pub const UPGRADED_MAX: usize = 128;
+/// Connections that the kernel completes and queues for the front.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
 /// What a new connection is expected to add to the heap until the next sample, in bytes: an idle one has a fifth, one that is

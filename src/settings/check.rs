@@ -45,16 +45,17 @@ impl Config {
     /// Every listener; those of [`Config::listen`] come first.
     #[must_use]
     pub fn listeners(&self) -> Vec<(ListenAddress, ListenerConfig)> {
-        let with_admin = self.admin_listen.is_none();
+        let shared = self.admin_is_shared();
         let tls_listen = self.tls_listeners();
-        let clients = self.listen.iter().map(|address| (address, self.tls.is_some() && tls_listen.is_empty()));
-        let secure = tls_listen.iter().map(|address| (address, true));
-        let clients = clients.chain(secure).map(|(address, secure)| (address, secure, true, with_admin));
-        let admin = self.admin_listen.iter().map(|address| (address, false, false, true));
-        let listener_config = |(port, (address, secure, websockets, admin)): (_, (&ListenAddress, _, _, _))| {
-            (address.clone(), ListenerConfig { port, secure, loopback: address.is_loopback(), websockets, admin })
+        let clients = self.listen.iter().map(|address| (address.clone(), self.tls.is_some() && tls_listen.is_empty()));
+        let secure = tls_listen.iter().map(|address| (address.clone(), true));
+        let clients = clients.chain(secure).map(|(address, secure)| (address, secure, true, shared));
+        let admin = (!shared).then(|| (self.admin_address(), false, false, true));
+        let listener_config = |(address, secure, websockets, admin): (ListenAddress, _, _, _)| {
+            let loopback = address.is_loopback();
+            (address, ListenerConfig { secure, loopback, websockets, admin })
         };
-        clients.chain(admin).enumerate().map(listener_config).collect()
+        clients.chain(admin).map(listener_config).collect()
     }
 
     /// Where publishing and administration answer: [`Config::admin_listen`], or 127.0.0.1 and the

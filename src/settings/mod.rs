@@ -184,8 +184,6 @@ pub enum SayPolicy {
 /// A listener, and which routes it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Its index among [`Config::listeners`].
-    pub port: usize,
     /// Clients have to speak TLS.
     pub secure: bool,
     /// Only this machine can connect.

@@ -56,6 +56,12 @@ impl Frame {
         Self::encode(OpCode::Close, &payload)
     }
 
+    /// Bytes that are on the wire as they are: a response head, ahead of the first frame.
+    #[must_use]
+    pub(crate) fn from_wire(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
     fn encode(opcode: OpCode, payload: &[u8]) -> Self {
         let mut head = [0; 16];
         let size = fastwebsockets::Frame::new(true, opcode, None, Payload::Borrowed(payload)).fmt_head(&mut head);

@@ -7,7 +7,9 @@ use hydrant::admission::Rejection;
 use hydrant::config::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Answer, Binary, Client, HANDSHAKE, TestServer, begin, config, read_answer, request, until};
+use crate::support::{
+    Answer, Binary, Client, HANDSHAKE, TestServer, begin, config, publish, read_answer, request, two_ports, until,
+};
 
 fn handshake(server: SocketAddr, more: &[&str]) -> Answer {
     request(server, "GET", "/ws", &[&HANDSHAKE[..], more].concat(), b"")
@@ -60,12 +62,11 @@ fn a_race_for_the_last_connections_admits_no_more_than_allowed() {
 #[test]
 fn connections_above_the_accept_rate_wait_and_are_served() {
     // On two ports: neither may make the accept thread forget the sockets that wait at the other.
-    let admin_listen = config().listen.pop();
-    let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), admin_listen, ..config() });
+    let server = TestServer::start(Config { accept_rate: NonZeroU32::new(50), ..two_ports() });
     let [public, admin] = server.addresses[..] else { panic!("{:?}", server.addresses) };
     let idle: Vec<_> = (0..20).map(|_| [public, admin].map(|address| TcpStream::connect(address).unwrap())).collect();
     let clients: Vec<_> = (0..15).map(|_| server.client("/ws")).collect();
-    assert_eq!(server.publish("all", b"x").matched, 15);
+    assert_eq!(publish(admin, "all", b"x").matched, 15);
     assert_eq!(request(admin, "GET", "/healthz", &[], b"").status, 200);
     drop((clients, idle));
 }
@@ -166,7 +167,7 @@ fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
     let slow = Client::connect_narrow(binary.address, "/ws/room");
     // Its backlog is on the heap: the messages are too short for shared pages.
     for _ in 0..400 {
-        crate::support::publish(binary.address, "room", &[b'x'; 10_000]);
+        publish(binary.address, "room", &[b'x'; 10_000]);
     }
     let status = || handshake(binary.address, &[]).status;
     until(|| (status() == 503).then_some(()), || "no client is refused".to_owned());

@@ -9,6 +9,7 @@ use hydrant::wire::Frame;
 
 use crate::support::{
     Answer, Client, HANDSHAKE, PATIENCE, Received, TestServer, begin, config, read_answer, read_answer_to, request,
+    two_ports,
 };
 
 #[test]
@@ -26,7 +27,21 @@ fn every_route_answers_as_it_should() {
         ("POST", "/debug/mem/purge", vec![], 200, None),
         ("GET", "/nothing", vec![], 404, None),
         ("GET", "/ws/a/b", vec![], 404, None),
-        ("GET", "/echo/", vec![], 404, None),
+        ("GET", "/echo/", vec![], 426, Some(("upgrade", "websocket"))),
+        ("GET", "/ws/", vec![], 426, Some(("upgrade", "websocket"))),
+        ("GET", "//ws", vec![], 426, Some(("upgrade", "websocket"))),
+        ("GET", "/", vec![], 200, None),
+        ("HEAD", "/", vec![], 200, None),
+        ("OPTIONS", "/", vec![], 200, Some(("allow", "GET, HEAD, OPTIONS"))),
+        ("POST", "/", vec![], 405, Some(("allow", "GET, HEAD, OPTIONS"))),
+        ("GET", "/", HANDSHAKE[1..].to_vec(), 200, None),
+        ("GET", "/", without("Sec-WebSocket-Key"), 400, None),
+        ("GET", "/ws?channels=a", HANDSHAKE.to_vec(), 400, None),
+        ("GET", "/echo?channel=a", HANDSHAKE.to_vec(), 400, None),
+        ("POST", "/publish?receipt=true", vec!["Content-Length: 0"], 400, None),
+        ("POST", "/publish?room=a", vec!["Content-Length: 0"], 400, None),
+        ("POST", "/publish", vec!["Content-Length: 0", "Content-Encoding: gzip"], 415, None),
+        ("POST", "/publish", vec!["Content-Length: 0", "Content-Type: application/x-ndjson"], 415, None),
         ("GET", "/publish", vec![], 405, Some(("allow", "POST"))),
         ("DELETE", "/publish/room", vec![], 405, Some(("allow", "POST"))),
         ("POST", "/ws", vec![], 405, Some(("allow", "GET"))),
@@ -98,7 +113,7 @@ fn a_body_goes_verbatim_to_every_subscriber() {
 fn invalid_and_too_long_bodies_are_refused() {
     let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
     let mut client = server.client("/ws");
-    assert_eq!(request(server.address, "POST", "/publish", &[], b"\xff").status, 400);
+    assert_eq!(request(server.address, "POST", "/publish", &["Content-Type: text/plain"], b"\xff").status, 400);
     assert_eq!(request(server.address, "POST", "/publish", &[], &[b'x'; 1001]).status, 413);
     let chunk = format!("3e9\r\n{}\r\n0\r\n\r\n", "x".repeat(1001));
     let chunked = ["Transfer-Encoding: chunked"];
@@ -186,7 +201,10 @@ fn publish_and_admin_need_the_token() {
 
 #[test]
 fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
-    let server = TestServer::start(Config { listen: vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()], ..config() });
+    let server = TestServer::start({
+        let open: Vec<hydrant::config::ListenAddress> = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
+        Config { admin_listen: Some(open[0].clone()), listen: open, open: false, ..config() }
+    });
     let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));
     for (method, path) in
         [("POST", "/publish"), ("GET", "/debug/mem"), ("POST", "/debug/mem/purge"), ("GET", "/metrics")]
@@ -200,22 +218,22 @@ fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
 
 #[test]
 fn pages_of_other_origins_may_not_publish() {
-    let server = TestServer::start(config());
-    let status =
-        |origin: &str| request(server.address, "POST", "/publish", &[&format!("Origin: {origin}")], b"x").status;
+    let server = TestServer::start(two_ports());
+    let admin = server.addresses[1];
+    let status = |origin: &str| request(admin, "POST", "/publish", &[&format!("Origin: {origin}")], b"x").status;
     assert_eq!((status("https://evil.example"), status("http://localhost")), (403, 202));
-    assert_eq!(request(server.address, "GET", "/metrics", &["Origin: null"], b"").status, 403);
+    assert_eq!(request(admin, "GET", "/metrics", &["Origin: null"], b"").status, 403);
     // The same holds for a host name of theirs that resolves to this server.
     let head =
         "POST /publish HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\nContent-Length: 1\r\n\r\nx";
-    let answer = read_answer(&mut begin(server.address, head.as_bytes()));
+    let answer = read_answer(&mut begin(admin, head.as_bytes()));
     assert!(answer.status == 403 && answer.body.contains("ask for localhost"), "{}: {}", answer.status, answer.body);
 }
 
 #[test]
 fn admin_routes_may_have_a_port_of_their_own() {
     let open = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
-    let server = TestServer::start(Config { listen: open, admin_listen: config().listen.pop(), ..config() });
+    let server = TestServer::start(Config { listen: open, ..two_ports() });
     let [public, admin] = [0, 1].map(|n| SocketAddr::from(([127, 0, 0, 1], server.addresses[n].port())));
     for path in ["/metrics", "/debug/mem", "/debug/pprof/"] {
         let status = |address| request(address, "GET", path, &[], b"").status;
@@ -223,8 +241,12 @@ fn admin_routes_may_have_a_port_of_their_own() {
     }
     let mut client = Client::connect(public, "/ws/room");
     assert_eq!(request(admin, "GET", "/ws/room", &HANDSHAKE, b"").status, 404);
-    // Publishers need a token on a public port, and none on a port that only this machine reaches.
-    assert_eq!(request(public, "POST", "/publish/room", &[], b"x").status, 403);
+    // The public port says where publishing is.
+    let elsewhere = request(public, "POST", "/publish/room?receipt=1", &[], b"x");
+    assert_eq!(elsewhere.status, 404);
+    let url = format!("http://{admin}/publish/room?receipt=1");
+    assert!(elsewhere.body.contains(&url), "{}", elsewhere.body);
+    assert_eq!(elsewhere.header("link"), Some(&*format!("<{url}>; rel=\"alternate\"")));
     assert_eq!(request(admin, "POST", "/publish/room", &[], b"x").status, 202);
     assert_eq!(client.receive_text(), "x");
     assert!([public, admin].map(|address| request(address, "GET", "/healthz", &[], b"").status) == [200, 200]);

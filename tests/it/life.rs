@@ -211,21 +211,17 @@ fn help_names_every_flag_and_is_no_error() {
 }
 
 #[test]
-fn without_open_files_it_stops_accepting_and_resumes() {
+fn without_open_files_idle_connections_give_way() {
     let mut binary = Binary::start_with_files(64, &["--shards", "1"]);
-    // More than the limit of open files: the last ones wait in the kernel's queue.
-    let waiting: Vec<_> = (0..80).map(|_| TcpStream::connect(binary.address).unwrap()).collect();
-    binary.wait_for_line("cannot accept");
+    // More than the limit of open files. Some say nothing, and some send half a request.
+    let half = b"GET /healthz HTTP/1.1\r\nHos";
+    let waiting: Vec<_> =
+        (0..80).map(|number| begin(binary.address, if number % 2 == 0 { half } else { b"" })).collect();
+    assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
     drop(waiting);
-    binary.wait_for_line("accepting again");
-    until(
-        || (request(binary.address, "GET", "/healthz", &[], b"").status == 200).then_some(()),
-        || "not healthy".to_owned(),
-    );
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
-    let warnings = binary.seen.iter().filter(|line| line.contains("cannot accept")).count();
-    assert!(warnings <= 3, "one line each time that it runs out of files, not one for each try: {:?}", binary.seen);
+    assert!(!binary.seen.iter().any(|line| line.contains("cannot accept")), "{:?}", binary.seen);
 }
 
 /// Builds with debug assertions have a route that makes a shard panic.

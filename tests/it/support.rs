@@ -22,10 +22,12 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const STRATEGIES: [Strategy; 4] = [Strategy::Direct, Strategy::Wake, Strategy::Ring, Strategy::Mailbox];
 pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
 
-/// No tick, a free port, two shards, and timeouts that are long enough for a busy machine.
+/// No tick, one free port for everything, two shards, and timeouts that are long enough for a busy machine.
 pub fn config() -> Config {
     Config {
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
+        admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0)).into()),
+        open: true,
         shards: 2.try_into().unwrap(),
         tick: None,
         // No timeout but the one under test may end a client, even if the machine pauses for half a
@@ -37,6 +39,11 @@ pub fn config() -> Config {
         ping_interval: None,
         ..Config::default()
     }
+}
+
+/// As [`config`], with clients at one port, and publishing and administration at the next in `addresses`.
+pub fn two_ports() -> Config {
+    Config { admin_listen: None, open: false, ..config() }
 }
 
 /// A server in this process. `drop` drains it.
@@ -58,7 +65,7 @@ fn count_panics() {
     ONCE.call_once(|| {
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let is_of_a_server = |name: &str| name.starts_with("shard-") || name == "accept";
+            let is_of_a_server = |name: &str| name.starts_with("shard-") || name.starts_with("http-");
             if thread::current().name().is_some_and(is_of_a_server) {
                 PANICS.fetch_add(1, Ordering::Relaxed);
             }
@@ -414,7 +421,11 @@ impl Binary {
     }
 
     fn start_as(mut command: Command, flags: &[&str]) -> Self {
-        command.args(["--listen", "127.0.0.1:0", "--tick", "0"]).args(flags).stderr(Stdio::piped());
+        // Everything on one port, unless a flag says otherwise.
+        command
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--open", "--tick", "0"])
+            .args(flags)
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (line, log) = mpsc::channel();

@@ -1,0 +1,233 @@
+//! The front: threads that accept sockets and speak HTTP and TLS, apart from the shards' threads.
+//!
+//! Clients' listeners share [`Config::http_threads`] threads. A listener for administration alone has a thread of its own, so
+//! that a flood of clients does not delay publishers. Every thread is a single-threaded runtime; the operating system
+//! divides the cores between the front and the shards. It never touches a WebSocket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use socket2::SockAddr;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::admission::{AcceptPace, Rejection};
+use crate::engine::{Engine, ShardStats};
+use crate::http::{self, HttpListener};
+use crate::net::BoundListener;
+use crate::server::ServerError;
+
+/// How long a thread waits when it may not open another file and nothing can be closed, before it tries again.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Sockets accepted before the requests that have come have their turn.
+const ACCEPT_CHUNK: usize = 16;
+/// How long responses that are on their way have after the shards have ended.
+const LAST_RESPONSES: Duration = Duration::from_secs(1);
+/// Between two looks at whether they have left.
+const LAST_RESPONSES_INTERVAL: Duration = Duration::from_millis(2);
+/// How much the front's threads step back behind the shards', see `nice(2)`: a request can wait longer than a delivery.
+const FRONT_NICE: libc::c_int = 5;
+
+/// See the module.
+pub struct Front {
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Front {
+    /// Starts its threads. A thread that fails reports to `ended`.
+    ///
+    /// # Errors
+    /// When a thread or a runtime cannot be had.
+    pub fn start(
+        bound: Vec<BoundListener>,
+        engine: &Arc<Engine>,
+        ended: &mpsc::Sender<Result<ShardStats, ServerError>>,
+    ) -> Result<Self, ServerError> {
+        let failed = |error| ServerError::Thread("cannot start an HTTP thread", error);
+        let admin_url = admin_url(&bound);
+        let (stop, stopped) = watch::channel(false);
+        let mut groups = BTreeMap::<String, Vec<(TcpListener, Arc<HttpListener>)>>::new();
+        for BoundListener { listener, config, .. } in bound {
+            let http = HttpListener::new(engine.clone(), config, admin_url.clone());
+            let is_admin_only = config.admin && !config.websockets;
+            let names = match is_admin_only {
+                true => vec!["http-admin".to_owned()],
+                false => (0..engine.config.http_threads.get()).map(|index| format!("http-{index}")).collect(),
+            };
+            for name in names {
+                let listener = listener.try_clone().map_err(failed)?;
+                groups.entry(name).or_default().push((listener, http.clone()));
+            }
+        }
+        let mut threads = Vec::new();
+        for (name, listeners) in groups {
+            let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+            let (stopped, ended, engine) = (stopped.clone(), ended.clone(), engine.clone());
+            let body = move || {
+                if let Err(error) = run(&runtime, listeners, &engine, stopped) {
+                    // There is room; without a receiver nobody waits any more.
+                    let _ = ended.try_send(Err(ServerError::Thread("an HTTP thread has failed", error)));
+                }
+            };
+            threads.push(thread::Builder::new().name(name).spawn(body).map_err(failed)?);
+        }
+        Ok(Self { threads, stop })
+    }
+
+    /// Closes the listeners, lets the last responses leave, and ends the threads.
+    ///
+    /// # Errors
+    /// When one of them has panicked.
+    pub fn stop(self) -> Result<(), ServerError> {
+        self.stop.send_replace(true);
+        for thread in self.threads {
+            thread.join().map_err(|_| ServerError::Panicked("an HTTP thread"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where administration is, without a path.
+fn admin_url(bound: &[BoundListener]) -> Option<String> {
+    let admin = bound.iter().filter(|bound| bound.config.admin);
+    let by_ip = admin.filter_map(|bound| Some((bound.config.secure, bound.address.ip()?)));
+    by_ip.map(|(secure, address)| url(secure, address)).next()
+}
+
+/// The URL of an address, without a path.
+pub(crate) fn url(secure: bool, address: std::net::SocketAddr) -> String {
+    let scheme = if secure { "https" } else { "http" };
+    format!("{scheme}://{address}")
+}
+
+/// One thread, until it is told to stop.
+fn run(
+    runtime: &Runtime,
+    listeners: Vec<(TcpListener, Arc<HttpListener>)>,
+    engine: &Arc<Engine>,
+    mut stopped: watch::Receiver<bool>,
+) -> io::Result<()> {
+    lower_priority();
+    runtime.block_on(async {
+        let tables: Vec<_> = listeners.iter().map(|(_, http)| http.clone()).collect();
+        let mut accepting = JoinSet::new();
+        for (listener, http) in listeners {
+            // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it while `AsyncFd` owns it.
+            let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
+            accepting.spawn(accept(listener, http, engine.clone()));
+        }
+        let failed = tokio::select! {
+            // A sender that has gone means the same.
+            _ = stopped.wait_for(|stopped| *stopped) => None,
+            failed = accepting.join_next() => failed,
+        };
+        match failed {
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
+            Some(Ok(Ok(never))) => match never {},
+            None => {}
+        }
+        drop(accepting);
+        let all_gone = async {
+            while tables.iter().any(|table| table.connections() > 0) {
+                sleep(LAST_RESPONSES_INTERVAL).await;
+            }
+        };
+        // Who does not read the last response has had its time.
+        let _ = timeout(LAST_RESPONSES, all_gone).await;
+        Ok(())
+    })
+}
+
+/// Accepts for ever.
+async fn accept(
+    listener: AsyncFd<TcpListener>,
+    http: Arc<HttpListener>,
+    engine: Arc<Engine>,
+) -> io::Result<std::convert::Infallible> {
+    let mut rate = engine.live().accept_rate;
+    let new_pace = |rate: Option<_>| rate.map(|rate| AcceptPace::new(rate, Instant::now().into_std()));
+    let mut pace = new_pace(rate);
+    let mut backing_off = false;
+    loop {
+        let mut ready = listener.readable().await?;
+        let now = engine.live().accept_rate;
+        if std::mem::replace(&mut rate, now) != now {
+            pace = new_pace(now);
+        }
+        for _ in 0..ACCEPT_CHUNK {
+            if let Some(wait) = pace.as_mut().and_then(|pace| pace.wait(Instant::now().into_std())) {
+                sleep(wait).await;
+            }
+            match accept_one(listener.get_ref()) {
+                Ok((stream, peer)) => {
+                    pace.iter_mut().for_each(AcceptPace::accepted);
+                    if std::mem::take(&mut backing_off) {
+                        tracing::info!("accepting again");
+                    }
+                    let permit = peer.map_or(Ok(None), |peer| engine.permit_address(peer));
+                    match permit {
+                        Ok(permit) => http::take(&http, stream, permit).await,
+                        Err(rejection) => http::reject(&http, stream, rejection),
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    break;
+                }
+                Err(error) if is_full(&error) => {
+                    // The connection with the least progress gives its file to the next one.
+                    if http.make_room() {
+                        engine.rejections.count(Rejection::Handshakes);
+                        break;
+                    }
+                    if !std::mem::replace(&mut backing_off, true) {
+                        tracing::warn!("cannot accept: {error}; raise the limit of open files or let clients go");
+                    }
+                    sleep(ACCEPT_BACKOFF).await;
+                    break;
+                }
+                // The client has gone again (ECONNABORTED and the like): the next one counts.
+                Err(error) => tracing::debug!("accept: {error}"),
+            }
+        }
+        yield_now().await;
+    }
+}
+
+/// One socket that does not block, and its peer's address if it has one.
+fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both are writable.
+    let accepted = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+        })
+    };
+    let (fd, peer) = accepted?;
+    // SAFETY: the kernel has just made it, for this owner alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((fd.into(), peer.as_socket().map(|peer| peer.ip())))
+}
+
+/// Lets the shards go before this thread when they share a core.
+fn lower_priority() {
+    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always granted.
+    unsafe { libc::nice(FRONT_NICE) };
+}
+
+/// Whether the process, or the machine, has no room for another file.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

@@ -1,0 +1,469 @@
+//! The life of one HTTP connection: whole small publications first, then hyper and the router, until a request is granted
+//! a hand-over to a shard, the client ends, or the time is up.
+//!
+//! Owns the socket and its TLS session meanwhile. It promises that a request that has arrived is answered, also when it
+//! crosses the end of an idle connection, and that a socket that leaves has nothing of HTTP attached: an idle WebSocket
+//! costs none of the ~17 KiB that its HTTP connection did.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::StatusCode;
+use hyper::server::conn::http1::{self, Parts};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::conn_table::{Entry, HttpConn, Progress};
+use super::stream::HttpStream;
+use super::transport::Transport;
+use super::upgrade::Granted;
+use super::{Answer, HttpListener, answer, fast_path, router};
+use crate::admission::{AddressPermit, Rejection};
+use crate::engine::Upgraded;
+
+/// How long the rest of a request that was answered early is read and thrown away, so that the answer is not lost to a
+/// reset.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long an idle connection lives beyond the time that `Keep-Alive` announces: a request that was sent in time arrives.
+const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(2);
+/// Between two tries to give a socket to a shard that has no room for it.
+const HAND_OVER_WAIT: Duration = Duration::from_millis(1);
+/// Largest publication, head and body together, that is read without hyper, in bytes.
+const FAST_REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// Serves a socket that has been accepted; `ahead` was read from it already.
+pub(super) async fn serve(
+    listener: Arc<HttpListener>,
+    stream: std::net::TcpStream,
+    of_address: Option<AddressPermit>,
+    ahead: Bytes,
+) {
+    let conn = HttpConn::new(stream.as_raw_fd(), of_address);
+    let Some(entry) = listener.admit(conn) else {
+        return super::reject(&listener, stream, Rejection::Handshakes);
+    };
+    if let Err(error) = run(&listener, stream, entry, ahead).await {
+        tracing::debug!("HTTP connection: {error}");
+    }
+}
+
+async fn run(listener: &Arc<HttpListener>, stream: std::net::TcpStream, entry: Entry, ahead: Bytes) -> io::Result<()> {
+    let tls = listener.engine.config.tls.as_deref().filter(|_| listener.config.secure);
+    let stream = Transport::new(stream, tls)?;
+    if let Some(upgrade) = serve_stream(listener, &entry.conn, stream, ahead).await? {
+        drop(entry);
+        let (stream, session) = upgrade.stream.into_parts()?;
+        hand_over(listener, stream, session, upgrade.head, upgrade.leftover, upgrade.granted).await;
+    }
+    Ok(())
+}
+
+/// A stream that leaves HTTP.
+pub(super) struct Upgrade<I> {
+    pub(super) stream: I,
+    /// The response head, which has not been sent.
+    pub(super) head: Bytes,
+    /// What the client has sent behind its request.
+    pub(super) leftover: Bytes,
+    pub(super) granted: Granted,
+}
+
+/// Serves any stream; `ahead` was read from it already. Returns it if it leaves HTTP.
+pub(super) async fn serve_stream<I>(
+    listener: &Arc<HttpListener>,
+    conn: &Arc<HttpConn>,
+    mut stream: I,
+    ahead: Bytes,
+) -> io::Result<Option<Upgrade<I>>>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut buffer = BytesMut::from(&ahead[..]);
+    drop(ahead);
+    if !buffer.is_empty() {
+        conn.note_input();
+    }
+    if let Next::End(last) = fast_requests(listener, conn, &mut stream, &mut buffer).await? {
+        return end(stream, conn, last).await.map(|()| None);
+    }
+    let Conversation { done, stream, head, leftover, last } =
+        converse(listener, conn, HttpStream::new(stream, conn.clone(), buffer.freeze())).await;
+    match (done, conn.take_grant()) {
+        (Ok(()), Some(granted)) => Ok(Some(Upgrade { stream, head, leftover, granted })),
+        (done, _) => {
+            end(stream, conn, last).await?;
+            done.map_err(io::Error::other).map(|()| None)
+        }
+    }
+}
+
+/// Gives an upgraded socket to its shard, as soon as that has room.
+pub(super) async fn hand_over(
+    listener: &HttpListener,
+    stream: std::net::TcpStream,
+    session: Option<Box<crate::conn::Session>>,
+    head: Bytes,
+    leftover: Bytes,
+    granted: Granted,
+) {
+    let Granted { role, pending, permit } = granted;
+    let mut upgraded = Upgraded { stream, session, head, leftover, role, pending, permit };
+    while let Err(back) = listener.engine.hand_over(upgraded) {
+        upgraded = back;
+        sleep(HAND_OVER_WAIT).await;
+    }
+}
+
+/// Ends a connection: what has to be said last, the end of the sending side, and the rest of the input unread.
+async fn end<I: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: I,
+    conn: &HttpConn,
+    last: Option<Answer>,
+) -> io::Result<()> {
+    conn.set(Progress::Done);
+    if let Some(last) = last {
+        stream.write_all(&answer::whole(last)).await?;
+    }
+    stream.shutdown().await?;
+    let mut thrown_away = [0; 4096];
+    let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };
+    tokio::select! {
+        () = linger => {}
+        () = sleep(LINGER_TIMEOUT) => {}
+        () = conn.evicted() => {}
+    }
+    Ok(())
+}
+
+/// What follows the requests that need no hyper.
+enum Next {
+    /// The buffer holds the beginning of something else.
+    Hyper,
+    /// The connection ends, maybe with a last response.
+    End(Option<Answer>),
+}
+
+/// Answers small whole publications, as publishers send them one after another, without hyper: half of the request's
+/// cost is saved. Leaves anything else in `buffer`.
+async fn fast_requests<I>(
+    listener: &Arc<HttpListener>,
+    conn: &Arc<HttpConn>,
+    stream: &mut I,
+    buffer: &mut BytesMut,
+) -> io::Result<Next>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match fast_path::publication(buffer, listener.engine.config.message_bytes_max) {
+            fast_path::Found::Publication { request, body, length } => {
+                conn.set(Progress::Busy);
+                buffer.advance(length);
+                let closes = fast_path::closes(&request) || conn.ends_soon();
+                let answer = router::publish_directly(listener, conn, request, body, closes).await;
+                let closes = closes || conn.ends_soon();
+                stream.write_all(&answer::whole(answer)).await?;
+                if closes {
+                    return Ok(Next::End(None));
+                }
+                conn.set(Progress::Idle);
+                continue;
+            }
+            fast_path::Found::Part if buffer.len() < FAST_REQUEST_BYTES_MAX => {}
+            _ => return Ok(Next::Hyper),
+        }
+        if buffer.is_empty() {
+            // The memory of an idle connection goes back.
+            *buffer = BytesMut::new();
+        } else if conn.progress() == Progress::Idle {
+            // The next request has begun.
+            conn.note_input();
+        }
+        let over = tokio::select! {
+            biased;
+            read = stream.read_buf(buffer) => match read? {
+                0 if buffer.is_empty() => return Ok(Next::End(None)),
+                0 => return Ok(Next::Hyper),
+                _ => {
+                    conn.note_input();
+                    continue;
+                }
+            },
+            over = time_is_up(listener, conn) => over,
+        };
+        match conn.progress() {
+            Progress::Idle if conn.has_unread() => {
+                conn.end_soon();
+                conn.set(Progress::Head);
+            }
+            _ => return Ok(Next::End(last_words(listener, conn, over))),
+        }
+    }
+}
+
+/// Why a connection has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// It was closed to make room.
+    Evicted,
+    /// The server drains.
+    Draining,
+    /// Its request head, or its next request, has not come in time.
+    Timeout,
+}
+
+/// Waits until a connection has to end.
+async fn time_is_up(listener: &HttpListener, conn: &HttpConn) -> Over {
+    let deadline = || match conn.progress() {
+        Progress::New | Progress::Head => Some(conn.since() + listener.engine.live().handshake_timeout),
+        Progress::Idle if !conn.ends_soon() => {
+            Some(conn.since() + listener.engine.live().keep_alive_timeout + KEEP_ALIVE_GRACE)
+        }
+        _ => None,
+    };
+    let mut timer = pin!(sleep_until(Instant::now()));
+    let (mut evicted, mut draining) = (pin!(conn.evicted()), pin!(listener.engine.draining()));
+    poll_fn(|context| {
+        if !conn.ends_soon() {
+            if evicted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Over::Evicted);
+            }
+            if draining.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Over::Draining);
+            }
+        }
+        let Some(deadline) = deadline() else { return Poll::Pending };
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Over::Timeout)
+    })
+    .await
+}
+
+/// The response to a request that has begun and is not whole. There is none behind earlier responses, which may not have
+/// left yet.
+fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<Answer> {
+    let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body) && conn.is_unanswered();
+    let answer = match over {
+        _ if !has_begun => return None,
+        Over::Timeout => {
+            let sentence = "the request did not arrive in time (--handshake-timeout)";
+            answer::text(StatusCode::REQUEST_TIMEOUT, sentence)
+        }
+        Over::Draining => answer::draining(),
+        Over::Evicted => return None,
+    };
+    Some(answer::last(listener, answer))
+}
+
+/// How a conversation has ended.
+struct Conversation<I> {
+    done: hyper::Result<()>,
+    stream: I,
+    /// The response head of a hand-over.
+    head: Bytes,
+    /// What the client has sent behind its last request.
+    leftover: Bytes,
+    /// What is still to be said.
+    last: Option<Answer>,
+}
+
+/// Answers requests with hyper until one is granted a hand-over, the client ends, or the time is up.
+async fn converse<I>(listener: &Arc<HttpListener>, conn: &Arc<HttpConn>, stream: HttpStream<I>) -> Conversation<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let service =
+        service_fn(|request| async move { Ok::<_, Infallible>(router::respond(listener, conn, request).await) });
+    let mut connection = http1::Builder::new()
+        .half_close(true)
+        .max_headers(listener.engine.live().headers_max)
+        .max_buf_size(listener.engine.live().header_bytes_max)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut last = None;
+    let done = loop {
+        let over = tokio::select! {
+            biased;
+            done = finish(&mut connection) => break done,
+            over = time_is_up(listener, conn) => over,
+        };
+        match (conn.progress(), over) {
+            (Progress::Idle, _) if conn.has_unread() => {
+                conn.end_soon();
+                conn.set(Progress::Head);
+            }
+            (Progress::Idle, _) => {
+                conn.end_soon();
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            (Progress::Busy, _) => conn.end_soon(),
+            _ => {
+                last = last_words(listener, conn, over);
+                break Ok(());
+            }
+        }
+    };
+    if let Err(error) = &done {
+        answer::count_unread(listener, error);
+    }
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    let (stream, head) = io.into_inner().into_parts();
+    Conversation { done, stream, head, leftover: read_buf, last }
+}
+
+/// Until a connection of hyper's is done and its last byte has left. Behind a request for an upgrade hyper does not wait for
+/// that; asked again, it does.
+async fn finish(connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin)) -> hyper::Result<()> {
+    match (&mut *connection).await {
+        // Only of a request that cannot be read is there an answer that may still wait.
+        Err(error) if !error.is_parse() => Err(error),
+        done => done.and(connection.await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::runtime::Builder;
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::Engine;
+
+    fn serve_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
+        serve_through(64 * 1024, client)
+    }
+
+    /// Runs an HTTP phase against `client`, through a pipe of so many bytes each way, with a clock that moves only while both sides wait. The whole output of the
+    /// server, and how long it took.
+    fn serve_through<F: Future<Output = DuplexStream>>(
+        pipe_bytes: usize,
+        client: impl FnOnce(DuplexStream) -> F,
+    ) -> (String, Duration) {
+        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let listener = listener();
+            let (ours, theirs) = duplex(pipe_bytes);
+            let begun = Instant::now();
+            let server = async {
+                let conn = Arc::new(HttpConn::new(-1, None));
+                // An error means that the client has gone.
+                if let Ok(Some(mut upgrade)) = serve_stream(&listener, &conn, ours, Bytes::new()).await {
+                    upgrade.stream.write_all(&upgrade.head).await.unwrap();
+                }
+            };
+            let client = async {
+                let mut stream = client(theirs).await;
+                let mut output = String::new();
+                stream.read_to_string(&mut output).await.unwrap();
+                output
+            };
+            let (output, ()) = tokio::join!(client, server);
+            (output, begun.elapsed())
+        })
+    }
+
+    /// A listener that serves everything, to everybody.
+    fn listener() -> Arc<HttpListener> {
+        let config = Config { admin_listen: Config::default().listen.pop(), open: true, ..Config::default() };
+        let (_, served) = config.listeners().remove(0);
+        HttpListener::new(Engine::new(config, mpsc::channel(1).0), served, None)
+    }
+
+    fn in_time() -> std::ops::Range<Duration> {
+        let Config { handshake_timeout, .. } = Config::default();
+        handshake_timeout..handshake_timeout * 2
+    }
+
+    #[test]
+    fn a_head_that_does_not_come_ends_the_phase() {
+        let (output, took) = serve_with(|mut stream| async move {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHos").await.unwrap();
+            stream
+        });
+        assert!(in_time().contains(&took), "{took:?}: {output}");
+    }
+
+    #[test]
+    fn a_body_that_does_not_come_is_answered_with_408() {
+        let (output, took) = serve_with(|mut stream| async move {
+            let head =
+                b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nConnection: close\r\n\r\nabc";
+            stream.write_all(head).await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 408 "), "{output}");
+        assert!(in_time().contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn an_idle_connection_ends() {
+        let (output, took) = serve_with(|mut stream| async move {
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 200 ") && output.ends_with("ok\n"), "{output}");
+        assert!(output.contains("keep-alive: timeout=75\r\n"), "{output}");
+        // Later than announced, so that a request that was sent in time is answered.
+        let announced = Config::default().keep_alive_timeout;
+        assert!((announced + KEEP_ALIVE_GRACE..announced + 2 * KEEP_ALIVE_GRACE).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn once_the_admin_thread_has_ended_nobody_waits_for_it() {
+        for path in ["/metrics", "/debug/mem", "/debug/pprof/heap"] {
+            let (output, took) = serve_with(|mut stream| async move {
+                let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream
+            });
+            assert!(output.starts_with("HTTP/1.1 503 "), "{output}");
+            assert!(took < Duration::from_secs(1), "{took:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_answered_with_431() {
+        let (output, _) = serve_with(|mut stream| async move {
+            let head =
+                format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\n", "h".repeat(Config::default().header_bytes_max));
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream
+        });
+        assert!(output.starts_with("HTTP/1.1 431 "), "{output}");
+    }
+
+    #[test]
+    fn the_last_answer_leaves_whole_however_little_the_socket_takes() {
+        let handshake = "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let refused = "GET /echo HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nnot HTTP\r\n\r\n";
+        // Pipes of one byte, or that hold the request and not the answer.
+        let cases = [
+            (64, "POST /publish HTTP/1.1\r\nContent-Length: 99999\r\n\r\nabc", "HTTP/1.1 413 ", "-bytes)\n"),
+            (1, "not HTTP\r\n\r\n", "HTTP/1.1 400 ", "\r\n\r\n"),
+            (1, handshake, "HTTP/1.1 101 ", "\r\n\r\n"),
+            (256, refused, "HTTP/1.1 426 ", "\r\n\r\n"),
+        ];
+        for (pipe_bytes, request, begins, ends) in cases {
+            let (output, _) = serve_through(pipe_bytes, |mut stream| async move {
+                stream.write_all(request.as_bytes()).await.unwrap();
+                stream
+            });
+            assert!(output.starts_with(begins) && output.ends_with(ends), "{request}: {output}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The routes of a listener: what each path names, who may use it, and at which port.
+//!
+//! axum finds the route; this module adds what every response needs (counts, `Keep-Alive`, `Connection: close`), and
+//! explains what is wrong with a request that has no route. Clients' routes and admin routes are separate routers: a
+//! listener has one of them, or both.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse;
+use axum::routing::{any, get, post};
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LINK, WWW_AUTHENTICATE};
+use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
+use tower_http::normalize_path::NormalizePath;
+use tower_service::Service;
+
+use super::answer::{self, text, with};
+use super::conn_table::{HttpConn, Progress};
+use super::{Answer, HttpListener, debug, origin, profile, publish, upgrade};
+use crate::admission::Rejection;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// The routes of a listener; a trailing slash and repeated leading ones do not count.
+pub(super) type Routes = NormalizePath<Router>;
+
+/// The paths that publish or administer.
+const ADMIN_ROUTES: [&str; 3] = ["/publish", "/metrics", "/debug"];
+
+/// Builds the routes of `listener`.
+pub(super) fn routes(listener: &Arc<HttpListener>) -> Routes {
+    let mut router =
+        Router::new().route("/healthz", get(async || text(StatusCode::OK, "ok"))).route("/readyz", get(debug::readyz));
+    if listener.config.websockets {
+        router = router
+            .route("/", any(root))
+            .route("/ws", any(upgrade::events))
+            .route("/ws/{channel}", any(upgrade::events))
+            .route("/echo", any(upgrade::echo));
+    } else {
+        router = router.route("/", any(root));
+    }
+    if listener.config.admin {
+        let admin = Router::new()
+            .route("/publish", post(publish::publish))
+            .route("/publish/{channel}", post(publish::publish))
+            .route("/debug/mem", get(debug::mem))
+            .route("/debug/mem/purge", post(debug::purge))
+            .route("/debug/pprof", get(async || text(StatusCode::OK, profile::INDEX)))
+            .route("/debug/pprof/{name}", any(profile::profile))
+            .route("/metrics", get(debug::metrics))
+            .route_layer(middleware::from_fn_with_state(listener.clone(), authorise));
+        #[cfg(debug_assertions)]
+        let admin = admin.route("/debug/panic", post(debug::panic));
+        router = router.merge(admin);
+    }
+    NormalizePath::trim_trailing_slash(router.fallback(no_such_route).with_state(listener.clone()))
+}
+
+/// `GET /`, which load balancers ask for; with an upgrade, the same as `/ws`.
+async fn root(state: State<Arc<HttpListener>>, request: Request) -> Answer {
+    if state.config.websockets && upgrade::is_wanted(&request) {
+        return upgrade::events(state, request).await;
+    }
+    match *request.method() {
+        Method::GET | Method::HEAD => {
+            let publishes = match &state.admin_url {
+                Some(url) if !state.config.admin => format!("{url}/publish"),
+                _ => "/publish".to_owned(),
+            };
+            let routes = if state.config.websockets { "WebSocket at /ws and /echo, " } else { "" };
+            text(StatusCode::OK, &format!("Hydrant: {routes}publish with POST {publishes}, health at /healthz"))
+        }
+        Method::OPTIONS => {
+            with(text(StatusCode::OK, "GET, HEAD"), ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"))
+        }
+        _ => method_not_allowed("GET, HEAD, OPTIONS"),
+    }
+}
+
+/// 405, with the methods that the route takes.
+pub(super) fn method_not_allowed(allowed: &'static str) -> Answer {
+    let answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {}", allowed.replace(",", " or")));
+    with(answer, ALLOW, HeaderValue::from_static(allowed))
+}
+
+/// Gives the router's own 405 a sentence.
+fn explain_method(response: Response<Body>) -> Response<Body> {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED || response.body().size_hint().lower() > 0 {
+        return response;
+    }
+    let Some(allowed) = response.headers().get(ALLOW).cloned() else { return response };
+    let methods: Vec<_> = allowed.to_str().unwrap_or_default().split(',').map(str::trim).collect();
+    let answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {}", methods.join(" or ")));
+    let allowed = HeaderValue::try_from(methods.join(", ")).unwrap_or(allowed);
+    with(answer, ALLOW, allowed).into_response()
+}
+
+/// 404: says where the route is, if it is at the other port.
+async fn no_such_route(State(listener): State<Arc<HttpListener>>, request: Request) -> Answer {
+    let path = request.uri().path();
+    let is_admin = ADMIN_ROUTES
+        .iter()
+        .any(|route| path.strip_prefix(route).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    if is_admin
+        && !listener.config.admin
+        && let Some(url) = admin_url(&listener, &request)
+    {
+        let sentence = format!("publishing and administration are at another port: {url}");
+        let link = HeaderValue::try_from(format!("<{url}>; rel=\"alternate\""));
+        let answer = text(StatusCode::NOT_FOUND, &sentence);
+        return match link {
+            Ok(link) => with(answer, LINK, link),
+            Err(_) => answer,
+        };
+    }
+    let routes = match (listener.config.websockets, listener.config.admin) {
+        (true, true) => {
+            "/ws, /ws/{channel}, /echo, /publish, /publish/{channel}, /debug/mem, /debug/pprof, /metrics, /healthz, /readyz"
+        }
+        (true, false) => "/ws, /ws/{channel}, /echo, /healthz, /readyz",
+        (false, _) => "/publish, /publish/{channel}, /debug/mem, /debug/pprof, /metrics, /healthz, /readyz",
+    };
+    text(StatusCode::NOT_FOUND, &format!("no such route: try {routes}"))
+}
+
+/// The URL of this request at the admin port. At an address of all interfaces, the host that the client asked for.
+fn admin_url(listener: &HttpListener, request: &Request) -> Option<String> {
+    let base = listener.admin_url.as_ref()?;
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let Some(port) = base.strip_prefix("http://0.0.0.0:").or_else(|| base.strip_prefix("http://[::]:")) else {
+        return Some(format!("{base}{path}"));
+    };
+    let host: hyper::http::uri::Authority = request.headers().get(HOST)?.to_str().ok()?.parse().ok()?;
+    Some(format!("http://{}:{port}{path}", host.host()))
+}
+
+/// Answers a request of hyper's.
+pub(super) async fn respond(
+    listener: &Arc<HttpListener>,
+    conn: &Arc<HttpConn>,
+    mut request: hyper::Request<Incoming>,
+) -> Response<Body> {
+    let has_body = !request.body().is_end_stream();
+    conn.set(if has_body { Progress::Body } else { Progress::Busy });
+    request.extensions_mut().insert(conn.clone());
+    let Ok(response) = listener.routes().clone().call(request).await;
+    let mut response = explain_method(response);
+    // The rest of a body that nobody has read would be taken for the next request.
+    let is_unread = has_body && response.extensions().get::<BodyRead>().is_none();
+    finish(listener, conn, &mut response, is_unread);
+    if !conn.is_granted() {
+        conn.set(Progress::Idle);
+    }
+    response
+}
+
+/// Answers a small whole publication, which needs no router.
+pub(super) async fn publish_directly(
+    listener: &Arc<HttpListener>,
+    conn: &Arc<HttpConn>,
+    request: hyper::Request<http_body_util::Empty<Bytes>>,
+    body: Bytes,
+    closes: bool,
+) -> Answer {
+    let (head, _) = request.into_parts();
+    let mut answer = if !listener.config.admin {
+        no_such_route(State(listener.clone()), Request::from_parts(head, Body::empty())).await
+    } else if let Some(rejected) = forbidden(listener, &head.uri, &head.headers) {
+        rejected
+    } else {
+        publish::execute(listener, &head, Ok(body)).await
+    };
+    finish(listener, conn, &mut answer, closes);
+    answer
+}
+
+/// Marks the response of a handler that has read the whole body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyRead;
+
+/// What every response needs.
+fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) {
+    conn.note_response();
+    answer::count(listener, response);
+    if conn.is_granted() {
+        return;
+    }
+    if closes || conn.ends_soon() || listener.engine.is_draining() {
+        conn.end_soon();
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    } else {
+        let seconds = listener.engine.live().keep_alive_timeout.as_secs();
+        let timeout = HeaderValue::try_from(format!("timeout={seconds}")).expect("digits are header text");
+        response.headers_mut().insert(KEEP_ALIVE, timeout);
+    }
+}
+
+/// Lets only those through who may publish and administer.
+async fn authorise(State(listener): State<Arc<HttpListener>>, request: Request, next: Next) -> Response<Body> {
+    match forbidden(&listener, request.uri(), request.headers()) {
+        Some(rejected) => rejected.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// The token of the header `Authorization: Bearer TOKEN`.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
+/// Why a request may not publish or administer, if it may not.
+fn forbidden(listener: &HttpListener, uri: &Uri, headers: &HeaderMap) -> Option<Answer> {
+    let config = listener.engine.live();
+    let Some(token) = &config.token else {
+        // A page in a browser reaches any port that its browser reaches.
+        if !origin::may_connect(headers, &config.allow_origin) {
+            return Some(answer::rejected(Rejection::Origin));
+        }
+        let (served, open) = (listener.config, config.open);
+        let sentence = if open {
+            return None;
+        } else if served.websockets {
+            "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another --admin-listen, \
+             or --open if everybody may publish"
+        } else if !served.loopback {
+            "this route needs a token as soon as its port is open beyond loopback: set --token or HYDRANT_TOKEN, or --open \
+             if everybody may publish"
+        } else if !origin::is_for_this_machine(uri, headers) {
+            "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN"
+        } else {
+            return None;
+        };
+        return Some(text(StatusCode::FORBIDDEN, sentence));
+    };
+    let given = bearer(headers).unwrap_or_default();
+    if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
+        return None;
+    }
+    let rejection = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
+    Some(with(rejection, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+}
