@@ -120,8 +120,9 @@ def command_of(candidate, options, payload):
         task = json.dumps({"subscribers": options.connections, "payload": payload})
         return [options.floor, "role:floor", task]
     if candidate == "hydrant":
-        flags = ["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0", "--fanout", options.fanout]
-        return [options.hydrant, *flags]
+        # One port for clients and publishing, as the peers have: the same text is one socket.
+        flags = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--open"]
+        return [options.hydrant, *flags, "--shards", "1", "--tick", "0", "--fanout", options.fanout]
     if candidate == "bun":
         return [bun_executable(), str(HERE / "bun.js"), "0"]
     return ["node", str(HERE / "ws.js"), "0"]
