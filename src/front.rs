@@ -175,11 +175,7 @@ async fn accept(
                     if std::mem::take(&mut backing_off) {
                         tracing::info!("accepting again");
                     }
-                    let permit = peer.map_or(Ok(None), |peer| engine.permit_address(peer));
-                    match permit {
-                        Ok(permit) => http::take(&http, stream, permit).await,
-                        Err(rejection) => http::reject(&http, stream, rejection),
-                    }
+                    http::take(&http, stream, peer).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready.clear_ready();

@@ -1,5 +1,7 @@
 //! The responses: every rejection is one sentence of plain text that says what to do.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
@@ -7,6 +9,7 @@ use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, Header
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use super::origin::OriginError;
 use super::{Answer, HttpListener};
 use crate::admission::Rejection;
 
@@ -44,6 +47,18 @@ pub(super) fn rejected(rejection: Rejection) -> Answer {
         _ => answer = with(answer, RETRY_AFTER, RETRY_AFTER_S),
     }
     answer.extensions_mut().insert(rejection);
+    answer
+}
+
+/// Rejects a page, and says in the log what to set: once a minute for each origin.
+pub(super) fn foreign(listener: &HttpListener, error: &OriginError) -> Answer {
+    if let Some(origin) = error.origin()
+        && let Some(silent) = listener.refused_origins.count(origin, Instant::now())
+    {
+        tracing::warn!(silent, "403: {error}");
+    }
+    let mut answer = text(StatusCode::FORBIDDEN, &error.to_string());
+    answer.extensions_mut().insert(Rejection::Origin);
     answer
 }
 

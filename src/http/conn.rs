@@ -20,13 +20,14 @@ use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::conn_table::{Entry, HttpConn, Progress};
+use super::conn_table::{Entry, HttpConn, Peer, Progress};
 use super::stream::HttpStream;
 use super::transport::Transport;
 use super::upgrade::Granted;
-use super::{Answer, HttpListener, answer, fast_path, router};
+use super::{Answer, HttpListener, answer, fast_path, peer, router};
 use crate::admission::{AddressPermit, Rejection};
 use crate::engine::Upgraded;
 
@@ -44,15 +45,40 @@ const FAST_REQUEST_BYTES_MAX: usize = 16 * 1024;
 pub(super) async fn serve(
     listener: Arc<HttpListener>,
     stream: std::net::TcpStream,
+    peer: Peer,
     of_address: Option<AddressPermit>,
     ahead: Bytes,
 ) {
-    let conn = HttpConn::new(stream.as_raw_fd(), of_address);
+    let conn = HttpConn::new(stream.as_raw_fd(), peer, of_address);
     let Some(entry) = listener.admit(conn) else {
         return super::reject(&listener, stream, Rejection::Handshakes);
     };
     if let Err(error) = run(&listener, stream, entry, ahead).await {
         tracing::debug!("HTTP connection: {error}");
+    }
+}
+
+/// Serves a socket that begins with a header of the PROXY protocol.
+pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net::TcpStream) {
+    let within = listener.engine.live().handshake_timeout;
+    let header = async {
+        let mut stream = TcpStream::from_std(stream)?;
+        let address = peer::proxy_header(&mut stream, within).await?;
+        Ok::<_, io::Error>((stream.into_std()?, address))
+    };
+    let (stream, address) = match header.await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(
+                "a trusted proxy's connection does not begin with a PROXY header (--proxy-protocol): {error}"
+            );
+            return;
+        }
+    };
+    let peer = Peer { address, is_trusted_proxy: false };
+    match super::permit_address(&listener, peer) {
+        Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new()).await,
+        Err(rejection) => super::reject(&listener, stream, rejection),
     }
 }
 
@@ -359,7 +385,7 @@ mod tests {
             let (ours, theirs) = duplex(pipe_bytes);
             let begun = Instant::now();
             let server = async {
-                let conn = Arc::new(HttpConn::new(-1, None));
+                let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
                 // An error means that the client has gone.
                 if let Ok(Some(mut upgrade)) = serve_stream(&listener, &conn, ours, Bytes::new()).await {
                     upgrade.stream.write_all(&upgrade.head).await.unwrap();

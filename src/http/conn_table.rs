@@ -6,6 +6,7 @@
 //! connections keeps out nobody who sends a request. Each listener has a table of its own: a flood at one closes nothing
 //! at another.
 
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,11 +44,21 @@ impl Progress {
     const ALL: [Self; 6] = [Self::Done, Self::New, Self::Head, Self::Body, Self::Idle, Self::Busy];
 }
 
+/// The other end of an HTTP connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Peer {
+    /// The client's address, or the proxy's; none on a Unix socket.
+    pub(super) address: Option<IpAddr>,
+    /// It is a proxy whose headers count.
+    pub(super) is_trusted_proxy: bool,
+}
+
 /// One HTTP connection.
 #[derive(Debug)]
 pub(super) struct HttpConn {
     /// The socket, for as long as its task runs; -1 for a stream that is none.
     fd: RawFd,
+    pub(super) peer: Peer,
     opened: Instant,
     progress: AtomicU8,
     /// Since when, in microseconds after `opened`.
@@ -63,9 +74,10 @@ pub(super) struct HttpConn {
 }
 
 impl HttpConn {
-    pub(super) fn new(fd: RawFd, of_address: Option<AddressPermit>) -> Self {
+    pub(super) fn new(fd: RawFd, peer: Peer, of_address: Option<AddressPermit>) -> Self {
         Self {
             fd,
+            peer,
             opened: Instant::now(),
             progress: AtomicU8::new(Progress::New as u8),
             since_us: AtomicU64::default(),

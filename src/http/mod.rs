@@ -12,6 +12,7 @@ pub mod cors;
 mod debug;
 mod fast_path;
 pub mod origin;
+mod peer;
 mod profile;
 mod publish;
 pub mod query;
@@ -22,18 +23,20 @@ mod transport;
 mod upgrade;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 
-use self::conn_table::{Entry, HttpConn, HttpConnTable};
+use self::conn_table::{Entry, HttpConn, HttpConnTable, Peer};
+use self::origin::OriginPolicy;
 use self::router::Routes;
 use crate::admission::{AddressPermit, Rejection};
 use crate::config::ListenerConfig;
 use crate::engine::Engine;
+use crate::origin::RefusedOrigins;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -50,6 +53,7 @@ pub struct HttpListener {
     /// Where the admin routes are, without a path.
     admin_url: Option<String>,
     table: Arc<HttpConnTable>,
+    refused_origins: RefusedOrigins,
     routes: OnceLock<Routes>,
 }
 
@@ -57,7 +61,21 @@ impl HttpListener {
     /// A port without connections; `admin_url` is where the admin routes are, without a path.
     #[must_use]
     pub fn new(engine: Arc<Engine>, config: ListenerConfig, admin_url: Option<String>) -> Arc<Self> {
-        Arc::new(Self { engine, config, admin_url, table: Arc::default(), routes: OnceLock::new() })
+        Arc::new(Self {
+            engine,
+            config,
+            admin_url,
+            table: Arc::default(),
+            refused_origins: RefusedOrigins::default(),
+            routes: OnceLock::new(),
+        })
+    }
+
+    /// Which pages may do what, by the settings in effect.
+    fn with_origin_policy<T>(&self, peer: Peer, ask: impl FnOnce(&OriginPolicy<'_>) -> T) -> T {
+        let live = self.engine.live();
+        let (loopback, trusted_proxy) = (self.config.loopback, peer.is_trusted_proxy);
+        ask(&OriginPolicy { allowed: &live.allow_origin, loopback, trusted_proxy })
     }
 
     fn routes(self: &Arc<Self>) -> &Routes {
@@ -88,10 +106,23 @@ impl HttpListener {
 
 /// Takes an accepted socket, which does not block: a WebSocket handshake that has arrived whole is answered at once, and
 /// anything else in a task of its own. Waits only for a shard that has no room for a WebSocket.
-pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, of_address: Option<AddressPermit>) {
+pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: Option<IpAddr>) {
+    let (is_trusted_proxy, has_proxy_header) = {
+        let live = listener.engine.live();
+        let is_trusted = address.is_some_and(|address| peer::is_trusted(address, &live.trusted_proxy));
+        (is_trusted, is_trusted && live.proxy_protocol)
+    };
+    if has_proxy_header {
+        tokio::spawn(conn::serve_proxied(listener.clone(), stream));
+        return;
+    }
+    let peer = Peer { address, is_trusted_proxy };
+    let mut of_address = match permit_address(listener, peer) {
+        Ok(of_address) => of_address,
+        Err(rejection) => return reject(listener, stream, rejection),
+    };
     let mut buffer = [0; FIRST_READ_BYTES];
     let mut ahead = &[][..];
-    let mut of_address = of_address;
     if !listener.config.secure {
         // An error shows again at the next read.
         let length = stream.read(&mut buffer).unwrap_or_default();
@@ -100,7 +131,7 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, of_addres
             && let Some((mut request, head_bytes)) = fast_path::handshake(ahead)
             && let Some(role) = upgrade::role(request.uri().path())
         {
-            let conn = HttpConn::new(-1, of_address.take());
+            let conn = HttpConn::new(-1, peer, of_address.take());
             let answer = upgrade::upgrade(listener, &conn, &mut request, role);
             if let Some(granted) = conn.take_grant() {
                 let (head, leftover) = (answer::head(&answer).into(), Bytes::copy_from_slice(&ahead[head_bytes..]));
@@ -110,7 +141,15 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, of_addres
         }
     }
     // The runtime ends with the front, and every task with it; none outlives its socket.
-    tokio::spawn(conn::serve(listener.clone(), stream, of_address, Bytes::copy_from_slice(ahead)));
+    tokio::spawn(conn::serve(listener.clone(), stream, peer, of_address, Bytes::copy_from_slice(ahead)));
+}
+
+/// Counts a connection of its address. Behind a trusted proxy, each WebSocket is counted by the address in its request.
+fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressPermit>, Rejection> {
+    match peer {
+        Peer { address: Some(address), is_trusted_proxy: false } => listener.engine.permit_address(address),
+        _ => Ok(None),
+    }
 }
 
 /// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the end of the stream has to do:
@@ -138,6 +177,6 @@ pub async fn serve_alone(
     listener: &Arc<HttpListener>,
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 ) {
-    let conn = Arc::new(HttpConn::new(-1, None));
+    let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
     drop(conn::serve_stream(listener, &conn, stream, Bytes::new()).await);
 }

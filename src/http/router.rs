@@ -14,15 +14,14 @@ use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LINK, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LINK, ORIGIN, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
 use tower_http::normalize_path::NormalizePath;
 use tower_service::Service;
 
 use super::answer::{self, text, with};
-use super::conn_table::{HttpConn, Progress};
-use super::{Answer, HttpListener, debug, origin, profile, publish, upgrade};
-use crate::admission::Rejection;
+use super::conn_table::{HttpConn, Peer, Progress};
+use super::{Answer, HttpListener, cors, debug, profile, publish, upgrade};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -47,8 +46,8 @@ pub(super) fn routes(listener: &Arc<HttpListener>) -> Routes {
     }
     if listener.config.admin {
         let admin = Router::new()
-            .route("/publish", post(publish::publish))
-            .route("/publish/{channel}", post(publish::publish))
+            .route("/publish", post(publish::publish).options(preflight))
+            .route("/publish/{channel}", post(publish::publish).options(preflight))
             .route("/debug/mem", get(debug::mem))
             .route("/debug/mem/purge", post(debug::purge))
             .route("/debug/pprof", get(async || text(StatusCode::OK, profile::INDEX)))
@@ -170,12 +169,15 @@ pub(super) async fn publish_directly(
 ) -> Answer {
     let (head, _) = request.into_parts();
     let mut answer = if !listener.config.admin {
-        no_such_route(State(listener.clone()), Request::from_parts(head, Body::empty())).await
-    } else if let Some(rejected) = forbidden(listener, &head.uri, &head.headers) {
+        no_such_route(State(listener.clone()), Request::from_parts(head.clone(), Body::empty())).await
+    } else if let Some(rejected) = forbidden(listener, conn.peer, &head.uri, &head.headers) {
         rejected
     } else {
         publish::execute(listener, &head, Ok(body)).await
     };
+    if head.headers.contains_key(ORIGIN) {
+        answer.headers_mut().extend(cors_headers(listener, conn.peer, &head.uri, &head.headers));
+    }
     finish(listener, conn, &mut answer, closes);
     answer
 }
@@ -203,10 +205,41 @@ fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B
 
 /// Lets only those through who may publish and administer.
 async fn authorise(State(listener): State<Arc<HttpListener>>, request: Request, next: Next) -> Response<Body> {
-    match forbidden(&listener, request.uri(), request.headers()) {
-        Some(rejected) => rejected.into_response(),
-        None => next.run(request).await,
+    let peer = peer(&request);
+    let of_pages = request.headers().contains_key(ORIGIN) && request.uri().path().starts_with("/publish");
+    let cors = of_pages.then(|| cors_headers(&listener, peer, request.uri(), request.headers()));
+    let is_preflight = request.method() == Method::OPTIONS && of_pages;
+    let mut response = match forbidden(&listener, peer, request.uri(), request.headers()) {
+        Some(rejected) if !is_preflight => rejected.into_response(),
+        _ => next.run(request).await,
+    };
+    response.headers_mut().extend(cors.into_iter().flatten());
+    response
+}
+
+/// Answers a preflight (the Fetch standard, "CORS-preflight fetch"): a browser asks whether a page may publish.
+async fn preflight(State(listener): State<Arc<HttpListener>>, request: Request) -> Answer {
+    let asked = (request.method(), request.uri(), request.headers());
+    match listener.with_origin_policy(peer(&request), |policy| cors::preflight(policy, asked, &[Method::POST])) {
+        None => with(text(StatusCode::OK, "POST"), ALLOW, HeaderValue::from_static("POST, OPTIONS")),
+        Some(Err(error)) => answer::foreign(&listener, &error),
+        Some(Ok(headers)) => {
+            let mut answer = Answer::default();
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            *answer.headers_mut() = headers;
+            answer
+        }
     }
+}
+
+/// What a browser needs to let a page read the response.
+fn cors_headers(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap) -> HeaderMap {
+    listener.with_origin_policy(peer, |policy| cors::answer_headers(policy, uri, headers))
+}
+
+/// The other end of a request's connection.
+fn peer(request: &Request) -> Peer {
+    request.extensions().get::<Arc<HttpConn>>().map(|conn| conn.peer).unwrap_or_default()
 }
 
 /// The token of the header `Authorization: Bearer TOKEN`.
@@ -216,33 +249,30 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Why a request may not publish or administer, if it may not.
-fn forbidden(listener: &HttpListener, uri: &Uri, headers: &HeaderMap) -> Option<Answer> {
-    let config = listener.engine.live();
-    let Some(token) = &config.token else {
-        // A page in a browser reaches any port that its browser reaches.
-        if !origin::may_connect(headers, &config.allow_origin) {
-            return Some(answer::rejected(Rejection::Origin));
+fn forbidden(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap) -> Option<Answer> {
+    let live = listener.engine.live();
+    let served = listener.config;
+    if let Some(token) = &live.token {
+        let given = bearer(headers).unwrap_or_default();
+        if !constant_time_eq::constant_time_eq(given, token.as_bytes()) {
+            let answer = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
+            return Some(with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
         }
-        let (served, open) = (listener.config, config.open);
-        let sentence = if open {
-            return None;
-        } else if served.websockets {
-            "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another --admin-listen, \
-             or --open if everybody may publish"
-        } else if !served.loopback {
-            "this route needs a token as soon as its port is open beyond loopback: set --token or HYDRANT_TOKEN, or --open \
-             if everybody may publish"
-        } else if !origin::is_for_this_machine(uri, headers) {
-            "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN"
-        } else {
-            return None;
-        };
+    } else if !live.open && served.websockets {
+        let sentence = "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another \
+                        --admin-listen, or --open if everybody may publish";
         return Some(text(StatusCode::FORBIDDEN, sentence));
-    };
-    let given = bearer(headers).unwrap_or_default();
-    if constant_time_eq::constant_time_eq(given, token.as_bytes()) {
-        return None;
+    } else if !live.open && !served.loopback {
+        let sentence = "this route needs a token as soon as its port is open beyond loopback: set --token or \
+                        HYDRANT_TOKEN, or --open if everybody may publish";
+        return Some(text(StatusCode::FORBIDDEN, sentence));
     }
-    let rejection = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
-    Some(with(rejection, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+    // A page in a browser reaches every port that its browser reaches.
+    let is_free = live.token.is_none() && !live.open;
+    drop(live);
+    let may = listener.with_origin_policy(peer, |policy| match is_free {
+        true => policy.may_publish(uri, headers),
+        false => policy.may_connect(uri, headers),
+    });
+    may.err().map(|error| answer::foreign(listener, &error))
 }

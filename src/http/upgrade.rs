@@ -16,7 +16,7 @@ use super::answer::{rejected, text, with};
 use super::conn_table::HttpConn;
 use super::query::{self, WsQuery};
 use super::router::{bearer, method_not_allowed};
-use super::{Answer, HttpListener, origin, subprotocol};
+use super::{Answer, HttpListener, answer, peer, subprotocol};
 use crate::admission::{Permit, Rejection};
 use crate::conn::Role;
 use crate::engine::PendingSubscription;
@@ -95,14 +95,18 @@ fn try_upgrade<B: Body>(
     check(request)?;
     let engine = &listener.engine;
     let live = engine.live();
-    if !origin::may_connect(request.headers(), &live.allow_origin) {
-        return Err(rejected(Rejection::Origin));
-    }
+    listener
+        .with_origin_policy(conn.peer, |policy| policy.may_connect(request.uri(), request.headers()))
+        .map_err(|error| Box::new(answer::foreign(listener, &error)))?;
     let chosen = subprotocol::choose(request.headers(), &live.subprotocol).map_err(|error| bad(error.to_string()))?;
     let subprotocol = chosen.header();
     let header = bearer(request.headers()).and_then(|token| std::str::from_utf8(token).ok());
     let token = header.or(chosen.token).or(token.as_deref());
     let grant = grant(live.subscriber_key.as_ref(), token, &channels).map_err(rejected)?;
+    let forwarded_for = match conn.peer.is_trusted_proxy {
+        true => peer::forwarded_for(request.headers(), &live.trusted_proxy),
+        false => None,
+    };
     drop(live);
     if engine.is_draining() {
         return Err(rejected(Rejection::Draining));
@@ -111,8 +115,10 @@ fn try_upgrade<B: Body>(
     let (handshake, _) =
         fastwebsockets::upgrade::upgrade(&mut *request).map_err(|_| bad("not a WebSocket handshake".to_owned()))?;
     let shard = engine.least_loaded();
+    let of_client = forwarded_for.map_or(Ok(None), |address| engine.permit_address(address)).map_err(rejected)?;
     let pending = engine.announce(shard, channels, grant).map_err(rejected)?;
-    let permit = engine.loads[shard].permit_of(conn.take_address_permit());
+    let permit = engine.loads[shard].permit_of(of_client.or_else(|| conn.take_address_permit()));
+    tracing::debug!(client = ?forwarded_for.or(conn.peer.address), shard, "WebSocket granted");
     conn.grant(Granted { role, pending, permit });
     let (mut head, _) = handshake.into_parts();
     if let Some(subprotocol) = subprotocol {

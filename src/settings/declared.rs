@@ -15,6 +15,7 @@ use super::value::{
 };
 use super::{Form, Group, ListenAddress, SayPolicy, Setting, SlowPolicy, Strategy, TooFastPolicy};
 use crate::jwt::TokenKey;
+use crate::origin::AllowedOrigins;
 use crate::tls::Tls;
 
 /// Defines [`Config`], its default and [`SETTINGS`] from one entry for each setting, and a field
@@ -127,7 +128,7 @@ settings! {
     /// `https://example.com`, `https://*.example.com`, `http://localhost:*`, `file://`, `null`, or
     /// `*` for all. Pages of other origins get 403. A client that sends no origin may always
     /// connect; browsers always send one.
-    allow_origin: Vec<String> = parse_origins[""] {
+    allow_origin: AllowedOrigins = parse_origins[""] {
         flag: "allow-origin", group: Group::Proxies, unit: "ORIGIN", form: Form::List, reloads: true,
     }
 

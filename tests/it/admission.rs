@@ -5,6 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use hydrant::admission::Rejection;
 use hydrant::config::Config;
+use hydrant::origin::AllowedOrigins;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{
@@ -149,13 +150,15 @@ fn unfinished_requests_are_bounded_and_keep_no_client_out() {
 #[test]
 fn pages_of_other_origins_may_not_connect() {
     let allowed = vec!["https://friend.example".to_owned()];
-    let server = TestServer::start(Config { allow_origin: allowed, ..config() });
-    is_refused(&server, &handshake(server.address, &["Origin: https://stranger.example"]), Rejection::Origin, 1);
+    let server = TestServer::start(Config { allow_origin: AllowedOrigins::parse(&allowed).unwrap(), ..config() });
+    let stranger = handshake(server.address, &["Origin: https://stranger.example"]);
+    assert_eq!((stranger.status, server.engine.rejections.get(Rejection::Origin)), (403, 1));
+    assert!(stranger.body.contains("--allow-origin https://stranger.example"), "{}", stranger.body);
     for origin in ["Origin: https://friend.example", "Origin: http://localhost"] {
         assert_eq!(handshake(server.address, &[origin]).status, 101, "{origin}");
     }
     let echo = request(server.address, "GET", "/echo", &[&HANDSHAKE[..], &["Origin: null"]].concat(), b"");
-    is_refused(&server, &echo, Rejection::Origin, 2);
+    assert_eq!((echo.status, server.engine.rejections.get(Rejection::Origin)), (403, 2));
 }
 
 #[cfg(feature = "jemalloc")]

@@ -11,6 +11,7 @@ mod admission;
 mod closes;
 mod events;
 mod frames;
+mod front;
 mod http;
 mod keepalive;
 mod life;

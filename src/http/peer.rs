@@ -1,0 +1,203 @@
+//! The address of a client behind a proxy: from the PROXY protocol, `Forwarded` (RFC 7239) or `X-Forwarded-For`.
+//!
+//! Owns the rule of whose word counts: only that of a proxy in `--trusted-proxy`. Of a chain of proxies the nearest address
+//! that is no trusted proxy counts: every address before it may be invented by the client.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyper::HeaderMap;
+use hyper::header::{FORWARDED, HeaderName};
+use ppp::{HeaderResult, PartialResult};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::config::Network;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Longest header of the PROXY protocol that is read, in bytes: version 2 with a few extensions.
+const PROXY_HEADER_BYTES_MAX: usize = 1024;
+/// Between two looks at a header of the PROXY protocol that comes in pieces.
+const PROXY_HEADER_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Whether `address` is that of a trusted proxy.
+pub(super) fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| network.contains(address))
+}
+
+/// The client's address by the headers of a trusted proxy; `None` if they name none.
+pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[Network]) -> Option<IpAddr> {
+    let values = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let mut chain: Vec<_> = values(FORWARDED).flat_map(|value| value.split(',')).map(forwarded_element).collect();
+    if chain.is_empty() {
+        chain = values(FORWARDED_FOR).flat_map(|value| value.split(',')).map(address).collect();
+    }
+    // From the nearest proxy to the client. An element that is no address hides everything before it.
+    let mut nearest = None;
+    for hop in chain.into_iter().rev() {
+        let Some(hop) = hop else { break };
+        nearest = Some(hop);
+        if !is_trusted(hop, trusted) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// The address of `for=` in one element of `Forwarded`.
+fn forwarded_element(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    address(value)
+}
+
+/// An address with or without a port, quotation marks and brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim().trim_matches('"');
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some(IpAddr::to_canonical(&address))
+}
+
+/// Reads the header of the PROXY protocol, version 1 or 2, and nothing behind it: the client's address, or `None` if the proxy
+/// itself connects (`LOCAL`, `UNKNOWN`).
+///
+/// # Errors
+/// `InvalidData` for anything else, `TimedOut` after `within`.
+pub(super) async fn proxy_header(stream: &mut TcpStream, within: Duration) -> io::Result<Option<IpAddr>> {
+    timeout(within, read_proxy_header(stream)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+    let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
+    let mut before = 0;
+    loop {
+        let length = stream.peek(&mut buffer).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let header = HeaderResult::parse(&buffer[..length]);
+        if header.is_complete() {
+            let (header_bytes, address) = complete(&header)?;
+            stream.read_exact(&mut [0; PROXY_HEADER_BYTES_MAX][..header_bytes]).await?;
+            return Ok(address);
+        }
+        if length == buffer.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        // Bytes that stay where they are make the socket ready: only more of them are worth another look.
+        if length == before {
+            sleep(PROXY_HEADER_INTERVAL).await;
+        }
+        before = length;
+    }
+}
+
+/// The length of a whole header in bytes, and its source address.
+fn complete(header: &HeaderResult<'_>) -> io::Result<(usize, Option<IpAddr>)> {
+    let invalid = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    match header {
+        HeaderResult::V1(header) => {
+            let header = header.as_ref().map_err(|error| invalid(error))?;
+            let address = match &header.addresses {
+                ppp::v1::Addresses::Tcp4(addresses) => Some(addresses.source_address.into()),
+                ppp::v1::Addresses::Tcp6(addresses) => Some(addresses.source_address.into()),
+                ppp::v1::Addresses::Unknown => None,
+            };
+            Ok((header.header.len(), address))
+        }
+        HeaderResult::V2(header) => {
+            let header = header.as_ref().map_err(|error| invalid(error))?;
+            let address = match (header.command, &header.addresses) {
+                (ppp::v2::Command::Local, _) => None,
+                (_, ppp::v2::Addresses::IPv4(addresses)) => Some(addresses.source_address.into()),
+                (_, ppp::v2::Addresses::IPv6(addresses)) => Some(addresses.source_address.into()),
+                _ => None,
+            };
+            Ok((header.header.len(), address))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Vec<Network> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn of(headers: &[(HeaderName, &str)]) -> Option<String> {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        forwarded_for(&headers, &networks(&["10.0.0.0/8", "::1"])).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_nearest_address_that_is_no_proxy_counts() {
+        for (value, right) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("1.1.1.1, 192.0.2.1", Some("192.0.2.1")),
+            ("1.1.1.1, 192.0.2.1, 10.0.0.2", Some("192.0.2.1")),
+            ("10.0.0.3,10.0.0.2", Some("10.0.0.3")),
+            ("192.0.2.1:4711", Some("192.0.2.1")),
+            ("[2001:db8::1]:80", Some("2001:db8::1")),
+            ("2001:db8::1", Some("2001:db8::1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("1.1.1.1, unknown", None),
+            ("1.1.1.1, unknown, 10.0.0.2", Some("10.0.0.2")),
+            ("", None),
+        ] {
+            assert_eq!(of(&[(FORWARDED_FOR, value)]).as_deref(), right, "{value}");
+        }
+        let two = [(FORWARDED_FOR, "1.1.1.1"), (FORWARDED_FOR, "192.0.2.1")];
+        assert_eq!(of(&two).as_deref(), Some("192.0.2.1"));
+        let forwarded = [(FORWARDED, "for=1.1.1.1, For=\"[2001:db8::1]:80\";proto=https"), (FORWARDED_FOR, "9.9.9.9")];
+        assert_eq!(of(&forwarded).as_deref(), Some("2001:db8::1"));
+        assert_eq!(of(&[(FORWARDED, "for=_hidden, for=10.0.0.9")]).as_deref(), Some("10.0.0.9"));
+        assert_eq!(of(&[]), None);
+    }
+
+    fn read(pieces: &[&[u8]]) -> (io::Result<Option<IpAddr>>, String) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = TcpStream::from_std(stream).unwrap();
+            let pieces: Vec<_> = pieces.iter().map(|piece| piece.to_vec()).collect();
+            let writer = std::thread::spawn(move || pieces.iter().try_for_each(|piece| client.write_all(piece)));
+            let address = proxy_header(&mut stream, Duration::from_secs(30)).await;
+            writer.join().unwrap().unwrap();
+            let mut rest = String::new();
+            if address.is_ok() {
+                stream.read_to_string(&mut rest).await.unwrap();
+            }
+            (address, rest)
+        })
+    }
+
+    #[test]
+    fn a_header_of_either_version_is_read_and_nothing_behind_it() {
+        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let (found, rest) = read(&[b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1"]);
+        assert_eq!((found.unwrap(), &*rest), (address("192.0.2.1"), "GET / HTTP/1.1"));
+        let (found, rest) = read(&[b"PRO", b"XY TCP6 2001:db8::1 ::1 1 2\r", b"\nGET"]);
+        assert_eq!((found.unwrap(), &*rest), (address("2001:db8::1"), "GET"));
+        assert_eq!(read(&[b"PROXY UNKNOWN\r\nGET"]).0.unwrap(), None);
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        let v2 = [&signature[..], &[0x21, 0x11, 0, 12, 192, 0, 2, 1, 192, 0, 2, 2, 0, 1, 0, 2], b"GET"].concat();
+        let (found, rest) = read(&[&v2]);
+        assert_eq!((found.unwrap(), &*rest), (address("192.0.2.1"), "GET"));
+        let local = [&signature[..], &[0x20, 0x00, 0, 0]].concat();
+        assert_eq!(read(&[&local]).0.unwrap(), None);
+        for wrong in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 x y 1 2\r\n"] {
+            assert_eq!(read(&[wrong]).0.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        assert_eq!(read(&[b"PROXY TCP4 192."]).0.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

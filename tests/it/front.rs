@@ -1,0 +1,165 @@
+//! The HTTP front with proxies, pages and publishers: their addresses, origins and kept connections.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use hydrant::admission::Rejection;
+use hydrant::config::Config;
+use hydrant::origin::AllowedOrigins;
+
+use crate::support::{HANDSHAKE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports};
+
+fn handshake(more: &[&str]) -> String {
+    let headers = [&HANDSHAKE[..], more].concat().join("\r\n");
+    format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n")
+}
+
+#[test]
+fn a_trusted_proxy_names_the_client_whose_limit_counts() {
+    let per_address_max = NonZeroUsize::new(1);
+    let trusting = Config { trusted_proxy: vec!["127.0.0.1".parse().unwrap()], per_address_max, ..config() };
+    let server = TestServer::start(trusting);
+    let ask = |address: &str| {
+        let header = format!("X-Forwarded-For: 203.0.113.9, {address}");
+        let mut stream = begin(server.address, handshake(&[&header]).as_bytes());
+        (read_answer(&mut stream).status, stream)
+    };
+    let (first, second, other) = (ask("192.0.2.1"), ask("192.0.2.1"), ask("192.0.2.2"));
+    assert_eq!((first.0, second.0, other.0), (101, 429, 101));
+    assert_eq!(server.engine.rejections.get(Rejection::Address), 1);
+    // Not trusted, the header counts for nothing: both come from this machine.
+    let server = TestServer::start(Config { per_address_max, ..config() });
+    let streams = ["192.0.2.1", "192.0.2.2"].map(|address| {
+        let mut stream = begin(server.address, handshake(&[&format!("X-Forwarded-For: {address}")]).as_bytes());
+        (read_answer(&mut stream).status, stream)
+    });
+    assert_eq!(streams.each_ref().map(|(status, _)| *status), [101, 429]);
+}
+
+#[test]
+fn the_proxy_protocol_names_the_client() {
+    let trusting = Config {
+        trusted_proxy: vec!["127.0.0.0/8".parse().unwrap()],
+        proxy_protocol: true,
+        per_address_max: NonZeroUsize::new(1),
+        ..config()
+    };
+    let server = TestServer::start(trusting);
+    let ask = |header: &str| {
+        let mut stream = begin(server.address, format!("{header}{}", handshake(&[])).as_bytes());
+        (read_answer(&mut stream).status, stream)
+    };
+    let first = ask("PROXY TCP4 192.0.2.1 192.0.2.9 1 2\r\n");
+    let second = ask("PROXY TCP4 192.0.2.1 192.0.2.9 3 2\r\n");
+    let other = ask("PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n");
+    assert_eq!((first.0, second.0, other.0), (101, 429, 101));
+    let mut without = begin(server.address, handshake(&[]).as_bytes());
+    assert_eq!(without.read(&mut [0; 64]).unwrap_or_default(), 0, "closed without an answer");
+}
+
+#[test]
+fn a_page_of_an_allowed_origin_publishes_and_reads_the_answer() {
+    let allow_origin = AllowedOrigins::parse(&["https://app.example"]).unwrap();
+    let server = TestServer::start(Config { allow_origin, ..two_ports() });
+    let admin = server.addresses[1];
+    let page = "Origin: https://app.example";
+    let preflight = ["Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type"];
+    let granted = request(admin, "OPTIONS", "/publish/room", &[&[page], &preflight[..]].concat(), b"");
+    assert_eq!((granted.status, granted.header("access-control-allow-origin")), (204, Some("https://app.example")));
+    assert_eq!(granted.header("access-control-allow-methods"), Some("POST"));
+    let published = request(admin, "POST", "/publish/room", &[page, "Content-Type: application/json"], b"{}");
+    assert_eq!((published.status, published.header("access-control-allow-origin")), (202, Some("https://app.example")));
+    let mut client = server.client("/ws/room");
+    let stranger = "Origin: https://evil.example";
+    let refused = request(admin, "OPTIONS", "/publish/room", &[&[stranger], &preflight[..]].concat(), b"");
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (403, None));
+    assert_eq!(request(admin, "POST", "/publish/room", &[stranger], b"no").status, 403);
+    assert_eq!(request(admin, "POST", "/publish/room", &[page], b"yes").status, 202);
+    assert_eq!(client.receive_text(), "yes", "nothing of the refused request was delivered");
+}
+
+#[test]
+fn every_origin_does_not_open_publishing_without_a_token() {
+    let allow_origin = AllowedOrigins::parse(&["*"]).unwrap();
+    let server = TestServer::start(Config { allow_origin: allow_origin.clone(), ..two_ports() });
+    let page = ["Origin: https://evil.example"];
+    assert_eq!(request(server.addresses[1], "POST", "/publish", &page, b"x").status, 403);
+    assert_eq!(request(server.address, "GET", "/ws", &[&HANDSHAKE[..], &page].concat(), b"").status, 101);
+    let token = Some("secret".to_owned().into());
+    let server = TestServer::start(Config { allow_origin, token, ..two_ports() });
+    let authorised = [&page[..], &["Authorization: Bearer secret"]].concat();
+    assert_eq!(request(server.addresses[1], "POST", "/publish", &authorised, b"x").status, 202);
+}
+
+#[test]
+fn pages_of_this_machine_subscribe_and_do_not_publish() {
+    let server = TestServer::start(two_ports());
+    let page = ["Origin: http://localhost:5173"];
+    assert_eq!(request(server.address, "GET", "/ws", &[&HANDSHAKE[..], &page].concat(), b"").status, 101);
+    assert_eq!(request(server.addresses[1], "POST", "/publish", &page, b"x").status, 403);
+}
+
+#[test]
+fn a_half_closed_request_gets_its_answer() {
+    let server = TestServer::start(config());
+    for request in [
+        "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi",
+        "POST /publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /debug/mem HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ] {
+        let mut stream = begin(server.address, request.as_bytes());
+        stream.shutdown(Shutdown::Write).unwrap();
+        let answer = read_answer(&mut stream);
+        assert!(matches!(answer.status, 200 | 202), "{request}: {answer:?}");
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "and then the end");
+    }
+}
+
+#[test]
+fn a_publication_goes_to_every_channel_that_it_names() {
+    let server = TestServer::start(config());
+    let mut clients = ["a", "b"].map(|room| server.client(&format!("/ws/{room}")));
+    let one = request(server.address, "POST", "/publish?channel=a", &[], b"1");
+    assert_eq!((one.status, &*one.body), (202, "{\"channel\":\"a\",\"offset\":1,\"matched\":1}\n"));
+    let two = request(server.address, "POST", "/publish/a?channel=b", &[], b"2");
+    let right = r#"[{"channel":"a","offset":2,"matched":1},{"channel":"b","offset":1,"matched":1}]"#;
+    assert_eq!((two.status, two.body.trim_end()), (202, right));
+    assert_eq!([clients[0].receive_text(), clients[0].receive_text()], ["1", "2"]);
+    assert_eq!(clients[1].receive_text(), "2");
+}
+
+#[test]
+fn a_response_that_leaves_a_body_unread_ends_the_connection() {
+    let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
+    for (path, status) in [("/publish", 413), ("/nothing", 404), ("/healthz", 405)] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\nabc");
+        let answer = read_answer(&mut begin(server.address, head.as_bytes()));
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{path}");
+    }
+    let kept = request_kept(&server, "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!((kept.0, kept.1.as_deref()), (202, None));
+}
+
+/// The status and the header `Connection` of the answer on a connection that may be kept.
+fn request_kept(server: &TestServer, head: &str) -> (u16, Option<String>) {
+    let answer = read_answer_to("POST", &mut begin(server.address, head.as_bytes()));
+    (answer.status, answer.header("connection").map(str::to_owned))
+}
+
+#[test]
+fn a_kept_connection_is_closed_later_than_announced() {
+    let server = TestServer::start(Config { keep_alive_timeout: Duration::from_millis(10), ..config() });
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let one = "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi";
+    for request in [one, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        stream.write_all(request.as_bytes()).unwrap();
+        let answer = read_answer(&mut stream);
+        assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+        // Longer than announced, and within the grace.
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "in the end it is closed");
+}
