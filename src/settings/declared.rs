@@ -48,6 +48,7 @@ macro_rules! settings {
         }
 
         /// Every setting, by groups.
+        #[allow(clippy::needless_update, reason = "an entry may say everything")]
         pub static SETTINGS: &[Setting] = &[
             $(
                 $(#[cfg($cfg)])?

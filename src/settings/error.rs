@@ -63,20 +63,20 @@ pub(super) fn nearest(name: &str, names: impl Iterator<Item = String>) -> Option
 #[derive(Debug)]
 pub struct Written {
     setting: &'static Setting,
-    text: String,
-    origin: Origin,
+    text: Box<str>,
+    origin: Box<Origin>,
 }
 
 impl Written {
     pub(super) fn new(setting: &'static Setting, text: &str, origin: &Origin) -> Self {
         let text = if setting.form == Form::Secret && !text.is_empty() { "***" } else { text };
-        Self { setting, text: text.to_owned(), origin: origin.clone() }
+        Self { setting, text: text.into(), origin: Box::new(origin.clone()) }
     }
 }
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
+        match &*self.origin {
             Origin::Flag | Origin::Default => write!(f, "--{} {}", self.setting.flag, self.text),
             Origin::Variable(name) => write!(f, "{name}={}", self.text),
             Origin::File { path, line, key } => write!(f, "{}:{line}: {key} = {}", path.display(), self.text),

@@ -1,6 +1,6 @@
 //! Settings: how a user sets something, and the [`Config`] that the server is built from.
 //!
-//! Each setting is declared once, in [`declared`]: flag, default, unit, help, group, and whether a
+//! Each setting is declared once, in `declared`: flag, default, unit, help, group, and whether a
 //! reload can change it. The environment variable and the key of the file follow from the flag:
 //! `--max-connections` is `HYDRANT_MAX_CONNECTIONS` and `max_connections`. [`load()`] merges flags
 //! over environment over file over defaults. [`Config::check`] rejects values that contradict each
