@@ -131,8 +131,10 @@ def browser_row(row, program, start):
     with browser(program, start, pages) as top:
         # Everything that the libraries do, from a page of another port of this machine.
         libraries.one_client(row, frame(top, pages, None), set())
-        origins(row, top, pages)
-        publishing(row, top, pages)
+        with row.part():
+            origins(row, top, pages)
+        with row.part():
+            publishing(row, top, pages)
 
 
 def origins(row, top, pages):

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import threading
 import time
+import traceback
 import urllib.parse
 from pathlib import Path
 
@@ -28,6 +29,8 @@ TARGET = HERE.parent.parent / "target"
 WORK = TARGET / "clients" / "run"
 # How long anything may take before it counts as failed; far beyond all that the tests wait for.
 LIMIT = 30
+# Where the harness's own connections come from: an address that no server takes for a proxy's.
+OWN = ("127.0.0.9", 0)
 
 _numbers = itertools.count(1)
 
@@ -73,6 +76,15 @@ class Row:
 
     def equal(self, column, got, wanted, what, reproduce=""):
         return self.check(column, got == wanted, f"{what}: {wanted!r} expected, got {got!r}", reproduce)
+
+    @contextlib.contextmanager
+    def part(self):
+        """A part of the row; if it cannot go on, the others still run."""
+        try:
+            yield
+        except Exception as error:
+            what = str(error) if isinstance(error, Failed) else traceback.format_exc()
+            self.failures.append(("", f"stopped: {what}", ""))
 
     def note(self, column, text):
         self.cells[column] = (0, 0, text)
@@ -159,10 +171,7 @@ class Server:
     def request(self, method, path, body=None, headers=None, port=None):
         """One request over a connection of its own: status, headers, body as text."""
         host, number = (port or self.admin).split(":")
-        # Of another address than proxies, so that the server never takes it for one.
-        connection = http.client.HTTPConnection(
-            host, int(number), timeout=LIMIT, source_address=("127.0.0.9", 0)
-        )
+        connection = http.client.HTTPConnection(host, int(number), timeout=LIMIT, source_address=OWN)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -204,9 +213,8 @@ class Subscriber:
     """Reads a channel in a thread; `texts` is what came, in order."""
 
     def __init__(self, server, channel, **options):
-        self.socket = connect(
-            server.url(f"/ws/{channel}"), proxy=None, compression=None, max_size=None, **options
-        )
+        options = {"proxy": None, "compression": None, "max_size": None, "source_address": OWN, **options}
+        self.socket = connect(server.url(f"/ws/{channel}"), **options)
         self.texts = []
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()

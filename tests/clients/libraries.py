@@ -86,11 +86,10 @@ def one_client(row, driver, can):
     driver.ask(f"ws://{recorder.address}/ws")
     row.note("Origin it sends", origin_sent(recorder))
 
-    with Server("--subprotocol", "hydrant.v2,superchat", "--jwt-secret", SECRET) as server:
+    with row.part(), Server("--subprotocol", "hydrant.v2,superchat", "--jwt-secret", SECRET) as server:
         subprotocols_listed(tried, server)
         tokens(tried, server)
-    server = Server("--ping-interval", "1s", "--idle-timeout", "1s")
-    with server:
+    with row.part(), Server("--ping-interval", "1s", "--idle-timeout", "1s") as server:
         paths(tried, server)
         echoes(tried, server)
         subprotocols(tried, server)
@@ -100,20 +99,9 @@ def one_client(row, driver, can):
         pings(tried, server)
         closes(tried, server)
     if "headers" in can:
-        with Server("--allow-origin", "null,file://,https://app.example,http://localhost:*") as server:
-            for origin in (
-                "null",
-                "file://",
-                "https://app.example",
-                "https://app.example/",
-                "https://app.example:443",
-            ):
-                tried.opens(
-                    "Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin}
-                )
-            tried.refused(
-                "Origin", server.url("/ws"), "another Origin", 403, headers={"Origin": "https://b.example"}
-            )
+        allowed = "null,file://,https://app.example,http://localhost:*"
+        with row.part(), Server("--allow-origin", allowed) as server:
+            origins_allowed(tried, server)
 
 
 def paths(tried, server):
@@ -213,6 +201,14 @@ def origins(tried, server):
         server.logged("foreign.example", "allow-origin"),
         f"no line of the log names the refused origin and --allow-origin: {server.log}",
     )
+
+
+def origins_allowed(tried, server):
+    allowed = ("null", "file://", "https://app.example", "https://app.example/", "https://app.example:443")
+    for origin in allowed:
+        tried.opens("Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin})
+    headers = {"Origin": "https://b.example"}
+    tried.refused("Origin", server.url("/ws"), "another Origin", 403, headers=headers)
 
 
 def pings(tried, server):

@@ -305,8 +305,9 @@ def one_proxy(
     `addresses`: whether the client's own counts (None: not tried)."""
     trust = ("--trusted-proxy", "127.0.0.1/32") if trusted else ()
     frame = CHROMIUM.page if CHROMIUM.program and options.get("mode") != "tcp" else None
-    with Server("--token", TOKEN, *publishers.FLAGS, *trust, *extra) as server:
-        with Proxy(row, server, CHROMIUM.pages, kind, **options) as proxy:
+    before = lambda server: Proxy(row, server, CHROMIUM.pages, kind, **options)  # noqa: E731
+    with row.part(), Server("--token", TOKEN, *publishers.FLAGS, *trust, *extra) as server:
+        with before(server) as proxy:
             if kind == "haproxy":
                 until(proxy.up, f"HAProxy's health checks succeed ({proxy.tell()})")
                 row.check("health checks", True, "")
@@ -319,16 +320,16 @@ def one_proxy(
             if publishes:
                 publications(row, proxy)
     if pages == 403:
-        with Server("--allow-origin", f"http://{browsers.APP}:*", *extra) as server:
-            with Proxy(row, server, CHROMIUM.pages, kind, **options) as proxy:
+        with row.part(), Server("--allow-origin", f"http://{browsers.APP}:*", *extra) as server:
+            with before(server) as proxy:
                 one_page(row, proxy, 101, frame)
     if addresses is not None:
-        with Server("--max-per-address", "2", *trust, *extra) as server:
-            with Proxy(row, server, CHROMIUM.pages, kind, **options) as proxy:
+        with row.part(), Server("--max-per-address", "2", *trust, *extra) as server:
+            with before(server) as proxy:
                 whose_address(row, proxy, addresses, options.get("spoofed", "X-Forwarded-For"))
 
 
-NO_PROXY_HEADER = ("--proxy-protocol",)
+PROXY_PROTOCOL = ("--proxy-protocol",)
 ROWS = [
     ("nginx, `proxy_pass` alone (HTTP/1.0)", dict(kind="nginx", pages=426)),
     (
@@ -388,7 +389,7 @@ ROWS = [
             addresses=True,
             mode="tcp",
             send="send-proxy",
-            extra=NO_PROXY_HEADER,
+            extra=PROXY_PROTOCOL,
         ),
     ),
     (
@@ -400,7 +401,7 @@ ROWS = [
             addresses=True,
             mode="tcp",
             send="send-proxy-v2",
-            extra=NO_PROXY_HEADER,
+            extra=PROXY_PROTOCOL,
         ),
     ),
     (
@@ -412,7 +413,7 @@ ROWS = [
             addresses=True,
             mode="http",
             send="send-proxy-v2",
-            extra=NO_PROXY_HEADER,
+            extra=PROXY_PROTOCOL,
         ),
     ),
 ]

@@ -303,9 +303,7 @@ def limits(row):
         server.request("POST", "/publish/room", b"x" * 70_000)
         grown = [key for key, value in server.counters().items() if value > before.get(key, 0)]
         for code in ("400", "413", "431"):
-            row.check(
-                "answers", any(code in key for key in grown), f"no counter of {code} has grown: {grown}"
-            )
+            row.check("answers", any(code in key for key in grown), f"no counter of {code} has grown: {grown}")
         row.check(
             "answers",
             server.logged("open files") or server.logged("open_files"),

@@ -11,7 +11,6 @@ import concurrent.futures
 import shutil
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import browsers
@@ -71,11 +70,8 @@ def run_row(entry):
         row.missing = missing
         print(f"NOT INSTALLED HERE  {row.table}: {row.name}: {missing}", flush=True)
         return row
-    try:
+    with row.part():
         function(row)
-    except Exception as error:
-        what = str(error) if isinstance(error, harness.Failed) else traceback.format_exc()
-        row.failures.append(("", f"stopped: {what}", ""))
     word = "FAILED" if row.failures else "ok"
     print(
         f"{word:6} {row.table}: {row.name}: {row.checks} checks, {len(row.failures)} failed, "
