@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections import Counter
+from pathlib import Path
 
 import browsers
 import publishers
@@ -73,10 +74,10 @@ frontend internal
   default_backend admin
 backend clients
   {check}
-  server one {clients} check inter 200ms {send}
+  server one {clients} {checked} {send}
 backend admin
   {reuse}
-  server one {admin} check inter 200ms {send}
+  server one {admin} {checked} {send}
 {pages_backend}
 """
 
@@ -110,6 +111,7 @@ class Proxy:
                     **fill,
                     mode=options["mode"],
                     send=options.get("send", ""),
+                    checked="check inter 200ms" if options.get("checked") else "",
                     defaults="option forwardfor" if http else "",
                     routes="use_backend pages if { path /page }" if http else "",
                     check="option httpchk GET /readyz" if http else "",
@@ -126,8 +128,8 @@ class Proxy:
         until(self._listens, f"{' '.join(self.command)} listens ({self.dir})")
 
     def _listens(self):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-            return True
+        # Not by connecting: some proxies would open a connection to the server for it.
+        return f":{self.port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text()
 
     def __enter__(self):
         return self
@@ -305,9 +307,9 @@ def one_proxy(
     `addresses`: whether the client's own counts (None: not tried)."""
     trust = ("--trusted-proxy", "127.0.0.1/32") if trusted else ()
     frame = CHROMIUM.page if CHROMIUM.program and options.get("mode") != "tcp" else None
-    before = lambda server: Proxy(row, server, CHROMIUM.pages, kind, **options)  # noqa: E731
+    before = lambda server, **more: Proxy(row, server, CHROMIUM.pages, kind, **options, **more)  # noqa: E731
     with row.part(), Server("--token", TOKEN, *publishers.FLAGS, *trust, *extra) as server:
-        with before(server) as proxy:
+        with before(server, checked=True) as proxy:
             if kind == "haproxy":
                 until(proxy.up, f"HAProxy's health checks succeed ({proxy.tell()})")
                 row.check("health checks", True, "")
@@ -325,6 +327,7 @@ def one_proxy(
                 one_page(row, proxy, 101, frame)
     if addresses is not None:
         with row.part(), Server("--max-per-address", "2", *trust, *extra) as server:
+            # Without health checks, which are connections of the proxy's address.
             with before(server) as proxy:
                 whose_address(row, proxy, addresses, options.get("spoofed", "X-Forwarded-For"))
 
