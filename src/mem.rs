@@ -194,6 +194,19 @@ mod allocator {
                 unsafe { (raw::read::<bool>(b"opt.background_thread\0"), raw::read::<isize>(b"opt.dirty_decay_ms\0")) };
             assert_eq!((background, decay), (Ok(true), Ok(1000)));
         }
+
+        /// jemalloc fails on a system whose pages are larger than those that it was built for.
+        #[test]
+        fn the_page_size_is_the_one_of_the_build() {
+            // `.cargo/config.toml` sets it for ARM; elsewhere this variable does, or the machine
+            // that builds.
+            let page_bits =
+                if cfg!(target_arch = "aarch64") { Some("16") } else { option_env!("JEMALLOC_SYS_WITH_LG_PAGE") };
+            let expected = page_bits.map_or(crate::mem::page_bytes(), |bits| 1 << bits.parse::<u32>().unwrap());
+            // SAFETY: the type is that of jemalloc's manual, and the name ends in a NUL byte.
+            assert_eq!(unsafe { raw::read::<usize>(b"arenas.page\0") }, Ok(expected));
+            assert!(expected >= crate::mem::page_bytes());
+        }
     }
 }
 
@@ -267,9 +280,15 @@ mod allocator {
 pub fn rss_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * page_bytes() as u64)
+}
+
+/// The system's page size in bytes: 4, 16 or 64 KiB.
+#[must_use]
+pub fn page_bytes() -> usize {
     // SAFETY: sysconf accepts any number and touches no memory of the program.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * u64::try_from(page_bytes).ok()?)
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).expect("every system has a page size")
 }
 
 /// Bytes that the kernel holds for the queues of a socket (`SO_MEMINFO`): received and not read,

@@ -105,6 +105,8 @@ debug_lane() {
   step fuzz bash tests/fuzz.sh 5
   step loom check_interleavings
   step test-mimalloc cargo test --quiet --lib --test it --no-default-features --features mimalloc
+  # jemalloc as ARM binaries have it, with a real server; its C code is compiled once more.
+  step test-pages-64k env JEMALLOC_SYS_WITH_LG_PAGE=16 cargo test --quiet --lib --test it --no-default-features --features jemalloc mem
   # The test profile: figures have no meaning here, and five optimised programs take long to link.
   step benches cargo test --quiet --benches -- --test
   step test-doc cargo test --quiet --doc

@@ -22,8 +22,8 @@ const WORDS: usize = STACK_BYTES_MAX / size_of::<u64>();
 /// milliseconds, and at most one arrives per thread and millisecond. A slot takes physical memory
 /// only once something was copied to it.
 const SLOTS: usize = 64;
-/// The granularity at which the kernel copies or fails, in bytes.
-const PAGE: usize = 4096;
+/// The smallest page of any system, in bytes; larger pages are multiples of it.
+const PAGE_BYTES_MIN: usize = 4096;
 
 /// A slot is free, being filled, or full.
 const FREE: u8 = 0;
@@ -229,13 +229,13 @@ fn fill(slots: &Slots, info: &libc::siginfo_t, context: &libc::ucontext_t) {
 /// Copies up to `bytes_max` bytes of this process's own memory, up to the first unmapped page;
 /// returns how many.
 fn copy_from(address: u64, to: *mut c_void, bytes_max: usize) -> usize {
-    const PIECES: usize = STACK_BYTES_MAX / PAGE + 1;
+    const PIECES: usize = STACK_BYTES_MAX / PAGE_BYTES_MIN + 1;
     let mut pieces = [libc::iovec { iov_base: null_mut(), iov_len: 0 }; PIECES];
     let (mut next, mut left, mut used) = (address as usize, bytes_max, 0);
     // One piece for each page: the kernel copies whole pieces, up to the first one that is
     // unmapped.
     while left > 0 && used < PIECES {
-        let length = (PAGE - next % PAGE).min(left);
+        let length = (PAGE_BYTES_MIN - next % PAGE_BYTES_MIN).min(left);
         pieces[used] = libc::iovec { iov_base: next as *mut c_void, iov_len: length };
         (next, left, used) = (next + length, left - length, used + 1);
     }
@@ -279,16 +279,17 @@ mod tests {
 
     #[test]
     fn a_copy_ends_before_an_unreadable_page() {
+        let page = crate::mem::page_bytes();
         // SAFETY: a new mapping of two pages; the second is made unreadable and then both are
         // unmapped.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let pages = libc::mmap(null_mut(), 2 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            let pages = libc::mmap(null_mut(), 2 * page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
             assert_ne!(pages, libc::MAP_FAILED);
-            assert_eq!(libc::mprotect(pages.add(PAGE), PAGE, libc::PROT_NONE), 0);
-            let mut read = vec![0_u8; 2 * PAGE];
-            assert_eq!(copy_from(pages as u64 + 100, read.as_mut_ptr().cast(), 2 * PAGE), PAGE - 100);
-            libc::munmap(pages, 2 * PAGE);
+            assert_eq!(libc::mprotect(pages.add(page), page, libc::PROT_NONE), 0);
+            let mut read = vec![0_u8; 2 * page];
+            assert_eq!(copy_from(pages as u64 + 100, read.as_mut_ptr().cast(), 2 * page), page - 100);
+            libc::munmap(pages, 2 * page);
         }
     }
 }
