@@ -22,7 +22,7 @@ trap 'kill $server 2>/dev/null || true' EXIT
 start_server target/k6-server.log "$binary" --listen 127.0.0.1:0 --tick 1s
 
 "$k6" run --quiet --no-usage-report --address '' \
-  -e URL="ws://$address/ws" -e ADMIN="http://${admin:-$address}" -e VUS=200 -e RAMP=5s -e SESSION_MS=5000 -e TICK_MS=1000 k6/article.js
+  -e URL="ws://$address/ws" -e ADMIN="http://$admin" -e VUS=200 -e RAMP=5s -e SESSION_MS=5000 -e TICK_MS=1000 k6/article.js
 
 stop_server
 echo 'k6: passed'

@@ -62,11 +62,11 @@ if missing or len(picture) > 150 * 1024:
 PY
 }
 
-top profile "http://$address/debug/pprof/profile?seconds=5" send 'hydrant::fanout::' 'hydrant::engine::shard::'
-top heap "http://$address/debug/pprof/heap" 'hydrant::engine::' 'hydrant::server::'
-svg profile.svg "http://$address/debug/pprof/profile.svg?seconds=2" send shard-0 hydrant::fanout:: hydrant::engine::shard::
-svg heap.svg "http://$address/debug/pprof/heap.svg" hydrant::engine:: hydrant::server::
-svg heap-allocated.svg "http://$address/debug/pprof/heap.svg?sample=alloc_space" hydrant::http::
+top profile "http://$admin/debug/pprof/profile?seconds=5" send 'hydrant::fanout::' 'hydrant::engine::shard::'
+top heap "http://$admin/debug/pprof/heap" 'hydrant::engine::' 'hydrant::server::'
+svg profile.svg "http://$admin/debug/pprof/profile.svg?seconds=2" send shard-0 hydrant::fanout:: hydrant::engine::shard::
+svg heap.svg "http://$admin/debug/pprof/heap.svg" hydrant::engine:: hydrant::server::
+svg heap-allocated.svg "http://$admin/debug/pprof/heap.svg?sample=alloc_space" hydrant::http::
 kill -0 "$load" 2>/dev/null || fail 'the load ended while the server was profiled'
 
 kill "$load"

@@ -4,11 +4,13 @@
 #     until_connected NUMBER      waits until it has this many clients
 #     stop_server                 ends it and checks that its exit code is 0
 #
-# They set $server, the pid (empty without a server), and $address. A script that fails in between
-# has to end $server itself, in a trap.
+# They set $server, the pid (empty without a server), $address, where clients connect, and $admin,
+# where publishing and administration answer. A script that fails in between has to end $server
+# itself, in a trap.
 
 server=
 address=
+admin=
 
 start_server() {
   local log=$1
@@ -20,8 +22,9 @@ start_server() {
   server=$!
   server_log=$log
   for _ in $(seq 100); do
-    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) .*/\1/p' "$log")
-    [ -z "$address" ] || return 0
+    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for clients: .*/\1/p' "$log")
+    admin=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for publishing and administration: .*/\1/p' "$log")
+    [ -z "$address" ] || [ -z "$admin" ] || return 0
     kill -0 "$server" 2>/dev/null || break
     sleep 0.1
   done
@@ -32,7 +35,7 @@ start_server() {
 
 until_connected() {
   for _ in $(seq 600); do
-    exec 3<>"/dev/tcp/${address%:*}/${address#*:}"
+    exec 3<>"/dev/tcp/${admin%:*}/${admin#*:}"
     printf 'GET /debug/mem HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
     ! grep -q "^{\"allocator\":\"[a-z]*\",\"connections\":$1," <&3 || return 0
     sleep 0.1

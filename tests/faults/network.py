@@ -66,9 +66,9 @@ class Host(Server):
 
     def __init__(self, binary, flags):
         self.log = tempfile.TemporaryFile("w+")
-        command = [binary, "--listen", "0.0.0.0:0", "--token", TOKEN, "--tick", "0", "--shards", "2", *flags]
+        command = [binary, "--listen", "0.0.0.0:0", "--admin-listen", "0.0.0.0:0", "--token", TOKEN, "--tick", "0", "--shards", "2", *flags]
         self.process = subprocess.Popen(command, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=links.die_with_parent)
-        listens = lambda: re.search(r"listening on 0\.0\.0\.0:(\d+) ", self.said())
+        listens = lambda: re.search(r"listening on 0\.0\.0\.0:(\d+) for everything", self.said())
         if not (found := settled(lambda: self.process.poll() is not None or listens())) or found is True:
             sys.exit(f"network.py: the server does not listen: {self.said()}")
         self.address = ("127.0.0.1", int(found[1]))

@@ -32,7 +32,7 @@ def client_hello():
 def abandoned(server, stop):
     """Meanwhile new clients connect to both ports: the attack must not slow down the plain port."""
     hello, context, sent, tried = client_hello(), trusting(), Counter(), collections.Counter()
-    secure = (server.address[0], int(re.search(r"listening on 127\.0\.0\.1:(\d+) .*tls=true", server.said())[1]))
+    secure = (server.address[0], int(re.search(r"listening on 127\.0\.0\.1:(\d+) for \w+: wss:", server.said())[1]))
 
     def new_client(what, wire, connect):
         tried[what] += 1

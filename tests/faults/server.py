@@ -77,10 +77,13 @@ class Server:
             if files:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-        command = [binary, "--listen", f"127.0.0.1:{port}", "--tick", "0", "--shards", str(self.cores.shards), *flags]
+        # Attackers reach everything at one port: what harms one kind of client must not harm the others.
+        address = f"127.0.0.1:{port}"
+        command = [binary, "--listen", address, "--admin-listen", address, "--open", "--tick", "0"]
+        command += ["--shards", str(self.cores.shards), *flags]
         self.process = subprocess.Popen(command, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=prepare)
         deadline = time.monotonic() + 10
-        while not (found := re.search(r"listening on 127\.0\.0\.1:(\d+) ", self.said())):
+        while not (found := re.search(r"listening on 127\.0\.0\.1:(\d+) for everything", self.said())):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"faults: the server does not listen: {self.said()}")
             time.sleep(0.005)
