@@ -43,7 +43,7 @@ load() {
 
 # picture NAME PATH: records one picture.
 picture() {
-  curl -sSf -o "flamegraphs/$1.svg" "http://$address/debug/pprof/$2" || fail "$1 could not be recorded"
+  curl -sSf -o "flamegraphs/$1.svg" "http://$admin/debug/pprof/$2" || fail "$1 could not be recorded"
   local bytes
   bytes=$(wc -c <"flamegraphs/$1.svg")
   [ "$bytes" -le $((150 * 1024)) ] || fail "$1.svg has $bytes bytes: a picture has at most 150 KiB"
