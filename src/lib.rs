@@ -60,7 +60,7 @@
 //! 3. Each shard joins what waits for the channel into one `Batch` and begins a pass. `direct` writes the batch to each
 //!    subscriber's socket in turn: one system call, no task, no copy, no reference count. A large batch lies in pages of
 //!    the kernel's, and each socket refers to them: then the kernel copies nothing either. A chunk of
-//!    [`config::PASS_CHUNK`] sockets later everything else on the thread has its turn; channels with few subscribers go before
+//!    [`engine::PASS_CHUNK`] sockets later everything else on the thread has its turn; channels with few subscribers go before
 //!    those with many, whose chunks are half as long (`engine::scheduler`). What arrives meanwhile becomes the next batch: the
 //!    busier it gets, the cheaper a delivery is. After a pass of several frames the next one lingers for a hundredth of
 //!    its time, so that a burst is not split; after a pass that left most subscribers behind it waits for them, once and

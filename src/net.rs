@@ -13,10 +13,13 @@ use std::{env, fmt, fs, process};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::config::{Config, LISTEN_BACKLOG, ListenAddress, ListenerConfig, READ_BYTES};
+use crate::config::{Config, ListenAddress, ListenerConfig};
+use crate::engine::READ_BYTES;
 
 /// The first descriptor that systemd passes (`sd_listen_fds(3)`).
 const FIRST_PASSED_FD: RawFd = 3;
+/// Connections that the kernel completes and queues for the front.
+pub const LISTEN_BACKLOG: i32 = 4096;
 
 /// A listener that is open.
 #[derive(Debug)]

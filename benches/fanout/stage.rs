@@ -20,8 +20,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use hydrant::admission::Load;
-use hydrant::config::{PASS_CHUNK, SlowPolicy, Strategy};
+use hydrant::config::{SlowPolicy, Strategy};
 use hydrant::conn::{Connection, Role};
+use hydrant::engine::PASS_CHUNK;
 use hydrant::engine::channel::{ChannelContext, Channels};
 use hydrant::engine::publication::{ChannelName, Charge, Dispatch};
 use hydrant::fanout::Fanout;

@@ -5,7 +5,7 @@
 //! also restores the masked bytes that decoding in place has changed. A cell decodes one buffer of
 //! frames again and again, and both sides must find the same number of messages and bytes in it.
 //! fastwebsockets reads 8 KiB at a time and joins fragments in its `FragmentCollectorRead`; Hydrant
-//! reads `config::READ_BYTES` and copies only what arrived in part. fastwebsockets rejects less
+//! reads `engine::READ_BYTES` and copies only what arrived in part. fastwebsockets rejects less
 //! (`wire::inbound` lists its further checks).
 
 use std::io;
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use fastwebsockets::{FragmentCollectorRead, Frame, OpCode, Role};
-use hydrant::config::READ_BYTES;
+use hydrant::engine::READ_BYTES;
 use hydrant::wire::inbound::{Decoder, Inbound, Input, Limits};
 use tokio::io::{AsyncRead, ReadBuf};
 

@@ -23,10 +23,13 @@ use tokio::sync::mpsc;
 use super::socket::retry;
 use super::writer_kind::WriterKind;
 use super::{Connection, Phase, Socket};
-use crate::config::{MAILBOX_FRAMES_MAX, SlowPolicy};
+use crate::config::SlowPolicy;
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
 use crate::wire::Batch;
+
+/// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
+pub const MAILBOX_FRAMES_MAX: usize = 1024;
 
 /// One waiting message.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use slab::Slab;
 use super::publication::{ChannelName, Dispatch};
 use super::scheduler::Scheduler;
 use crate::close::CloseReason;
-use crate::config::{LINGER_MAX, MAILBOX_FRAMES_MAX, PACE_SAMPLE};
+use crate::conn::mailbox::MAILBOX_FRAMES_MAX;
 use crate::conn::{Connection, Socket};
 use crate::fanout::{Fanout, Pass, PassContext, Subscribers};
 use crate::metrics::DeliveryCounters;
@@ -23,6 +23,11 @@ use crate::outbox::Bound;
 use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
+
+/// The longest that a channel waits for more frames before a pass.
+const LINGER_MAX: Duration = Duration::from_millis(1);
+/// Subscribers that are looked at to tell whether more than half are behind.
+const PACE_SAMPLE: usize = 64;
 
 /// The channels with subscribers on one shard; the module describes it.
 #[derive(Debug)]

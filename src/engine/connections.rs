@@ -15,8 +15,9 @@ use super::rate_limiter::Rates;
 use super::shard::{Conn, Shard};
 use super::{Upgraded, readiness};
 use crate::close::CloseReason;
-use crate::config::{MESSAGES_PER_CALL, MESSAGES_PER_END, MESSAGES_PER_ROUND, PASS_CHUNK, TURN_BYTES, TooFastPolicy};
+use crate::config::TooFastPolicy;
 use crate::conn::{Connection, Flushed, Phase, Role, Socket, Stream};
+use crate::engine::scheduler::PASS_CHUNK;
 use crate::jwt::Grant;
 use crate::mem;
 use crate::metrics::DropReason;
@@ -28,6 +29,17 @@ use crate::wire::inbound::{Inbound, Input, Limits};
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two looks of a drain at what is still open.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
+/// Bytes read in one turn of a connection, beside the missing rest of a message: it bounds the work
+/// of a turn, and a ping of 6 bytes is answered by a system call.
+pub const TURN_BYTES: usize = 1024;
+/// The work that a shard does for its connections before everything else has its turn, in messages:
+/// half a millisecond.
+pub const MESSAGES_PER_ROUND: u32 = 128;
+/// The share of a round of a system call on a socket, in messages, whatever it finds.
+pub const MESSAGES_PER_CALL: u32 = 1;
+/// The share of a round of the end of a connection, in messages, and once more when its socket is
+/// closed.
+pub const MESSAGES_PER_END: u32 = 8;
 
 impl Shard {
     /// Registers an upgraded connection, subscribes it, and only then sends the response head: a client that has seen

@@ -33,9 +33,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::inbox::Inbox;
 use self::publication::{Accepted, ChannelName, Dispatch, Publication, PublishError};
+pub use self::readiness::READ_BYTES;
+pub use self::scheduler::PASS_CHUNK;
 use crate::admission::{AddressPermit, Addresses, Load, Permit, Rejection, Rejections};
 use crate::close::CloseReason;
-use crate::config::{CONNECTION_BYTES_PROJECTED, Config, STATS_TIMEOUT, TLS_BYTES_PROJECTED, UPGRADED_MAX};
+use crate::config::Config;
 use crate::conn::{Role, Session};
 use crate::jwt::Grant;
 use crate::mem::{MemoryStats, Queues};
@@ -43,6 +45,16 @@ use crate::metrics::{Counters, HttpError, PublicationResult, Totals};
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::wire::Frame;
+
+/// How long a shard may take to answer a request for its figures.
+const STATS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Upgraded sockets that wait for a shard, at most; the others wait in the front.
+pub const UPGRADED_MAX: usize = 128;
+/// Heap that a new connection is expected to take until the next sample, in bytes: an idle one
+/// takes a fifth, one that is behind more.
+const CONNECTION_BYTES_PROJECTED: usize = 1024;
+/// Heap that its TLS session is expected to take, in bytes.
+const TLS_BYTES_PROJECTED: usize = 4 * 1024;
 
 /// A socket on its way from the HTTP front to a shard.
 #[derive(Debug)]

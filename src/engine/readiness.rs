@@ -15,10 +15,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::select;
 
 use super::shard::Shard;
-use crate::config::READ_BYTES;
 
 /// Most sockets fetched in one call; between two calls the shard's other tasks run.
 const EVENTS: usize = 256;
+/// Most bytes read from a socket in one call; one such buffer per shard, none per connection.
+pub const READ_BYTES: usize = 64 * 1024;
 
 /// Adds a socket to the set under its slot.
 ///

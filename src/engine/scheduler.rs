@@ -9,12 +9,13 @@
 
 use std::collections::VecDeque;
 
-use crate::config::PASS_CHUNK;
-
 /// Most subscribers of a small channel.
 pub(super) const SMALL: usize = 4 * PASS_CHUNK;
 /// Sends by which small channels may get ahead of large ones.
 const AHEAD_MAX: usize = SMALL;
+/// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a
+/// millisecond. Half as many for a channel with many subscribers.
+pub const PASS_CHUNK: usize = 256;
 
 /// A channel's kind, by its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,8 +23,11 @@ use super::rate_limiter::RateLimiters;
 use super::sequencer::{Bounds, Sequencer};
 use super::{Engine, Inbox, Item, ShardStats, readiness};
 use crate::close::CloseReason;
-use crate::config::{Config, INBOX_CHUNK, MAILBOX_FRAMES_MAX, MESSAGES_PER_ROUND, PASS_CHUNK, UPGRADED_CHUNK};
+use crate::config::Config;
+use crate::conn::mailbox::MAILBOX_FRAMES_MAX;
 use crate::conn::{Connection, Stream};
+use crate::engine::connections::MESSAGES_PER_ROUND;
+use crate::engine::scheduler::PASS_CHUNK;
 use crate::fanout::Fanout;
 use crate::jwt::Grant;
 use crate::mem::{self, Queues};
@@ -33,6 +36,12 @@ use crate::outbox::Bound;
 use crate::pages::PagePool;
 use crate::registry::ConnId;
 use crate::wire::event::EventError;
+
+/// Upgraded sockets that a shard registers before messages have their turn again: a tenth of a
+/// millisecond.
+pub const UPGRADED_CHUNK: usize = 8;
+/// Inbox items that a shard takes before it goes on with its passes.
+const INBOX_CHUNK: usize = 4096;
 
 /// A connection over TCP, with TLS or without.
 pub type Conn = Connection<Stream>;

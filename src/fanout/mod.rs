@@ -27,7 +27,7 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::{SENDS_PER_CLOSE, Strategy};
+use crate::config::Strategy;
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
@@ -38,6 +38,8 @@ use crate::wire::Batch;
 /// Batches that the ring of a shard holds with `ring`, a power of two. A connection that has not
 /// taken the oldest one when the next comes takes all of them into its backlog.
 const RING_BATCHES_MAX: usize = 1024;
+/// The cost of closing a connection during a pass, in sends: it leaves its channels and is closed.
+pub const SENDS_PER_CLOSE: usize = 8;
 
 impl Strategy {
     /// Builds the strategy of this name for one shard, whose backlogs obey `bound`. No other code

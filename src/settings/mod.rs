@@ -6,7 +6,6 @@
 //! over environment over file over defaults. [`Config::check`] rejects values that contradict each
 //! other, so that nothing above this module has to. Nothing here opens a socket or starts a thread.
 
-mod bounds;
 mod check;
 mod declared;
 mod error;
@@ -20,7 +19,6 @@ mod value;
 
 use clap::ValueEnum;
 
-pub use bounds::*;
 pub use check::{ConfigError, FRAME_EXTRA_BYTES};
 pub use declared::{Config, SETTINGS};
 pub use error::{FileError, Origin, SettingsError};
@@ -30,6 +28,9 @@ pub use load::{Effective, Loaded, load};
 pub use print::template;
 pub use reload::Reload;
 pub use value::{Network, Secret, parse_bytes, parse_duration};
+
+/// Most channels of one connection; a further one gets 400, or an `ERROR` event.
+pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
 
 /// One setting, however the user writes it.
 #[derive(Debug)]
