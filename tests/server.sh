@@ -5,8 +5,8 @@
 #     stop_server                 ends it and checks that its exit code is 0
 #
 # They set $server, the pid (empty without a server), $address, where clients connect, and $admin,
-# where publishing and administration answer. A script that fails in between has to end $server
-# itself, in a trap.
+# where publishing and administration answer (the same for one port). A script that fails in between
+# has to end $server itself, in a trap.
 
 server=
 address=
@@ -15,15 +15,15 @@ admin=
 start_server() {
   local log=$1
   shift
-  # Removes the address of an earlier run.
+  # Removes the addresses of an earlier run.
   : >"$log"
   # The subshell becomes the command, so that $server is the pid of the server, not of a shell.
   (exec "$@" 2>"$log" </dev/null) &
   server=$!
   server_log=$log
   for _ in $(seq 100); do
-    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for clients: .*/\1/p' "$log")
-    admin=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for publishing and administration: .*/\1/p' "$log")
+    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for \(clients\|everything\).*/\1/p' "$log")
+    admin=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\) for \(publishing\|everything\).*/\1/p' "$log")
     [ -z "$address" ] || [ -z "$admin" ] || return 0
     kill -0 "$server" 2>/dev/null || break
     sleep 0.1
