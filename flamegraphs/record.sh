@@ -32,7 +32,7 @@ trap 'kill $server $load 2>/dev/null || true' EXIT
 # start FANOUT: starts a fresh server, so that its heap holds nothing of an earlier scenario.
 start() {
   start_server "$log" "${on_server[@]}" "$binary" \
-    --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --open --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB
+    --listen 127.0.0.1:0 --tick 0 --shards 1 --fanout "$1" --heap-sample 16KiB
 }
 
 # load ARGUMENTS…: starts `hydrant load` in the background.
