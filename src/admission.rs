@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
+use crate::jwt::TokenError;
 use crate::metrics::{Counters, Family};
 
 /// Why a socket or a request was rejected.
@@ -105,6 +106,15 @@ impl Family for Rejection {
 
     fn index(self) -> usize {
         self as usize
+    }
+}
+
+impl From<&TokenError> for Rejection {
+    fn from(error: &TokenError) -> Self {
+        match error {
+            TokenError::Channel(_) => Self::Forbidden,
+            _ => Self::Unauthorized,
+        }
     }
 }
 

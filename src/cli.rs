@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::engine::Engine;
+use crate::jwt::{SECRET_BYTES_MIN, TokenKey};
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
@@ -149,6 +150,7 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     abort_on_panic();
     let clients_max = clients_of_open_files();
     loaded.config.connections_max = within_open_files(&loaded.config, clients_max);
+    warn_of_short_secret(&loaded.config);
     let reloader = Reloader { flags: flags.clone(), loaded, level: level_handle, clients_max };
     match serve_until_signal(reloader) {
         Ok(()) => ExitCode::SUCCESS,
@@ -191,6 +193,15 @@ fn clients_of_open_files() -> usize {
             tracing::warn!("cannot raise the limit of open files: {error}");
             usize::MAX
         }
+    }
+}
+
+/// Warns of a secret for tokens that can be guessed.
+fn warn_of_short_secret(config: &Config) {
+    if config.subscriber_key.as_ref().is_some_and(TokenKey::is_short) {
+        tracing::warn!(
+            "--jwt-secret is shorter than {SECRET_BYTES_MIN} bytes, so it can be guessed from one token: set a longer one"
+        );
     }
 }
 
@@ -328,6 +339,7 @@ impl Reloader {
             Err(error) => return tracing::error!("not reloaded, all settings stay as they are: {error}"),
         };
         loaded.config.connections_max = within_open_files(&loaded.config, self.clients_max);
+        warn_of_short_secret(&loaded.config);
         // It fails only without a log.
         let _ = self.level.reload(LevelFilter::from(loaded.config.log));
         engine.reload(loaded.config.clone());

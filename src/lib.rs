@@ -43,7 +43,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`jwt`], [`origin`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
+//! [`keys`], [`jwt`], [`origin`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] →
 //! [`conn`] → [`fanout`] → [`engine`] → [`http`] → [`server`] → [`cli`]. Only `conn` touches a WebSocket, only `http` parses
 //! a request, only `mem` knows an allocator.
 //!
@@ -109,6 +109,7 @@ pub mod fanout;
 pub mod front;
 pub mod http;
 pub mod jwt;
+pub mod keys;
 pub mod load;
 pub mod mem;
 pub mod metrics;

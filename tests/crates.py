@@ -17,15 +17,12 @@ REASONS = {
     ("ISC", "rustls-webpki"): "certificates, of rustls",
     ("ISC", "untrusted"): "input of rustls-webpki",
     ("ISC", "ring"): "cryptography, of rustls; ISC for what it has from BoringSSL",
-    ("ISC", "simple_asn1"): "keys in PEM, of jsonwebtoken",
     ("BSD-3-Clause", "subtle"): "comparisons in constant time, of the cryptography",
-    ("BSD-3-Clause", "curve25519-dalek"): "a signature of jsonwebtoken's that is not used",
-    ("BSD-3-Clause", "ed25519-dalek"): "a signature of jsonwebtoken's that is not used",
     ("Unicode-3.0", "unicode-ident"): "tables of Unicode, in procedural macros",
     ("Zlib", "zlib-rs"): "compression, of flate2",
 }
 # Advisories about code that Hydrant does not call.
-IGNORED = {"RUSTSEC-2023-0071": "rsa: the timing of private keys; tokens are only verified, with public ones"}
+IGNORED = {}
 
 
 def permitted(expression, name):

@@ -38,9 +38,14 @@ pub(super) fn draining() -> Answer {
 
 /// A rejection. It is counted when it is sent: the mark stays in the response's extensions.
 pub(super) fn rejected(rejection: Rejection) -> Answer {
+    rejected_because(rejection, rejection.sentence())
+}
+
+/// As [`rejected`], with a sentence for this request.
+pub(super) fn rejected_because(rejection: Rejection, sentence: &str) -> Answer {
     // The table has statuses of HTTP only.
     let status = StatusCode::from_u16(rejection.status()).expect("a status");
-    let mut answer = text(status, rejection.sentence());
+    let mut answer = text(status, sentence);
     match status {
         StatusCode::UNAUTHORIZED => answer = with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
         StatusCode::FORBIDDEN => {}

@@ -12,7 +12,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use super::answer::{rejected, text, with};
+use super::answer::{rejected, rejected_because, text, with};
 use super::conn_table::HttpConn;
 use super::query::{self, WsQuery};
 use super::router::{bearer, method_not_allowed};
@@ -21,7 +21,7 @@ use crate::admission::{Permit, Rejection};
 use crate::conn::Role;
 use crate::engine::PendingSubscription;
 use crate::engine::publication::ChannelName;
-use crate::jwt::{Grant, TokenKey};
+use crate::jwt::{Grant, TokenError, TokenKey};
 
 /// What a shard needs of a request that was granted a hand-over.
 #[derive(Debug)]
@@ -102,7 +102,8 @@ fn try_upgrade<B: Body>(
     let subprotocol = chosen.header();
     let header = bearer(request.headers()).and_then(|token| std::str::from_utf8(token).ok());
     let token = header.or(chosen.token).or(token.as_deref());
-    let grant = grant(live.subscriber_key.as_ref(), token, &channels).map_err(rejected)?;
+    let grant = grant(live.subscriber_key.as_ref(), token, &channels)
+        .map_err(|error| Box::new(rejected_because((&error).into(), &error.to_string())))?;
     let forwarded_for = match conn.peer.is_trusted_proxy {
         true => peer::forwarded_for(request.headers(), &live.trusted_proxy),
         false => None,
@@ -127,12 +128,12 @@ fn try_upgrade<B: Body>(
     Ok(Response::from_parts(head, Full::new(Bytes::new())))
 }
 
-/// What a token grants, if one is asked for and reaches as far as these channels.
-fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) -> Result<Option<Grant>, Rejection> {
+/// What a token grants, if the server asks for one and it is for these channels.
+fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) -> Result<Option<Grant>, TokenError> {
     let Some(key) = key else { return Ok(None) };
-    let grant = token.and_then(|token| key.verify(token).ok()).ok_or(Rejection::Unauthorized)?;
-    let reaches = channels.iter().all(|channel| grant.allows(channel.as_str()));
-    if reaches { Ok(Some(grant)) } else { Err(Rejection::Forbidden) }
+    let grant = key.verify(token.ok_or(TokenError::Missing)?)?;
+    grant.check(channels.iter().map(ChannelName::as_str))?;
+    Ok(Some(grant))
 }
 
 /// What RFC 6455, section 4.2.1 asks of a client's handshake.

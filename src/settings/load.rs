@@ -125,7 +125,8 @@ impl Loaded {
             (Some(secret), _) => Some(TokenKey::from_secret(&secret)),
             (None, Some(path)) => Some(self.read_key(path)?),
             (None, None) => None,
-        };
+        }
+        .map(|key| key.with_leeway(self.config.token_leeway));
         #[cfg(feature = "tls")]
         match (&self.config.tls_cert, &self.config.tls_key) {
             (Some(cert), Some(key)) => self.config.tls = Some(Tls::load(cert, key)?.into()),
@@ -152,9 +153,7 @@ impl Loaded {
     fn read_key(&self, path: &Path) -> Result<TokenKey, SettingsError> {
         let written = || self.of("jwt-key").written();
         let pem = fs::read(path).map_err(|source| SettingsError::File { written: written(), source })?;
-        TokenKey::from_pem(&pem).map_err(|error| SettingsError::Content {
-            written: written(),
-            reason: format!("{error}: name a public key in PEM"),
-        })
+        TokenKey::from_pem(&pem)
+            .map_err(|error| SettingsError::Content { written: written(), reason: error.to_string() })
     }
 }

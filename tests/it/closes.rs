@@ -6,7 +6,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use hydrant::close::CloseReason;
 use hydrant::config::Config;
 use hydrant::jwt::TokenKey;
-use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 
 use crate::support::{Client, Received, TestServer, config, masked, request};
@@ -42,7 +41,9 @@ fn server(reason: CloseReason) -> TestServer {
     let mut config = Config { message_fragments_max: 4, ..config() };
     match reason {
         CloseReason::TooFast => config.client_messages_max = NonZeroU32::new(1),
-        CloseReason::Expired => config.subscriber_key = Some(TokenKey::from_secret("secret")),
+        CloseReason::Expired => {
+            config.subscriber_key = Some(TokenKey::from_secret("secret").with_leeway(Duration::ZERO))
+        }
         CloseReason::PingTimeout => {
             let short = Duration::from_millis(100);
             (config.ping_interval, config.idle_timeout) = (Some(short), short);
@@ -60,7 +61,7 @@ fn every_close_reason_is_provoked() {
     for reason in CloseReason::ALL {
         let mut server = server(reason);
         let soon = UNIX_EPOCH.elapsed().unwrap().as_secs() + 5;
-        let token = encode(&Header::default(), &json!({"exp": soon}), &EncodingKey::from_secret(b"secret")).unwrap();
+        let token = crate::signing::token(&json!({"exp": soon}), b"secret");
         let mut client = Client::connect_narrow(server.address, &format!("/ws/room?token={token}"));
         client.send_raw(&provocation(reason));
         if reason == CloseReason::Slow {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use hydrant::config::{Config, SayPolicy};
 use hydrant::jwt::TokenKey;
-use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
 use crate::support::{Received, STRATEGIES, TestServer, config, publish};
@@ -225,7 +224,7 @@ fn the_sub_of_a_token_is_the_name_of_its_client() {
     let server = TestServer::start(Config { subscriber_key: Some(TokenKey::from_secret("secret")), ..config() });
     let connect = |sub: Value| {
         let claims = json!({"exp": 4_000_000_000_u64, "sub": sub});
-        let token = encode(&Header::default(), &claims, &EncodingKey::from_secret(b"secret")).unwrap();
+        let token = crate::signing::token(&claims, b"secret");
         server.client(&format!("/ws/room?token={token}"))
     };
     let chat = |user: &str| format!(r#"{{"event":"CHAT_MSG","user":"{user}","message":"x","channel":"room"}}"#);

@@ -23,6 +23,7 @@ mod order;
 mod pages;
 mod profile;
 mod settings;
+mod signing;
 #[allow(unreachable_pub, reason = "a test crate has no outside")]
 mod support;
 #[cfg(feature = "tls")]

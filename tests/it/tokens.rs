@@ -1,15 +1,15 @@
 //! Tokens of subscribers: a valid token admits its bearer to the channels that it names, until it
 //! expires.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use hydrant::admission::Rejection;
 use hydrant::close::CloseReason;
 use hydrant::config::Config;
 use hydrant::jwt::TokenKey;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
+use crate::signing::{self, token_es256, token_rs256};
 use crate::support::{Binary, Client, HANDSHAKE, Received, TestServer, config, request};
 
 /// Keys that were made for these tests only.
@@ -17,11 +17,16 @@ const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
 const FAR: u64 = 4_000_000_000;
 
 fn token(claims: &Value) -> String {
-    encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(b"secret")).unwrap()
+    signing::token(claims, b"secret")
+}
+
+/// The key of the tests' tokens. The clocks are one, so no leeway is needed.
+fn key() -> TokenKey {
+    TokenKey::from_secret("secret").with_leeway(Duration::ZERO)
 }
 
 fn server() -> TestServer {
-    TestServer::start(Config { subscriber_key: Some(TokenKey::from_secret("secret")), ..config() })
+    TestServer::start(Config { subscriber_key: Some(key()), ..config() })
 }
 
 #[test]
@@ -30,14 +35,17 @@ fn subscribing_needs_a_valid_token() {
     let status = |path: &str, headers: &[&str]| {
         request(server.address, "GET", path, &[&HANDSHAKE[..], headers].concat(), b"").status
     };
-    let other = encode(&Header::default(), &json!({"exp": FAR}), &EncodingKey::from_secret(b"other")).unwrap();
+    let other = signing::token(&json!({"exp": FAR}), b"other");
     let expired = token(&json!({"exp": 1}));
+    let body = |path: &str| request(server.address, "GET", path, &HANDSHAKE, b"").body;
+    assert_eq!(body(&format!("/ws?token={expired}")), "the token has expired\n");
+    assert_eq!(body("/ws?token=x").split(':').next(), Some("the token is malformed"));
     for bad in ["", &other, &expired, "x"] {
         assert_eq!(status("/ws", &[&format!("Authorization: Bearer {bad}")]), 401);
         assert_eq!(status(&format!("/echo?token={bad}"), &[]), if bad.is_empty() { 400 } else { 401 });
     }
     assert_eq!(status("/ws/room", &[]), 401);
-    assert_eq!(server.engine.rejections.get(Rejection::Unauthorized), 8);
+    assert_eq!(server.engine.rejections.get(Rejection::Unauthorized), 10);
     let some = format!("Authorization: Bearer {}", token(&json!({"exp": FAR, "channels": ["room-*"]})));
     assert_eq!((status("/ws/room-1", &[&some]), status("/ws/room-1?channel=other", &[&some])), (101, 403));
     assert_eq!((status("/ws", &[&some]), server.engine.rejections.get(Rejection::Forbidden)), (403, 2));
@@ -71,17 +79,17 @@ fn a_connection_ends_with_its_token() {
 
 #[test]
 fn public_keys_verify_and_tokens_are_never_logged() {
-    let pem = |name: &str| std::fs::read(format!("{KEYS}/{name}.pem")).unwrap();
-    let rsa = (Algorithm::RS256, EncodingKey::from_rsa_pem(&pem("rsa-private")).unwrap(), "rsa-public");
-    let ec = (Algorithm::ES256, EncodingKey::from_ec_pem(&pem("ec-private")).unwrap(), "ec-public");
-    for (algorithm, key, public) in [rsa, ec] {
-        let good = encode(&Header::new(algorithm), &json!({"exp": FAR}), &key).unwrap();
+    let pem = |name: &str| std::fs::read_to_string(format!("{KEYS}/{name}.pem")).unwrap();
+    let claims = json!({"exp": FAR});
+    let rsa = (token_rs256(&claims, &pem("rsa-private")), "rsa-public");
+    let ec = (token_es256(&claims, &pem("ec-private")), "ec-public");
+    for (good, public) in [rsa, ec] {
         let mut binary = Binary::start(&["--jwt-key", &format!("{KEYS}/{public}.pem"), "--log", "trace"]);
         let client = Client::connect(binary.address, &format!("/ws?token={good}"));
         // An attack: HS256 with the public key as its shared secret.
-        let forged = encode(&Header::default(), &json!({"exp": FAR}), &EncodingKey::from_secret(&pem(public))).unwrap();
+        let forged = signing::token(&claims, pem(public).as_bytes());
         let answer = request(binary.address, "GET", &format!("/ws?token={forged}"), &HANDSHAKE, b"");
-        assert_eq!(answer.status, 401, "{algorithm:?}");
+        assert_eq!(answer.status, 401, "{public}");
         drop(client);
         binary.signal(libc::SIGTERM);
         assert_eq!(binary.wait().code(), Some(0));
