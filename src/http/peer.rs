@@ -162,6 +162,10 @@ mod tests {
     }
 
     fn read(pieces: &[&[u8]]) -> (io::Result<Option<IpAddr>>, String) {
+        read_within(Duration::from_secs(30), pieces)
+    }
+
+    fn read_within(within: Duration, pieces: &[&[u8]]) -> (io::Result<Option<IpAddr>>, String) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -171,7 +175,7 @@ mod tests {
             let mut stream = TcpStream::from_std(stream).unwrap();
             let pieces: Vec<_> = pieces.iter().map(|piece| piece.to_vec()).collect();
             let writer = std::thread::spawn(move || pieces.iter().try_for_each(|piece| client.write_all(piece)));
-            let address = proxy_header(&mut stream, Duration::from_secs(30)).await;
+            let address = proxy_header(&mut stream, within).await;
             writer.join().unwrap().unwrap();
             let mut rest = String::new();
             if address.is_ok() {
@@ -198,6 +202,8 @@ mod tests {
         for wrong in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 x y 1 2\r\n"] {
             assert_eq!(read(&[wrong]).0.unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
-        assert_eq!(read(&[b"PROXY TCP4 192."]).0.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let in_part = read_within(Duration::from_millis(10), &[b"PROXY TCP4 192."]);
+        assert_eq!(in_part.0.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(read(&[]).0.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }
