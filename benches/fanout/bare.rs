@@ -23,8 +23,8 @@ impl Bare {
         Self { sockets: (0..subscribers).map(|_| Sink::new(&total)).collect(), total }
     }
 
-    /// Delivers the messages to every socket, `times` over; the time that it took. What is pending is joined, as the engine
-    /// joins it, up to the same length.
+    /// Delivers the messages to every socket, `times` over; the time that it took. What is pending
+    /// is joined, as the engine joins it, up to the same length.
     pub(crate) fn deliver(&self, messages: &[Frame], times: u64) -> Duration {
         let dispatches = dispatches(messages);
         let wire_bytes: u64 = messages.iter().map(|frame| frame.wire().len() as u64).sum();

@@ -34,7 +34,8 @@ impl Sink {
 }
 
 impl Socket for Sink {
-    // Never inlined, as a system call is not: or the compiler would fold the bare loop into nothing.
+    // Never inlined, as a system call is not: or the compiler would fold the bare loop into
+    // nothing.
     #[inline(never)]
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         self.take(bytes.len())

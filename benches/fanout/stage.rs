@@ -1,17 +1,18 @@
-//! One shard's worth of the engine without its sockets: a runtime, connections over [`Sink`]s, one channel that all are
-//! subscribed to, and the loop of `engine::shard` around it.
+//! One shard's worth of the engine without its sockets: a runtime, connections over [`Sink`]s, one
+//! channel that all are subscribed to, and the loop of `engine::shard` around it.
 //!
 //! # What counts as time
-//! Work, never a wait. The engine waits on purpose in two places: a channel lingers before a pass that may grow, and
-//! gives subscribers that are behind time to catch up (`engine::channel`). In the bench nothing more can arrive and
-//! nobody is ever blocked, so these waits would measure the bench. The clock therefore adds up turns, and a turn counts
-//! only if a subscriber was visited or a socket took something in it. While the channel is paced, writer tasks run until
-//! they have nothing left before the channel is asked again; the shard, which sleeps for a millisecond there, does
-//! the same.
+//! Work, never a wait. The engine waits on purpose in two places: a channel lingers before a pass
+//! that may grow, and gives subscribers that are behind time to catch up (`engine::channel`). In
+//! the bench nothing more can arrive and nobody is ever blocked, so these waits would measure the
+//! bench. The clock therefore adds up turns, and a turn counts only if a subscriber was visited or
+//! a socket took something in it. While the channel is paced, writer tasks run until they have
+//! nothing left before the channel is asked again; the shard, which sleeps for a millisecond there,
+//! does the same.
 //!
 //! # What is promised
-//! [`Stage::deliver`] returns when every byte is in its socket and the counters say so too, and panics if that cannot come
-//! any more: a strategy that loses a message fails the bench.
+//! [`Stage::deliver`] returns when every byte is in its socket and the counters say so too, and
+//! panics if that cannot come any more: a strategy that loses a message fails the bench.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -38,7 +39,8 @@ use tokio::task::yield_now;
 
 use crate::sink::{Sink, Total};
 
-/// A backlog that nothing here fills: `mailbox` and its like queue a whole batch before the first task runs.
+/// A backlog that nothing here fills: `mailbox` and its like queue a whole batch before the first
+/// task runs.
 const BOUND: Bound = Bound { bytes_max: 64 * 1024 * 1024, policy: SlowPolicy::Disconnect };
 /// How long a channel waits for subscribers that are behind.
 const PACE_MAX: Duration = Duration::from_millis(50);
@@ -104,7 +106,8 @@ impl Stage {
     }
 }
 
-/// The messages as the sequencer of a channel forwards them: no dispatch longer than a batch may be.
+/// The messages as the sequencer of a channel forwards them: no dispatch longer than a batch may
+/// be.
 pub(crate) fn dispatches(messages: &[Frame]) -> Vec<Vec<Frame>> {
     let mut all = vec![Vec::new()];
     let mut bytes = 0;
