@@ -17,6 +17,7 @@ REASONS = {
     ("ISC", "rustls-webpki"): "certificates, of rustls",
     ("ISC", "untrusted"): "input of rustls-webpki",
     ("ISC", "ring"): "cryptography, of rustls; ISC for what it has from BoringSSL",
+    ("BSD-3-Clause", "matchit"): "routes, of axum; BSD for what it has from httprouter",
     ("BSD-3-Clause", "subtle"): "comparisons in constant time, of the cryptography",
     ("Unicode-3.0", "unicode-ident"): "tables of Unicode, in procedural macros",
     ("Zlib", "zlib-rs"): "compression, of flate2",
