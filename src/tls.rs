@@ -3,15 +3,20 @@
 //! Owns the two files' names and what was last read from them. A reload that fails leaves everything as it was. What a client's
 //! session does is in `conn::session`.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, fs};
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
+
+use crate::keys::{self, KeyKind};
+
+/// Shortest RSA key in bits that the TLS library signs with.
+const RSA_BITS_MIN: usize = 2048;
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +31,23 @@ pub enum TlsError {
         /// What the parser said.
         source: pem::Error,
     },
-    /// The two do not belong together, or are of a kind that nobody verifies.
+    /// The key cannot be used.
+    #[error("cannot use the private key in {}: {reason}", path.display())]
+    Key {
+        /// The key's file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The two do not belong together.
+    #[error("the private key in {} is not that of the certificate in {}", key.display(), cert.display())]
+    Mismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// The two cannot be read, or are of a kind that nobody verifies.
     #[error("cannot use {} with {}: {source}", cert.display(), key.display())]
     Unusable {
         /// The certificate's file.
@@ -36,6 +57,30 @@ pub enum TlsError {
         /// What the library said.
         source: rustls::Error,
     },
+}
+
+/// Why a file has no private key that the server can use, as far as that can be told.
+fn unusable_key(pem: &[u8]) -> Option<String> {
+    let sections = keys::sections(pem);
+    let Some(key) = sections.iter().find(|section| section.is_private_key()) else {
+        let label = sections.first()?.label;
+        return Some(format!("it has a {label} and no private key: name the file of the private key"));
+    };
+    if key.is_encrypted() {
+        return Some("the key is encrypted: decrypt it (openssl pkey -in FILE -out DECRYPTED)".to_owned());
+    }
+    match keys::private_key_kind(key)? {
+        KeyKind::Rsa(bits) if bits < RSA_BITS_MIN => {
+            Some(format!("the RSA key has {bits} bits: make one with at least {RSA_BITS_MIN}"))
+        }
+        KeyKind::Ec(curve) if !["P-256", "P-384"].contains(&curve) => {
+            Some(format!("the key is on an unsupported curve ({curve}): make one on P-256"))
+        }
+        KeyKind::Other(kind) if kind != "Ed25519" => {
+            Some(format!("the key is of an unsupported kind ({kind}): make one on P-256"))
+        }
+        _ => None,
+    }
 }
 
 fn explain(error: &pem::Error) -> String {
@@ -99,8 +144,16 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
     let chain = chain.map_err(failed("certificate", cert))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(failed("private key", key))?;
-    let unusable = |source| TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source };
+    let private = PrivateKeyDer::from_pem_file(key);
+    // The cause of what follows, if it is in the key.
+    if let Some(reason) = fs::read(key).ok().and_then(|pem| unusable_key(&pem)) {
+        return Err(TlsError::Key { path: key.to_owned(), reason });
+    }
+    let private = private.map_err(failed("private key", key))?;
+    let unusable = |source| match source {
+        rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() },
+        source => TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source },
+    };
     let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
@@ -112,4 +165,26 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     config.ticketer = ring::Ticketer::new().map_err(unusable)?;
     config.send_tls13_tickets = 1;
     Ok(config.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unusable_key_says_why() {
+        let reason = |label: &str, base64: &str| {
+            unusable_key(format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----").as_bytes())
+        };
+        let ed448 =
+            "MEcCAQAwBQYDK2VxBDsEOS+jnJhJvz4aS2bcX5KcE+W4vL3qwzUWuptzk5/hFb/3KAUqcmRuX8TkrDJOwCyLQd5WCfbkbRPJ3g==";
+        let secp256k1 = "MHQCAQEEIDmCD/094BCdQW0jmUSHvNfDW1EfFRSe88JjRfHtUm1MoAcGBSuBBAAKoUQDQgAEUSH/IFkDshV/Le+lHRUgOCjQ\
+                         xO5OSBVEr6SPlR+XR1mcYjspGAzELzNWrduVV2oCefb92+7AcFPmjyipcPMjsA==";
+        assert!(reason("PRIVATE KEY", ed448).unwrap().contains("(Ed448)"));
+        assert!(reason("EC PRIVATE KEY", secp256k1).unwrap().contains("(secp256k1)"));
+        assert!(reason("ENCRYPTED PRIVATE KEY", "AA==").unwrap().starts_with("the key is encrypted"));
+        assert!(reason("CERTIFICATE", "AA==").unwrap().contains("no private key"));
+        assert_eq!(unusable_key(include_bytes!("../tests/it/keys/tls-key.pem")), None);
+        assert_eq!(unusable_key(include_bytes!("../tests/it/keys/rsa-private.pem")), None);
+    }
 }
