@@ -171,7 +171,7 @@ fn a_bad_value_exits_64_with_a_line_that_names_it() {
         (&["--slow", "wait"], "--slow"),
         (&["--heap-sample", "3"], "--heap-sample"),
         (&["--heap-sample", "16EiB"], "--heap-sample"),
-        (&["--allow-origin", "https://a/b"], "--allow-origin"),
+        (&["--allow-origin", "*://a.com"], "--allow-origin"),
         (&["--jwt-secret", ""], "--jwt-secret"),
         (&["--jwt-key", "/dev/null"], "--jwt-key"),
         (&["--jwt-key", "/nowhere"], "--jwt-key"),
