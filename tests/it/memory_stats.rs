@@ -73,7 +73,7 @@ fn figures_are_there_or_null() {
     assert!(is_number(&empty["baseline"]["rss_bytes"]) && is_number(&empty["peak"]["rss_bytes"]));
     assert_eq!(empty["peak"]["allocated_bytes"].is_u64(), jemalloc);
     for field in ["heap_bytes", "rss_bytes", "kernel_bytes"] {
-        assert!(empty["per_connection"][field].is_null(), "with nobody here: {empty}");
+        assert!(empty["per_connection"][field].is_null(), "without connections: {empty}");
     }
 
     let clients: Vec<_> = (0..50).map(|_| Client::connect(binary.address, "/ws")).collect();
@@ -116,7 +116,7 @@ fn an_idle_connection_costs_at_most_560_bytes_of_heap() {
 
 #[cfg(feature = "jemalloc")]
 #[test]
-fn rooms_that_are_left_give_their_memory_back_while_somebody_stays() {
+fn channels_without_subscribers_free_their_memory() {
     let binary = Binary::start(&["--shards", "1"]);
     let _staying = Client::connect(binary.address, "/ws");
     let allocated = || memory_stats(binary.address)["allocated_bytes"].as_i64().unwrap();

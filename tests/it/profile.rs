@@ -1,6 +1,6 @@
 //! `GET /debug/pprof/…`: what each build answers.
 //!
-//! Always on the real binary: signals and their handler belong to a whole process.
+//! Always against the real binary, because signals and their handler belong to a whole process.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ fn ask(address: SocketAddr, path: &str) -> TcpStream {
     begin(address, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
 }
 
-/// Head and body of an answer that need not be text.
+/// Head and body of an answer, whose body need not be text.
 fn download(mut stream: TcpStream) -> (String, Vec<u8>) {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -38,7 +38,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     panic!("a varint of more than ten bytes");
 }
 
-/// The fields of a protobuf message that are of a string or message type, with their numbers.
+/// The string and message fields of a protobuf message, with their numbers.
 fn fields(mut message: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut fields = Vec::new();
     while !message.is_empty() {
@@ -57,7 +57,7 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Vec<u8>)> {
     fields
 }
 
-/// Checks that it is a profile with samples, locations and functions; the text of its string table.
+/// Checks that the answer is a profile with samples, locations and functions; returns its strings.
 fn check(address: SocketAddr, path: &str) -> String {
     let (head, body) = download(ask(address, path));
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("application/octet-stream"), "{path}: {head}");
@@ -158,10 +158,10 @@ fn cpu_time_is_profiled_while_messages_go_on() {
     }
 }
 
-/// Waits until a profile is made, or is no longer.
+/// Waits until a profile is being made, or no longer is.
 fn wait_for_profile(binary: &Binary, is_made: bool) {
     let is_its = |task: std::io::Result<std::fs::DirEntry>| {
-        // The thread may end while one looks.
+        // The thread may end meanwhile.
         std::fs::read_to_string(task.unwrap().path().join("comm")).is_ok_and(|name| name == "profile\n")
     };
     let tasks = || std::fs::read_dir(format!("/proc/{}/task", binary.pid())).unwrap();
