@@ -91,6 +91,7 @@ release_lane() {
   step network "${network[@]}" python3 tests/faults/network.py $binary --seconds 2
   step conformance bash tests/conformance.sh $binary
   step k6 bash tests/k6.sh $binary
+  step clients bash tests/clients.sh $binary
   step pprof bash tests/pprof.sh $binary
 }
 
@@ -116,6 +117,7 @@ debug_lane() {
 check_format() {
   cargo fmt --check
   cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+  cargo fmt --check --manifest-path tests/clients/drivers/tungstenite/Cargo.toml
 }
 
 # Each combination of allocator and profiles; tests and benches with the default features only,

@@ -200,7 +200,7 @@ def publishing(row, top, pages):
         answer = own.ask(
             server_url(server, "/publish/room?receipt=1"), "fetch", "POST cors binary", headers=headers
         )
-        row.equal(column, answer.get("status"), "200", f"the same, binary and with a receipt ({dict(answer)})")
+        row.equal(column, answer.get("status"), "202", f"the same, binary and with a receipt ({dict(answer)})")
         subscriber.until(b"binary")
         answer = foreign.ask(server_url(server, "/publish/room"), "fetch", "POST cors refused", headers=secret)
         row.check(

@@ -202,8 +202,16 @@ class Server:
         return {}
 
     def logged(self, *parts):
-        """Whether one line of the log has all parts."""
-        return any(all(part in line for part in parts) for line in self.log.read_text().splitlines())
+        """Whether one line of the log has all parts, or soon will."""
+
+        def found():
+            return any(all(part in line for part in parts) for line in self.log.read_text().splitlines())
+
+        for _ in range(50):
+            if found():
+                return True
+            time.sleep(0.02)
+        return False
 
     def url(self, path, scheme="ws"):
         return f"{scheme}://{self.clients}{path}"

@@ -165,7 +165,7 @@ def tokens(tried, server):
     )
     if "headers" in tried.can:
         tried.receives("tokens", server, "/ws", "all", headers={"Authorization": f"Bearer {good}"})
-    tried.row.check("tokens", not server.logged(good), "the token is in the log")
+    tried.row.check("tokens", good not in server.log.read_text(), "the token is in the log")
 
 
 def parameters(tried, server):
@@ -192,8 +192,7 @@ def origins(tried, server):
         tried.opens("Origin", server.url("/ws"), f"Origin {origin}", headers={"Origin": origin})
     if "offer kept" not in tried.can:
         # A bare host is not a URL, and x/net/websocket takes only URLs.
-        for origin in (own, "localhost"):
-            tried.opens("Origin", server.url("/ws"), f"Origin {origin}", headers={"Origin": origin})
+        tried.opens("Origin", server.url("/ws"), f"Origin {own}", headers={"Origin": own})
     for origin in ("http://foreign.example", "https://127.0.0.1.foreign.example", "null", "file://"):
         tried.refused("Origin", server.url("/ws"), f"Origin {origin}", 403, headers={"Origin": origin})
     tried.row.check(
@@ -205,7 +204,7 @@ def origins(tried, server):
 
 def origins_allowed(tried, server):
     allowed = ("null", "file://", "https://app.example", "https://app.example/", "https://app.example:443")
-    for origin in allowed:
+    for origin in allowed[2:] if "offer kept" in tried.can else allowed:
         tried.opens("Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin})
     headers = {"Origin": "https://b.example"}
     tried.refused("Origin", server.url("/ws"), "another Origin", 403, headers=headers)

@@ -63,7 +63,10 @@ def tsung_session(port, directory):
     environment = {**os.environ, "HOME": str(directory), "ERL_EPMD_PORT": str(free_port())}
     stack = contextlib.ExitStack()
     # The port mapper, which Erlang would leave behind.
-    stack.enter_context(program([TSUNG / "bin" / "epmd"], directory / "epmd.log", env=environment))
+    epmd = TSUNG / "bin" / "epmd"
+    stack.enter_context(program([epmd], directory / "epmd.log", env=environment))
+    names = [str(epmd), "-names"]
+    until(lambda: not subprocess.run(names, env=environment, capture_output=True).returncode, "epmd listens")
     command = [
         TSUNG / "bin" / "tsung",
         "-i",
