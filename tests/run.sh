@@ -130,8 +130,9 @@ check_lints() {
   cargo clippy --quiet --no-default-features --features mimalloc,profiling -- -D warnings
 }
 
+# The wrapper applies to Hydrant only, so dependencies are not compiled once more.
 check_interleavings() {
-  RUSTFLAGS='--cfg hydrant_loom' cargo test --quiet --lib --no-default-features --features mimalloc --target-dir target/loom loom_tests
+  RUSTC_WORKSPACE_WRAPPER=$PWD/tests/loom.sh cargo test --quiet --lib --no-default-features --features mimalloc loom_tests
 }
 
 progress() {

@@ -239,7 +239,8 @@ mod tests {
     }
 }
 
-/// `RUSTFLAGS='--cfg hydrant_loom' cargo test --lib loom_tests`
+/// `RUSTC_WORKSPACE_WRAPPER=$PWD/tests/loom.sh cargo test --lib --no-default-features --features
+/// mimalloc loom_tests`
 #[cfg(all(test, hydrant_loom))]
 mod loom_tests {
     use loom::future::block_on;
