@@ -1,5 +1,5 @@
-//! `GET /debug/pprof/…`: profiles of the running server. This module reads the request; [`crate::profile`] makes them,
-//! on a thread of its own.
+//! `GET /debug/pprof/…`: profiles of the running server. This module reads the request;
+//! [`crate::profile`] makes them, on a thread of its own.
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -28,8 +28,8 @@ pub(super) const INDEX: &str = "\
 /// How long a CPU profile may take, in seconds; anything else is answered with 400.
 const SECONDS: RangeInclusive<u32> = 1..=120;
 const SECONDS_DEFAULT: u32 = 30;
-/// Samples per second of a thread's CPU time; anything else is answered with 400. The default is that of Go, and costs
-/// a thread about 0.1 % of its time.
+/// Samples per second of a thread's CPU time; anything else is answered with 400. The default is
+/// that of Go, and costs a thread about 0.1 % of its time.
 const FREQUENCY_HZ: RangeInclusive<u32> = 1..=1000;
 const FREQUENCY_HZ_DEFAULT: u32 = 100;
 
@@ -133,6 +133,7 @@ pub(super) async fn profile(
         Ok(Err(refused)) => {
             let status = match refused {
                 NoProfile::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
+                NoProfile::Empty(_) => StatusCode::NOT_FOUND,
                 NoProfile::Busy => StatusCode::CONFLICT,
                 NoProfile::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };

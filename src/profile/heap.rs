@@ -28,6 +28,9 @@ pub(super) fn measure() -> Result<Measured, NoProfile> {
     })?;
     let (interval, samples) =
         read(&dump).ok_or_else(|| NoProfile::Failed("the allocator's dump is not readable".to_owned()))?;
+    if samples.is_empty() {
+        return Err(NoProfile::Empty(interval));
+    }
     Ok(Measured {
         values: VALUES,
         samples,

@@ -78,6 +78,12 @@ pub enum NoProfile {
     /// This build, or this process, cannot make it; the sentence says what to build or to start.
     #[error("{0}")]
     Unavailable(&'static str),
+    /// The heap has no samples.
+    #[error(
+        "the heap has no samples: too little is allocated for one of every {0} bytes; start the \
+         server with --heap-sample 16KiB"
+    )]
+    Empty(i64),
     /// Another profile of the same subject is being made.
     #[error("another profile of the same kind is being made: try again when it has ended")]
     Busy,

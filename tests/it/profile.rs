@@ -113,6 +113,15 @@ fn profiles_need_the_token() {
 }
 
 #[test]
+fn a_heap_without_samples_names_the_flag() {
+    let binary = Binary::start(&["--shards", "1", "--heap-sample", "1GiB"]);
+    if HAS_HEAP {
+        let answer = request(binary.address, "GET", "/debug/pprof/heap", &[], b"");
+        assert!(answer.status == 404 && answer.body.contains("--heap-sample 16KiB"), "{answer:?}");
+    }
+}
+
+#[test]
 fn the_heap_is_profiled_where_jemalloc_samples_it() {
     let binary = Binary::start(&["--shards", "2", "--heap-sample", "16KiB"]);
     if !HAS_HEAP {
