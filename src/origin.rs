@@ -124,14 +124,17 @@ impl Origin {
         let (Self::Host(origin), Some(host)) = (self, Authority::parse(host)) else { return false };
         let is_web = matches!(origin.scheme.as_deref(), None | Some("http" | "https"));
         let port = host.port.or_else(|| default_port(origin.scheme.as_deref()));
-        is_web && origin.authority.host == host.host && same_port(origin.port(), port)
+        // A bare host is no browser's, which always names a scheme, and says nothing of a port.
+        let is_bare = origin.scheme.is_none() && origin.authority.port.is_none();
+        is_web && origin.authority.host == host.host && (is_bare || same_port(origin.port(), port))
     }
 
     /// Whether the page came from a server on the machine that the browser runs on.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         let Self::Host(origin) = self else { return false };
-        let is_web = matches!(origin.scheme.as_deref(), Some("http" | "https"));
+        // Without a scheme it is no browser's, and no page's.
+        let is_web = matches!(origin.scheme.as_deref(), None | Some("http" | "https"));
         is_web && is_loopback_host(&origin.authority.host)
     }
 }
@@ -466,6 +469,8 @@ mod tests {
             "http://[::1]:1",
             "http://[::ffff:127.0.0.1]",
             "http://app.localhost:5173",
+            "localhost:3000",
+            "localhost",
         ] {
             assert!(Origin::parse(own).unwrap().is_loopback(), "{own}");
         }
@@ -476,7 +481,6 @@ mod tests {
             "http://[::2]",
             "http://xlocalhost",
             "capacitor://localhost",
-            "localhost:3000",
             "null",
             "file://",
         ] {
