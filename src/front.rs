@@ -1,8 +1,9 @@
 //! The front: threads that accept sockets and speak HTTP and TLS, apart from the shards' threads.
 //!
-//! Clients' listeners share [`Config::http_threads`] threads. A listener for administration alone has a thread of its own, so
-//! that a flood of clients does not delay publishers. Every thread is a single-threaded runtime; the operating system
-//! divides the cores between the front and the shards. It never touches a WebSocket.
+//! Clients' listeners share [`Config::http_threads`] threads. A listener for administration alone
+//! has a thread of its own, so that a flood of clients does not delay publishers. Every thread is a
+//! single-threaded runtime; the operating system divides the cores between the front and the
+//! shards. It never touches a WebSocket.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,11 +23,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::admission::{AcceptPace, Rejection};
 use crate::engine::{Engine, ShardStats};
+use crate::error::ServerError;
 use crate::http::{self, HttpListener};
 use crate::net::BoundListener;
-use crate::server::ServerError;
 
-/// How long a thread waits when it may not open another file and nothing can be closed, before it tries again.
+/// How long a thread waits when it may not open another file and nothing can be closed, before it
+/// tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Sockets accepted before the requests that have come have their turn.
 const ACCEPT_CHUNK: usize = 16;
@@ -34,7 +36,8 @@ const ACCEPT_CHUNK: usize = 16;
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
 /// Between two looks at whether they have left.
 const LAST_RESPONSES_INTERVAL: Duration = Duration::from_millis(2);
-/// How much the front's threads step back behind the shards', see `nice(2)`: a request can wait longer than a delivery.
+/// How much the front's threads step back behind the shards', see `nice(2)`: a request can wait
+/// longer than a delivery.
 const FRONT_NICE: libc::c_int = 5;
 
 /// See the module.
@@ -121,8 +124,11 @@ fn run(
     runtime.block_on(async {
         let tables: Vec<_> = listeners.iter().map(|(_, http)| http.clone()).collect();
         let mut accepting = JoinSet::new();
+        // The runtime ends with the thread, and the task with it.
+        tokio::spawn(http::wakes::share());
         for (listener, http) in listeners {
-            // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it while `AsyncFd` owns it.
+            // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it while
+            // `AsyncFd` owns it.
             let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
             accepting.spawn(accept(listener, http, engine.clone()));
         }
@@ -167,6 +173,7 @@ async fn accept(
         }
         for _ in 0..ACCEPT_CHUNK {
             if let Some(wait) = pace.as_mut().and_then(|pace| pace.wait(Instant::now().into_std())) {
+                http::wakes::flush(&engine);
                 sleep(wait).await;
             }
             match accept_one(listener.get_ref()) {
@@ -197,6 +204,7 @@ async fn accept(
                 Err(error) => tracing::debug!("accept: {error}"),
             }
         }
+        http::wakes::flush(&engine);
         yield_now().await;
     }
 }
@@ -204,7 +212,8 @@ async fn accept(
 /// One socket that does not block, and its peer's address if it has one.
 fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both are writable.
+    // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both are
+    // writable.
     let accepted = unsafe {
         SockAddr::try_init(|storage, length| {
             let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
@@ -219,7 +228,8 @@ fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)>
 
 /// Lets the shards go before this thread when they share a core.
 fn lower_priority() {
-    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always granted.
+    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always
+    // granted.
     unsafe { libc::nice(FRONT_NICE) };
 }
 

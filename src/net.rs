@@ -1,8 +1,8 @@
 //! Opening the listeners: addresses, socket options, and sockets that systemd passes.
 //!
-//! Owns nothing that stays: a listener's sockets inherit what each client's socket needs, so that no system call per
-//! connection is spent on it. A client of a Unix socket travels as a `TcpStream` as well: all that is ever done with it works
-//! on any stream socket.
+//! Owns nothing that stays: a listener's sockets inherit what each client's socket needs, so that
+//! no system call per connection is spent on it. A client of a Unix socket travels as a `TcpStream`
+//! as well: all that is ever done with it works on any stream socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -132,7 +132,8 @@ fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
 
 fn listen_ip(config: &Config, address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // After a restart, connections of the last process may still be in TIME_WAIT. A second server is refused all the same.
+    // After a restart, connections of the last process may still be in TIME_WAIT. A second server is
+    // refused all the same.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
@@ -192,7 +193,8 @@ fn take_passed(config: &Config, fd: RawFd) -> io::Result<Socket> {
 fn set_options(config: &Config, socket: &Socket, is_tcp: bool) -> io::Result<()> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
-    // What a client sends faster than it is read waits at the client, not in megabytes that the kernel would take.
+    // What a client sends faster than it is read waits at the client, not in megabytes that the kernel
+    // would take.
     socket.set_recv_buffer_size(config.kernel_bytes_max.max(READ_BYTES))?;
     if is_tcp {
         socket.set_tcp_nodelay(true)?;
@@ -203,8 +205,9 @@ fn set_options(config: &Config, socket: &Socket, is_tcp: bool) -> io::Result<()>
     socket.set_nonblocking(true)
 }
 
-/// Has the kernel hand over a socket with the first bytes of its request, not before: most handshakes are then answered at
-/// once. A client that says nothing is handed over when the kernel has asked it again, after about a second.
+/// Has the kernel hand over a socket with the first bytes of its request, not before: most
+/// handshakes are then answered at once. A client that says nothing is handed over when the kernel
+/// has asked it again, after about a second.
 fn defer_accept(listener: &Socket) -> io::Result<()> {
     let seconds: libc::c_int = 1;
     // SAFETY: the value is a readable `c_int` of the length given, and the descriptor is open.

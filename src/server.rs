@@ -1,10 +1,10 @@
 //! The life of a server: bind, run, drain.
 //!
-//! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the accept thread, is itself the
-//! admin thread (tick, memory_stats, metrics, signals by way of `shutdown`), and returns when everything has ended.
+//! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the
+//! accept thread, is itself the admin thread (tick, memory_stats, metrics, signals by way of
+//! `shutdown`), and returns when everything has ended.
 
 use std::cell::RefCell;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use crate::engine::exposition::exposition;
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
 use crate::engine::{AdminRequest, Engine, ShardStats};
+pub use crate::error::ServerError;
 use crate::front::{self, Front};
 use crate::mem::{self, MemoryTracker, Sample};
 use crate::net::{self, BoundListener};
@@ -37,30 +38,6 @@ const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 const ADMIN_REQUESTS_MAX: usize = 16;
 /// How long after its deadline a drain may still take to close what it cuts.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
-
-/// Why a server could not start, or did not end well.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// The port could not be opened.
-    #[error("cannot listen on {address} ({flag}): {source}{}", if source.kind() == io::ErrorKind::AddrInUse { "; is another server running there?" } else { "" })]
-    Listen {
-        /// Where it was to listen.
-        address: String,
-        /// The flag that names another address.
-        flag: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A thread, a runtime or an epoll set could not be had, or failed.
-    #[error("{0}: {1}")]
-    Thread(&'static str, io::Error),
-    /// A thread panicked; its message has been printed.
-    #[error("{0} has panicked")]
-    Panicked(&'static str),
-    /// A drain has not ended although its time was long over.
-    #[error("a shard did not end in time")]
-    Stuck,
-}
 
 /// A server that has its listeners.
 pub struct Server {
@@ -147,6 +124,7 @@ impl Server {
             }
         }
 
+        engine.begin_drain();
         tracing::info!(connections = engine.registry.len(), "draining");
         let (begun, deadline) = (Instant::now(), Instant::now() + engine.config.drain_timeout);
         engine.drain(deadline).await;
@@ -195,8 +173,8 @@ fn tick(engine: &Engine) {
     }
 }
 
-/// Answers in a task of its own, or a thread: a stats waits for the shards, a profile takes its time, and the admin
-/// thread waits for nobody.
+/// Answers in a task of its own, or a thread: a stats waits for the shards, a profile takes its
+/// time, and the admin thread waits for nobody.
 fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: AdminRequest) {
     let (engine, tracker) = (engine.clone(), tracker.clone());
     // The tasks end by themselves, at the stats's timeout at the latest. Whoever asked may have gone.

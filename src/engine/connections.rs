@@ -1,5 +1,5 @@
-//! The life of a connection on its shard: registered, read and flushed when its socket is ready, ended with a reason,
-//! and removed once both sides are done or the time is up.
+//! The life of a connection on its shard: registered, read and flushed when its socket is ready,
+//! ended with a reason, and removed once both sides are done or the time is up.
 
 use std::convert::Infallible;
 use std::io;
@@ -42,8 +42,8 @@ pub const MESSAGES_PER_CALL: u32 = 1;
 pub const MESSAGES_PER_END: u32 = 8;
 
 impl Shard {
-    /// Registers an upgraded connection, subscribes it, and only then sends the response head: a client that has seen
-    /// the head misses nothing that is published afterwards.
+    /// Registers an upgraded connection, subscribes it, and only then sends the response head: a
+    /// client that has seen the head misses nothing that is published afterwards.
     ///
     /// # Errors
     /// When the socket cannot be watched.
@@ -108,7 +108,8 @@ impl Shard {
         self.connections.borrow().get(slot as usize).filter(|connection| connection.id == id).cloned()
     }
 
-    /// The socket in `slot` can be written, or read; `readable` says whether what can be read includes its end.
+    /// The socket in `slot` can be written, or read; `readable` says whether what can be read
+    /// includes its end.
     pub(super) fn on_ready(&self, slot: usize, readable: Option<bool>, writable: bool, scratch: &mut [u8]) {
         // A slot may have been emptied since the event; a new holder takes a needless look.
         let Some(connection) = self.connections.borrow().get(slot).cloned() else { return };
@@ -154,8 +155,9 @@ impl Shard {
         }
     }
 
-    /// Reads once: what is missing of a message, and a little more. Who has more to read waits for another turn, as does
-    /// who may have come to its end: the set reports an end once, maybe together with the last bytes.
+    /// Reads once: what is missing of a message, and a little more. Who has more to read waits for
+    /// another turn, as does who may have come to its end: the set reports an end once, maybe
+    /// together with the last bytes.
     fn read(&self, connection: &Rc<Conn>, may_end: bool, scratch: &mut [u8]) {
         if connection.role == Role::Echo && connection.has_backlog() {
             // It is read on when its answers have left.
@@ -184,7 +186,8 @@ impl Shard {
         self.read_later(connection);
     }
 
-    /// Gives a connection another turn; once is enough: without the flag, each new event would add one.
+    /// Gives a connection another turn; once is enough: without the flag, each new event would add
+    /// one.
     fn read_later(&self, connection: &Conn) {
         if !connection.unread.replace(true) {
             self.unread.borrow_mut().push_back(connection.slot);
@@ -241,8 +244,8 @@ impl Shard {
         }
     }
 
-    /// Begins the end of a connection, unless it has begun: it leaves its channels and the registry, and gets the close
-    /// frame of `reason`.
+    /// Begins the end of a connection, unless it has begun: it leaves its channels and the
+    /// registry, and gets the close frame of `reason`.
     pub(super) fn end(&self, connection: &Rc<Conn>, reason: CloseReason) {
         self.end_with(connection, reason, Frame::close(reason));
     }
@@ -327,7 +330,8 @@ impl Shard {
         }
     }
 
-    /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown away.
+    /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown
+    /// away.
     fn abort(&self, connection: &Rc<Conn>) {
         // Without it the kernel would go on trying to send; it fails only on a socket that is gone already.
         let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
@@ -373,8 +377,9 @@ impl Shard {
         }
     }
 
-    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed with 1001, so many in a
-    /// second and in no order, so that those who came together do not come back together; what is left at the deadline is cut.
+    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed
+    /// with 1001, so many in a second and in no order, so that those who came together do not
+    /// come back together; what is left at the deadline is cut.
     pub(super) async fn drain(&self) {
         if self.drain_deadline.get().is_none() {
             self.drain_started.notified().await;

@@ -90,13 +90,21 @@ impl<T> Inbox<T> {
     /// Adds an item, and wakes the consumer unless it was woken already and has not cleared the
     /// signal since. Without a consumer the item is dropped.
     pub fn push(&self, item: T) {
+        if self.push_quietly(item) {
+            self.notify();
+        }
+    }
+
+    /// Adds an item without a wake: [`Inbox::notify`] has to follow. False without a consumer: then
+    /// the item is dropped.
+    pub fn push_quietly(&self, item: T) -> bool {
         // Acquire: pairs with the release in `close`. A push that just misses it leaves an item
         // that nobody takes.
-        if self.closed.load(Ordering::Acquire) {
-            return;
+        let is_open = !self.closed.load(Ordering::Acquire);
+        if is_open {
+            self.queue.push(item);
         }
-        self.queue.push(item);
-        self.notify();
+        is_open
     }
 
     /// Wakes the consumer as a push does.

@@ -1,7 +1,8 @@
 //! The engine: shards, the inboxes between them, and the channels.
 //!
-//! [`Engine`] is what the shards share, and all that other threads see of them: enqueue an item, take a permit, look up a
-//! connection. Everything else belongs to one shard and never leaves its thread.
+//! [`Engine`] is what the shards share, and all that other threads see of them: enqueue an item,
+//! take a permit, look up a connection. Everything else belongs to one shard and never leaves its
+//! thread.
 
 pub mod channel;
 pub mod connections;
@@ -118,7 +119,8 @@ pub enum Item {
 pub struct ShardStats {
     /// What became of every frame for every subscriber.
     pub totals: Totals,
-    /// The same for each channel that has subscribers, as long as it has: in no order, and once for each shard where it has any.
+    /// The same for each channel that has subscribers, as long as it has: in no order, and once for
+    /// each shard where it has any.
     pub channels: Vec<(ChannelName, Totals)>,
     /// Frames that wait in backlogs, counted there.
     pub pending: u64,
@@ -126,7 +128,8 @@ pub struct ShardStats {
     pub queues: Queues,
     /// Batches in shared pages that have not left; each is an open file.
     pub pages_open: u64,
-    /// Batches that were worth shared pages and were copied: at the bound of files, or without memory.
+    /// Batches that were worth shared pages and were copied: at the bound of files, or without
+    /// memory.
     pub pages_refused: u64,
     /// `SAY` events accepted.
     pub says: u64,
@@ -174,8 +177,8 @@ pub struct MemoryRequest {
     pub answer: oneshot::Sender<Option<MemoryStats>>,
 }
 
-/// Subscriptions that the channels' sequencers know of, of a connection that is not registered yet. Dropped, it takes
-/// them back.
+/// Subscriptions that the channels' sequencers know of, of a connection that is not registered yet.
+/// Dropped, it takes them back.
 #[derive(Debug)]
 pub struct PendingSubscription {
     engine: Arc<Engine>,
@@ -200,7 +203,8 @@ impl Drop for PendingSubscription {
 /// What the shards share.
 #[derive(Debug)]
 pub struct Engine {
-    /// How the server was configured at its start. What a reload can change is read from [`Engine::live`].
+    /// How the server was configured at its start. What a reload can change is read from
+    /// [`Engine::live`].
     pub config: Config,
     /// The settings in effect.
     live: ArcSwap<Config>,
@@ -208,7 +212,8 @@ pub struct Engine {
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
     pub loads: Box<[Load]>,
-    /// The upgraded sockets that each shard has not taken yet: beside its inbox, so that no message waits for them.
+    /// The upgraded sockets that each shard has not taken yet: beside its inbox, so that no message
+    /// waits for them.
     upgraded: Box<[ArrayQueue<Upgraded>]>,
     /// Every WebSocket connection.
     pub registry: Registry,
@@ -266,8 +271,13 @@ impl Engine {
         self.live.store(Arc::new(config));
     }
 
+    /// The shard that sequences a channel.
+    fn sequencer_of(&self, channel: &ChannelName) -> usize {
+        (self.hasher.hash_one(channel) % self.inboxes.len() as u64) as usize
+    }
+
     fn sequencer_inbox(&self, channel: &ChannelName) -> &Inbox<Item> {
-        &self.inboxes[(self.hasher.hash_one(channel) % self.inboxes.len() as u64) as usize]
+        &self.inboxes[self.sequencer_of(channel)]
     }
 
     /// A moment within `span` that is this one's own, evenly spread over all of it.
@@ -276,28 +286,44 @@ impl Engine {
         span.mul_f64(self.hasher.hash_one(number) as f64 / u64::MAX as f64)
     }
 
-    /// Sends a publication to its channel's sequencer, which may still refuse it: see [`publication::Origin`].
+    /// Sends a publication to its channel's sequencer, which may still refuse it: see
+    /// [`publication::Origin`].
     ///
     /// # Errors
     /// When the sequencer's inbox is at its bound, or the server drains.
     pub fn publish(&self, publication: Publication) -> Result<(), PublishError> {
-        let result = self.try_publish(publication);
+        self.enqueue(publication).map(|sequencer| self.wake(sequencer))
+    }
+
+    /// As [`Engine::publish`], without a wake of the sequencer's shard: [`Engine::wake`] has to
+    /// follow, with the value returned. So one wake does for many publications.
+    ///
+    /// # Errors
+    /// As [`Engine::publish`].
+    pub fn enqueue(&self, publication: Publication) -> Result<usize, PublishError> {
+        let result = self.try_enqueue(publication);
         if let Err(error) = result {
             self.count_publication(Err(error));
         }
         result
     }
 
-    fn try_publish(&self, publication: Publication) -> Result<(), PublishError> {
+    fn try_enqueue(&self, publication: Publication) -> Result<usize, PublishError> {
         if self.is_draining() {
             return Err(PublishError::Draining);
         }
-        let inbox = self.sequencer_inbox(&publication.channel);
+        let sequencer = self.sequencer_of(&publication.channel);
+        let inbox = &self.inboxes[sequencer];
         if !inbox.reserve(publication.frame.wire().len(), self.config.pending_bytes_max) {
             return Err(PublishError::Overloaded);
         }
-        inbox.push(Item::Publish(publication));
-        Ok(())
+        inbox.push_quietly(Item::Publish(publication));
+        Ok(sequencer)
+    }
+
+    /// Wakes a shard whose inbox has got something.
+    pub fn wake(&self, shard: usize) {
+        self.inboxes[shard].notify();
     }
 
     /// Counts the answer to an HTTP request, if its status is an error.
@@ -328,7 +354,8 @@ impl Engine {
         }
     }
 
-    /// The index of the shard with the fewest connections, among those with room for another socket if there are any.
+    /// The index of the shard with the fewest connections, among those with room for another socket
+    /// if there are any.
     #[must_use]
     pub fn least_loaded(&self) -> usize {
         let key = |&shard: &usize| (self.upgraded[shard].is_full(), self.loads[shard].get());
@@ -345,8 +372,9 @@ impl Engine {
         self.addresses.permit(network(address), most.get()).map(Some).ok_or(Rejection::Address)
     }
 
-    /// Reserves a WebSocket connection on `shard`, and tells the sequencers of `channels`, all distinct, of its
-    /// subscriptions. A client that has seen the response head misses nothing that is published afterwards.
+    /// Reserves a WebSocket connection on `shard`, and tells the sequencers of `channels`, all
+    /// distinct, of its subscriptions. A client that has seen the response head misses nothing
+    /// that is published afterwards.
     ///
     /// # Errors
     /// The limit that is reached.
@@ -364,15 +392,15 @@ impl Engine {
         Ok(PendingSubscription { engine: self.clone(), shard, channels, reserved: true, grant })
     }
 
-    /// Gives a socket to the shard that its subscriptions were announced for.
+    /// Gives a socket to the shard that its subscriptions were announced for, without a wake of
+    /// the shard: [`Engine::wake`] has to follow, with the value returned.
     ///
     /// # Errors
     /// The socket, when the shard has no room for it now.
-    pub fn hand_over(&self, upgraded: Upgraded) -> Result<(), Upgraded> {
+    #[expect(clippy::result_large_err, reason = "it comes back to be tried again")]
+    pub fn hand_over(&self, upgraded: Upgraded) -> Result<usize, Upgraded> {
         let shard = usize::from(upgraded.pending.shard);
-        self.upgraded[shard].push(upgraded)?;
-        self.inboxes[shard].notify();
-        Ok(())
+        self.upgraded[shard].push(upgraded).map(|()| shard)
     }
 
     /// The next socket that `shard` has been given.
@@ -425,13 +453,18 @@ impl Engine {
         }
     }
 
-    /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
-    pub async fn drain(&self, deadline: Instant) {
+    /// Takes nothing new from here on.
+    pub fn begin_drain(&self) {
         // Release: pairs with the acquire in `is_draining`.
         self.draining.store(true, Ordering::Release);
         self.drain_begun.notify_waiters();
-        // Twice: what passed the flag just before it was set may have missed the first barrier, not the second. A shard
-        // that does not get that far in time has to hear of the drain all the same.
+    }
+
+    /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
+    pub async fn drain(&self, deadline: Instant) {
+        self.begin_drain();
+        // Twice: what passed the flag just before it was set may have missed the first barrier, not the
+        // second. A shard that does not get that far in time has to hear of the drain all the same.
         for _ in 0..2 {
             let _ = timeout_at(deadline, self.barrier()).await;
         }
@@ -446,8 +479,8 @@ impl Engine {
         }
     }
 
-    /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time. Each shard's are of
-    /// one moment; the moments differ a little.
+    /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time.
+    /// Each shard's are of one moment; the moments differ a little.
     pub async fn stats(&self) -> Option<ShardStats> {
         self.add_up(Item::StatsRequest).await
     }
@@ -478,7 +511,8 @@ impl Engine {
     }
 }
 
-/// Whose addresses count as one: an IPv4 address, whichever way it is written, or the part of an IPv6 address that a site is given.
+/// Whose addresses count as one: an IPv4 address, whichever way it is written, or the part of an
+/// IPv6 address that a site is given.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (!0 << 64)).into()),

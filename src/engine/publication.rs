@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::inbox::Inbox;
 use crate::fanout::Outcome;
 use crate::registry::ConnId;
 use crate::wire::Frame;
@@ -100,12 +101,66 @@ pub enum Origin {
     /// The server itself.
     Server,
     /// A request, which waits for the answer.
-    Request(oneshot::Sender<Result<Accepted, PublishError>>),
+    Request(ReplyTo),
     /// A connection, which gets an `ERROR` event if the publication is rejected.
     Connection {
         /// Its number.
         id: ConnId,
     },
+}
+
+/// The way back to a request that waits for its publication's offset.
+#[derive(Debug)]
+pub struct ReplyTo {
+    sender: oneshot::Sender<Result<Accepted, PublishError>>,
+    replies: Option<Arc<Replies>>,
+}
+
+impl ReplyTo {
+    /// A way back by way of `replies`, or without it directly, and the receiver.
+    #[must_use]
+    pub fn new(replies: Option<Arc<Replies>>) -> (Self, oneshot::Receiver<Result<Accepted, PublishError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self { sender, replies }, receiver)
+    }
+
+    /// Tells the request. It does not matter if it has gone.
+    pub fn send(self, result: Result<Accepted, PublishError>) {
+        let reply = Reply { sender: self.sender, result };
+        match self.replies {
+            Some(replies) => replies.push(reply),
+            None => reply.deliver(),
+        }
+    }
+}
+
+/// Replies on their way from the sequencers to the requests of one thread: one wake for many, where
+/// each oneshot would cost a system call.
+pub type Replies = Inbox<Reply>;
+
+/// A reply, and the request that waits for it.
+#[derive(Debug)]
+pub struct Reply {
+    sender: oneshot::Sender<Result<Accepted, PublishError>>,
+    result: Result<Accepted, PublishError>,
+}
+
+impl Reply {
+    /// Hands it to the request, if that still waits.
+    pub fn deliver(self) {
+        let _ = self.sender.send(self.result);
+    }
+}
+
+/// Hands replies to their requests, for ever; on the thread of the requests.
+pub async fn deliver_replies(replies: &Replies) -> std::convert::Infallible {
+    loop {
+        replies.pushed().await;
+        replies.clear_signal();
+        while let Some(reply) = replies.pop() {
+            reply.deliver();
+        }
+    }
 }
 
 /// The answer to an accepted publication.

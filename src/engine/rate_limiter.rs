@@ -76,7 +76,8 @@ impl RateLimiters {
         *self.of(slot, now, rates) = RateLimiter::new(now, rates);
     }
 
-    /// The limiter of a slot. A connection that is older than the limit begins with a second's worth.
+    /// The limiter of a slot. A connection that is older than the limit begins with a second's
+    /// worth.
     pub(super) fn of(&self, slot: u32, now: Instant, rates: &Rates) -> RefMut<'_, RateLimiter> {
         let mut limiters = self.0.borrow_mut();
         if limiters.len() <= slot as usize {

@@ -1,8 +1,9 @@
-//! A shard: one thread that owns its connections, its subscriber lists and its counters; nothing in it is shared.
+//! A shard: one thread that owns its connections, its subscriber lists and its counters; nothing in
+//! it is shared.
 //!
-//! Owns the loop that drains the inbox and goes on with the passes. What arrives during a pass becomes the next batch;
-//! between two chunks of a pass everything else on the thread has its turn. The life of a connection is in
-//! `connections`, the meaning of its messages in `events`.
+//! Owns the loop that drains the inbox and goes on with the passes. What arrives during a pass
+//! becomes the next batch; between two chunks of a pass everything else on the thread has its turn.
+//! The life of a connection is in `connections`, the meaning of its messages in `events`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -229,8 +230,7 @@ impl Shard {
         let result = self.sequencer.borrow_mut().sequence(&mut publication);
         self.engine.count_publication(result);
         match (publication.origin, result) {
-            // Whoever asked may have gone.
-            (Origin::Request(answer), result) => drop(answer.send(result)),
+            (Origin::Request(reply), result) => reply.send(result),
             (_, Ok(_)) => {}
             (Origin::Connection { id }, Err(_)) => {
                 self.engine.answer(id, EventError::Overloaded(publication.channel.to_string()).frame());

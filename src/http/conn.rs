@@ -1,9 +1,10 @@
-//! The life of one HTTP connection: whole small publications first, then hyper and the router, until a request is granted
-//! a hand-over to a shard, the client ends, or the time is up.
+//! The life of one HTTP connection: whole small publications first, then hyper and the router,
+//! until a request is granted a hand-over to a shard, the client ends, or the time is up.
 //!
-//! Owns the socket and its TLS session meanwhile. It promises that a request that has arrived is answered, also when it
-//! crosses the end of an idle connection, and that a socket that leaves has nothing of HTTP attached: an idle WebSocket
-//! costs none of the ~17 KiB that its HTTP connection did.
+//! Owns the socket and its TLS session meanwhile. It promises that a request that has arrived is
+//! answered, also when it crosses the end of an idle connection, and that a socket that leaves has
+//! nothing of HTTP attached: an idle WebSocket costs none of the ~17 KiB that its HTTP connection
+//! did.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -27,14 +28,15 @@ use super::conn_table::{Entry, HttpConn, Peer, Progress};
 use super::stream::HttpStream;
 use super::transport::Transport;
 use super::upgrade::Granted;
-use super::{Answer, HttpListener, answer, fast_path, peer, router};
+use super::{Answer, HttpListener, answer, fast_path, peer, router, wakes};
 use crate::admission::{AddressPermit, Rejection};
 use crate::engine::Upgraded;
 
-/// How long the rest of a request that was answered early is read and thrown away, so that the answer is not lost to a
-/// reset.
+/// How long the rest of a request that was answered early is read and thrown away, so that the
+/// answer is not lost to a reset.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long an idle connection lives beyond the time that `Keep-Alive` announces: a request that was sent in time arrives.
+/// How long an idle connection lives beyond the time that `Keep-Alive` announces: a request that
+/// was sent in time arrives.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(2);
 /// Between two tries to give a socket to a shard that has no room for it.
 const HAND_OVER_WAIT: Duration = Duration::from_millis(1);
@@ -89,6 +91,7 @@ async fn run(listener: &Arc<HttpListener>, stream: std::net::TcpStream, entry: E
         drop(entry);
         let (stream, session) = upgrade.stream.into_parts()?;
         hand_over(listener, stream, session, upgrade.head, upgrade.leftover, upgrade.granted).await;
+        wakes::flush(&listener.engine);
     }
     Ok(())
 }
@@ -132,7 +135,7 @@ where
     }
 }
 
-/// Gives an upgraded socket to its shard, as soon as that has room.
+/// Gives an upgraded socket to its shard, as soon as that has room. A [`wakes::flush`] has to follow.
 pub(super) async fn hand_over(
     listener: &HttpListener,
     stream: std::net::TcpStream,
@@ -143,13 +146,18 @@ pub(super) async fn hand_over(
 ) {
     let Granted { role, pending, permit } = granted;
     let mut upgraded = Upgraded { stream, session, head, leftover, role, pending, permit };
-    while let Err(back) = listener.engine.hand_over(upgraded) {
-        upgraded = back;
+    loop {
+        match listener.engine.hand_over(upgraded) {
+            Ok(shard) => return wakes::note(shard),
+            Err(back) => upgraded = back,
+        }
+        wakes::flush(&listener.engine);
         sleep(HAND_OVER_WAIT).await;
     }
 }
 
-/// Ends a connection: what has to be said last, the end of the sending side, and the rest of the input unread.
+/// Ends a connection: what has to be said last, the end of the sending side, and the rest of the
+/// input unread.
 async fn end<I: AsyncRead + AsyncWrite + Unpin>(
     mut stream: I,
     conn: &HttpConn,
@@ -178,8 +186,8 @@ enum Next {
     End(Option<Answer>),
 }
 
-/// Answers small whole publications, as publishers send them one after another, without hyper: half of the request's
-/// cost is saved. Leaves anything else in `buffer`.
+/// Answers small whole publications, as publishers send them one after another, without hyper: half
+/// of the request's cost is saved. Leaves anything else in `buffer`.
 async fn fast_requests<I>(
     listener: &Arc<HttpListener>,
     conn: &Arc<HttpConn>,
@@ -277,8 +285,8 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn) -> Over {
     .await
 }
 
-/// The response to a request that has begun and is not whole. There is none behind earlier responses, which may not have
-/// left yet.
+/// The response to a request that has begun and is not whole. There is none behind earlier
+/// responses, which may not have left yet.
 fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<Answer> {
     let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body) && conn.is_unanswered();
     let answer = match over {
@@ -305,7 +313,8 @@ struct Conversation<I> {
     last: Option<Answer>,
 }
 
-/// Answers requests with hyper until one is granted a hand-over, the client ends, or the time is up.
+/// Answers requests with hyper until one is granted a hand-over, the client ends, or the time is
+/// up.
 async fn converse<I>(listener: &Arc<HttpListener>, conn: &Arc<HttpConn>, stream: HttpStream<I>) -> Conversation<I>
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -348,8 +357,8 @@ where
     Conversation { done, stream, head, leftover: read_buf, last }
 }
 
-/// Until a connection of hyper's is done and its last byte has left. Behind a request for an upgrade hyper does not wait for
-/// that; asked again, it does.
+/// Until a connection of hyper's is done and its last byte has left. Behind a request for an
+/// upgrade hyper does not wait for that; asked again, it does.
 async fn finish(connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin)) -> hyper::Result<()> {
     match (&mut *connection).await {
         // Only of a request that cannot be read is there an answer that may still wait.
@@ -373,8 +382,9 @@ mod tests {
         serve_through(64 * 1024, client)
     }
 
-    /// Runs an HTTP phase against `client`, through a pipe of so many bytes each way, with a clock that moves only while both sides wait. The whole output of the
-    /// server, and how long it took.
+    /// Runs an HTTP phase against `client`, through a pipe of so many bytes each way, with a clock
+    /// that moves only while both sides wait. The whole output of the server, and how long it
+    /// took.
     fn serve_through<F: Future<Output = DuplexStream>>(
         pipe_bytes: usize,
         client: impl FnOnce(DuplexStream) -> F,

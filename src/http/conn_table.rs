@@ -1,9 +1,11 @@
-//! The HTTP connections of one listener: how far each has got, and which one is closed when there are too many.
+//! The HTTP connections of one listener: how far each has got, and which one is closed when there
+//! are too many.
 //!
-//! At the bound the connections with the least progress are closed, several at once, the longest waiting first: those that
-//! have had their last response, then idle ones while they are more than half, then those with an unfinished request, then
-//! the other idle ones. A connection whose request is being answered is never closed. So a client that only holds
-//! connections keeps out nobody who sends a request. Each listener has a table of its own: a flood at one closes nothing
+//! At the bound the connections with the least progress are closed, several at once, the longest
+//! waiting first: those that have had their last response, then idle ones while they are more than
+//! half, then those with an unfinished request, then the other idle ones. A connection whose
+//! request is being answered is never closed. So a client that only holds connections keeps out
+//! nobody who sends a request. Each listener has a table of its own: a flood at one closes nothing
 //! at another.
 
 use std::net::IpAddr;
@@ -154,8 +156,9 @@ impl HttpConn {
         self.peek() > 0
     }
 
-    /// Waits until the client has ended its sending side, or the socket has failed; behind input that nobody reads it
-    /// does not show. hyper does not look while a request is being answered.
+    /// Waits until the client has ended its sending side, or the socket has failed; behind input
+    /// that nobody reads it does not show. hyper does not look while a request is being
+    /// answered.
     pub(super) async fn ended(&self) {
         let has_ended = || match self.peek() {
             0 => true,
@@ -170,7 +173,8 @@ impl HttpConn {
     /// As `recv(2)` of one byte, which stays where it is.
     fn peek(&self) -> isize {
         let mut byte = 0_u8;
-        // SAFETY: the call writes at most one byte, into `byte`. A closed descriptor, or none, is an error to it.
+        // SAFETY: the call writes at most one byte, into `byte`. A closed descriptor, or none, is an error
+        // to it.
         unsafe {
             let (buffer, flags) = ((&raw mut byte).cast(), libc::MSG_PEEK | libc::MSG_DONTWAIT);
             libc::recv(self.fd, buffer, 1, flags)
@@ -214,7 +218,8 @@ pub(super) struct Entry {
 }
 
 impl HttpConnTable {
-    /// Adds a connection to at most `most`, and how many were evicted for it; `None` when every one is being answered.
+    /// Adds a connection to at most `most`, and how many were evicted for it; `None` when every one
+    /// is being answered.
     pub(super) fn insert(self: &Arc<Self>, conn: HttpConn, most: usize) -> Option<(Entry, usize)> {
         let mut conns = lock(&self.conns);
         let mut evicted = 0;
@@ -258,12 +263,12 @@ impl Drop for Entry {
     }
 }
 
-/// Connections, without a moment in which there is none, after which the memory that the thread keeps of them is worth the
-/// call that gives it back.
+/// Connections, without a moment in which there is none, after which the memory that the thread
+/// keeps of them is worth the call that gives it back.
 const FLUSH_AFTER: usize = 64;
 
-/// Evicts one connection, or up to a sixteenth of `most` of the same kind; how many. So a flood costs one look at all of
-/// them for many evictions.
+/// Evicts one connection, or up to a sixteenth of `most` of the same kind; how many. So a flood
+/// costs one look at all of them for many evictions.
 fn evict(conns: &mut Slab<Arc<HttpConn>>, most: usize) -> usize {
     let idle = conns.iter().filter(|(_, conn)| conn.progress() == Progress::Idle).count();
     let surplus_idle = idle.saturating_sub(conns.len() / 2);

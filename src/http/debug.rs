@@ -1,5 +1,5 @@
-//! What the server says of itself: health, memory and metrics. The admin thread makes the latter two: a purge, or the lines
-//! of thousands of channels, would hold up other requests.
+//! What the server says of itself: health, memory and metrics. The admin thread makes the latter
+//! two: a purge, or the lines of thousands of channels, would hold up other requests.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! Requests that are answered without hyper: WebSocket handshakes that arrive whole, as nearly all do, and small whole
-//! publications.
+//! Requests that are answered without hyper: WebSocket handshakes that arrive whole, as nearly all
+//! do, and small whole publications.
 //!
-//! The checks and the responses are those of every other request. Anything that is not exactly such a request (half a
-//! head, another route, an unusual header) is left to hyper, unread.
+//! The checks and the responses are those of every other request. Anything that is not exactly such
+//! a request (half a head, another route, an unusual header) is left to hyper, unread.
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -13,7 +13,8 @@ use hyper::{Method, Request, Version};
 /// Most headers of a request that is answered here.
 const HEADERS_MAX: usize = 64;
 
-/// A whole request head of HTTP/1.1, and its length in bytes; `None` if it is not whole, or cannot be read.
+/// A whole request head of HTTP/1.1, and its length in bytes; `None` if it is not whole, or cannot
+/// be read.
 fn head(bytes: &[u8], expected: &Method) -> Option<(Request<Empty<Bytes>>, usize)> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers);
@@ -36,6 +37,7 @@ pub(super) fn handshake(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> 
 }
 
 /// What the bytes of a connection begin with.
+#[expect(clippy::large_enum_variant, reason = "it is used up at once; a box would cost an allocation")]
 pub(super) enum Found {
     /// A whole publication, and its length in bytes.
     Publication { request: Request<Empty<Bytes>>, body: Bytes, length: usize },

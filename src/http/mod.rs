@@ -1,8 +1,10 @@
-//! The HTTP front: everything that a socket asks for before it is a WebSocket, or in place of being one.
+//! The HTTP front: everything that a socket asks for before it is a WebSocket, or in place of being
+//! one.
 //!
-//! Owns the listeners' routes and HTTP connections, on threads of its own. Shards get upgraded sockets and publications from
-//! here, and nothing else; no request of a stranger is parsed on a shard's thread. The only place that parses a request;
-//! what each route does is in `router` and the modules beside it.
+//! Owns the listeners' routes and HTTP connections, on threads of its own. Shards get upgraded
+//! sockets and publications from here, and nothing else; no request of a stranger is parsed on a
+//! shard's thread. The only place that parses a request; what each route does is in `router` and
+//! the modules beside it.
 
 mod answer;
 pub mod body_kind;
@@ -21,6 +23,7 @@ mod stream;
 pub mod subprotocol;
 mod transport;
 mod upgrade;
+pub(crate) mod wakes;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
@@ -40,10 +43,12 @@ use crate::origin::RefusedOrigins;
 
 type Answer = Response<Full<Bytes>>;
 
-/// Longest handshake that is answered without hyper, in bytes; a browser with many cookies sends a longer one.
+/// Longest handshake that is answered without hyper, in bytes; a browser with many cookies sends a
+/// longer one.
 const FIRST_READ_BYTES: usize = 4096;
 
-/// Reads of a socket that is rejected, of so many bytes each: of a longer request the answer may be lost.
+/// Reads of a socket that is rejected, of so many bytes each: of a longer request the answer may be
+/// lost.
 const REJECT_READS: usize = 4;
 
 /// What the HTTP connections of one port share.
@@ -91,7 +96,8 @@ impl HttpListener {
         Some(entry)
     }
 
-    /// Closes the connections with the least progress, because no file can be opened; whether there were any.
+    /// Closes the connections with the least progress, because no file can be opened; whether there
+    /// were any.
     #[must_use]
     pub fn make_room(&self) -> bool {
         self.table.make_room() > 0
@@ -104,8 +110,9 @@ impl HttpListener {
     }
 }
 
-/// Takes an accepted socket, which does not block: a WebSocket handshake that has arrived whole is answered at once, and
-/// anything else in a task of its own. Waits only for a shard that has no room for a WebSocket.
+/// Takes an accepted socket, which does not block: a WebSocket handshake that has arrived whole is
+/// answered at once, and anything else in a task of its own. Waits only for a shard that has no
+/// room for a WebSocket.
 pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: Option<IpAddr>) {
     let (is_trusted_proxy, has_proxy_header) = {
         let live = listener.engine.live();
@@ -144,7 +151,8 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
     tokio::spawn(conn::serve(listener.clone(), stream, peer, of_address, Bytes::copy_from_slice(ahead)));
 }
 
-/// Counts a connection of its address. Behind a trusted proxy, each WebSocket is counted by the address in its request.
+/// Counts a connection of its address. Behind a trusted proxy, each WebSocket is counted by the
+/// address in its request.
 fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressPermit>, Rejection> {
     match peer {
         Peer { address: Some(address), is_trusted_proxy: false } => listener.engine.permit_address(address),
@@ -152,16 +160,16 @@ fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressP
     }
 }
 
-/// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the end of the stream has to do:
-/// an answer would cost a handshake.
+/// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the end
+/// of the stream has to do: an answer would cost a handshake.
 pub fn reject(listener: &HttpListener, mut stream: TcpStream, rejection: Rejection) {
     let answer = answer::last(listener, answer::rejected(rejection));
     if listener.config.secure {
         return;
     }
     let mut request = [0; FIRST_READ_BYTES];
-    // Closing a socket with unread input resets it, and the client may lose the answer. If anything fails here,
-    // only this client is concerned, and it is being turned away.
+    // Closing a socket with unread input resets it, and the client may lose the answer. If anything
+    // fails here, only this client is concerned, and it is being turned away.
     for _ in 0..REJECT_READS {
         if !matches!(stream.read(&mut request), Ok(FIRST_READ_BYTES)) {
             break;

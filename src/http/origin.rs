@@ -15,7 +15,8 @@ use crate::origin::{AllowedOrigins, Origin, shown};
 
 /// The host that a client asked a proxy for.
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// Headers that proxies add. All but two were in use before `Forwarded` (RFC 7239), and more than it.
+/// Headers that proxies add. All but two were in use before `Forwarded` (RFC 7239), and more than
+/// it.
 const PASSED_ON: [HeaderName; 6] = [
     FORWARDED,
     VIA,
@@ -234,15 +235,6 @@ fn is_this_machine(authority: &Authority) -> bool {
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
     let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// Whether a handshake with these headers comes from a page that may connect, by patterns that are
-/// not parsed yet.
-#[must_use]
-pub fn may_connect(headers: &HeaderMap<HeaderValue>, patterns: &[String]) -> bool {
-    let allowed = patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
-    let policy = OriginPolicy { allowed: &allowed, loopback: false, trusted_proxy: false };
-    policy.may_connect(&Uri::default(), headers).is_ok()
 }
 
 #[cfg(test)]

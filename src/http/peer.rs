@@ -1,7 +1,9 @@
-//! The address of a client behind a proxy: from the PROXY protocol, `Forwarded` (RFC 7239) or `X-Forwarded-For`.
+//! The address of a client behind a proxy: from the PROXY protocol, `Forwarded` (RFC 7239) or
+//! `X-Forwarded-For`.
 //!
-//! Owns the rule of whose word counts: only that of a proxy in `--trusted-proxy`. Of a chain of proxies the nearest address
-//! that is no trusted proxy counts: every address before it may be invented by the client.
+//! Owns the rule of whose word counts: only that of a proxy in `--trusted-proxy`. Of a chain of
+//! proxies the nearest address that is no trusted proxy counts: every address before it may be
+//! invented by the client.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -61,8 +63,8 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(IpAddr::to_canonical(&address))
 }
 
-/// Reads the header of the PROXY protocol, version 1 or 2, and nothing behind it: the client's address, or `None` if the proxy
-/// itself connects (`LOCAL`, `UNKNOWN`).
+/// Reads the header of the PROXY protocol, version 1 or 2, and nothing behind it: the client's
+/// address, or `None` if the proxy itself connects (`LOCAL`, `UNKNOWN`).
 ///
 /// # Errors
 /// `InvalidData` for anything else, `TimedOut` after `within`.

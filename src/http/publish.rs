@@ -1,4 +1,5 @@
-//! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every subscriber.
+//! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every
+//! subscriber.
 
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use hyper::StatusCode;
 use hyper::body::Body as _;
 use hyper::http::request::Parts;
 use serde::Serialize;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::answer::{draining, json, text, unavailable};
@@ -17,8 +17,9 @@ use super::body_kind::BodyKind;
 use super::conn_table::{HttpConn, Progress};
 use super::query::{self, PublishQuery};
 use super::router::BodyRead;
+use super::wakes::{self, Waiting};
 use super::{Answer, HttpListener};
-use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, Settled};
+use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, ReplyTo, Settled};
 use crate::wire::Frame;
 
 /// What became of a publication to one channel, as the response says it.
@@ -101,17 +102,19 @@ async fn try_publish(
     Ok(json(status, &published))
 }
 
-/// Publishes to one channel, and waits until the sequencer has taken it, or until the end of its fan-out.
+/// Publishes to one channel, and waits until the sequencer has taken it, or until the end of its
+/// fan-out.
 async fn publish_to<'a>(
     listener: &HttpListener,
     channel: &'a ChannelName,
     frame: Frame,
     wants_receipt: bool,
 ) -> Result<Published<'a>, PublishError> {
-    let (answer, accepted) = oneshot::channel();
+    let (reply, accepted) = ReplyTo::new(wakes::replies());
     let (receipt, settled) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
-    let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(answer), receipt };
-    listener.engine.publish(publication)?;
+    let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(reply), receipt };
+    let sequencer = listener.engine.enqueue(publication)?;
+    let _waiting = Waiting::wake(&listener.engine, sequencer).await;
     // A sequencer that does not answer has ended with the server.
     let accepted = accepted.await.unwrap_or(Err(PublishError::Draining))?;
     let (channel, offset) = (channel.as_str(), accepted.offset);
@@ -122,7 +125,8 @@ async fn publish_to<'a>(
     Ok(Published::Settled { channel, offset, settled })
 }
 
-/// The whole body: refused by its announced length before it is read, and by its real one while it is.
+/// The whole body: refused by its announced length before it is read, and by its real one while it
+/// is.
 async fn read(body: axum::body::Body, listener: &HttpListener) -> Result<Bytes, Box<Answer>> {
     let bytes_max = listener.engine.config.message_bytes_max;
     let handshake_timeout = listener.engine.live().handshake_timeout;

@@ -1,8 +1,8 @@
 //! The routes of a listener: what each path names, who may use it, and at which port.
 //!
-//! axum finds the route; this module adds what every response needs (counts, `Keep-Alive`, `Connection: close`), and
-//! explains what is wrong with a request that has no route. Clients' routes and admin routes are separate routers: a
-//! listener has one of them, or both.
+//! axum finds the route; this module adds what every response needs (counts, `Keep-Alive`,
+//! `Connection: close`), and explains what is wrong with a request that has no route. Clients'
+//! routes and admin routes are separate routers: a listener has one of them, or both.
 
 use std::sync::Arc;
 
@@ -128,7 +128,8 @@ async fn no_such_route(State(listener): State<Arc<HttpListener>>, request: Reque
     text(StatusCode::NOT_FOUND, &format!("no such route: try {routes}"))
 }
 
-/// The URL of this request at the admin port. At an address of all interfaces, the host that the client asked for.
+/// The URL of this request at the admin port. At an address of all interfaces, the host that the
+/// client asked for.
 fn admin_url(listener: &HttpListener, request: &Request) -> Option<String> {
     let base = listener.admin_url.as_ref()?;
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -217,7 +218,8 @@ async fn authorise(State(listener): State<Arc<HttpListener>>, request: Request, 
     response
 }
 
-/// Answers a preflight (the Fetch standard, "CORS-preflight fetch"): a browser asks whether a page may publish.
+/// Answers a preflight (the Fetch standard, "CORS-preflight fetch"): a browser asks whether a page
+/// may publish.
 async fn preflight(State(listener): State<Arc<HttpListener>>, request: Request) -> Answer {
     let asked = (request.method(), request.uri(), request.headers());
     match listener.with_origin_policy(peer(&request), |policy| cors::preflight(policy, asked, &[Method::POST])) {

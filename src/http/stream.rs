@@ -1,8 +1,9 @@
 //! The byte stream under an HTTP connection, so that a socket can leave HTTP at any response.
 //!
-//! Owns the bytes that were read ahead of hyper, and the bytes that hyper writes once a request has been granted a
-//! hand-over: the shard sends those, after it has registered the connection. Never ends the sending side: hyper would
-//! be done while the rest of a response still waits for the socket.
+//! Owns the bytes that were read ahead of hyper, and the bytes that hyper writes once a request has
+//! been granted a hand-over: the shard sends those, after it has registered the connection. Never
+//! ends the sending side: hyper would be done while the rest of a response still waits for the
+//! socket.
 
 use std::io;
 use std::pin::Pin;

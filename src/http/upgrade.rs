@@ -112,7 +112,8 @@ fn try_upgrade<B: Body>(
     if engine.is_draining() {
         return Err(rejected(Rejection::Draining));
     }
-    // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper instead.
+    // The future that comes with it would build a reader of 8 KiB: the socket is taken from hyper
+    // instead.
     let (handshake, _) =
         fastwebsockets::upgrade::upgrade(&mut *request).map_err(|_| bad("not a WebSocket handshake".to_owned()))?;
     let shard = engine.least_loaded();
