@@ -1,6 +1,6 @@
 //! The front: threads that accept sockets and speak HTTP and TLS, apart from the shards' threads.
 //!
-//! Clients' listeners share [`Config::http_threads`] threads. A listener for administration alone
+//! Clients' listeners share [`Config::http_threads`](crate::settings::Config::http_threads) threads. A listener for administration alone
 //! has a thread of its own, so that a flood of clients does not delay publishers. Every thread is a
 //! single-threaded runtime; the operating system divides the cores between the front and the
 //! shards. It never touches a WebSocket.

@@ -315,7 +315,7 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
-/// Decides which refused origins are logged: each at most once in [`LOG_INTERVAL`].
+/// Decides which refused origins are logged: each at most once in a minute.
 #[derive(Debug, Default)]
 pub struct RefusedOrigins(Mutex<Recent>);
 
