@@ -31,7 +31,7 @@ use crate::net::BoundListener;
 /// tries again.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Sockets accepted before the requests that have come have their turn.
-const ACCEPT_CHUNK: usize = 16;
+const ACCEPT_CHUNK: usize = 4;
 /// How long responses that are on their way have after the shards have ended.
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
 /// Between two looks at whether they have left.

@@ -90,7 +90,7 @@ FAULTS = [
     Fault("mass disconnect", clients.mass_disconnect, closed("disconnected")),
     Fault("join and leave storm", clients.storm, closed("by_client")),
     Fault("many channels per client", clients.many_channels),
-    Fault("open files used up", clients.too_many, (), ("--max-connections", "700"), 1000),
+    Fault("open files used up", clients.too_many, ('hydrant_refused_total{reason="handshakes"}',), ("--max-connections", "700"), 1000),
     Fault("memory used up", clients.memory_hogs, ('hydrant_refused_total{reason="memory"}',), ("--max-memory", "3MiB", "--kernel-bytes", "4KiB")),
     Fault("everything at once", everything_at_once, closed("too_fast"), ("--client-message-rate", "1000")),
 ]  # fmt: skip
