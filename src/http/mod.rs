@@ -179,12 +179,16 @@ pub fn reject(listener: &HttpListener, mut stream: TcpStream, rejection: Rejecti
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// An HTTP connection over any stream, for `tests/fuzz`; an upgraded stream is dropped.
+/// An HTTP connection over any stream, for `tests/fuzz`; an upgraded stream gets its response head
+/// and is dropped.
 #[cfg(fuzzing)]
 pub async fn serve_alone(
     listener: &Arc<HttpListener>,
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 ) {
     let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
-    drop(conn::serve_stream(listener, &conn, stream, Bytes::new()).await);
+    // Errors mean that the client has gone.
+    if let Ok(Some(mut upgrade)) = conn::serve_stream(listener, &conn, stream, Bytes::new()).await {
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut upgrade.stream, &upgrade.head).await;
+    }
 }

@@ -5,12 +5,12 @@
 
 use std::str;
 
-use hydrant::settings::FRAME_EXTRA_BYTES;
-use hydrant::wire::event::USER_NAME_BYTES_MAX;
 use hydrant::engine::publication::CHANNEL_NAME_BYTES_MAX;
 use hydrant::engine::publication::ChannelName;
 use hydrant::outbox::ENTRY_BYTES;
+use hydrant::settings::FRAME_EXTRA_BYTES;
 use hydrant::wire::Frame;
+use hydrant::wire::event::USER_NAME_BYTES_MAX;
 use hydrant::wire::event::{self, ClientEvent};
 use hydrant::wire::frame::header_bytes;
 use libfuzzer_sys::fuzz_target;

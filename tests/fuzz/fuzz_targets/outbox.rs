@@ -12,9 +12,9 @@ use std::rc::Rc;
 
 use arbitrary::Arbitrary;
 use hydrant::config::SlowPolicy;
-use hydrant::pages::PAGES_SUBSCRIBERS_MIN;
 use hydrant::metrics::{DeliveryCounters, DropReason, Totals};
 use hydrant::outbox::{Bound, ENTRY_BYTES, Offered, Outbox, Write};
+use hydrant::pages::PAGES_SUBSCRIBERS_MIN;
 use hydrant::pages::PagePool;
 use hydrant::wire::frame::header_bytes;
 use hydrant::wire::{Batch, Frame};
