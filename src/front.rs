@@ -149,7 +149,7 @@ fn run(
                 sleep(LAST_RESPONSES_INTERVAL).await;
             }
         };
-        // Who does not read the last response has had its time.
+        // A client that has not read its last response by now loses it.
         let _ = timeout(LAST_RESPONSES, all_gone).await;
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! The life of a server: bind, run, drain.
 //!
 //! [`Server::bind`] opens the ports and runs nothing; [`Server::run`] starts the shards and the
-//! accept thread, is itself the admin thread (tick, memory_stats, metrics, signals by way of
+//! front, is itself the admin thread (tick, memory and other statistics, signals by way of
 //! `shutdown`), and returns when everything has ended.
 
 use std::cell::RefCell;
@@ -34,7 +34,7 @@ use crate::wire::event;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// The same when the heap has a bound: what comes in between is estimated.
 const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Requests that may wait for the admin thread; more wait in their HTTP phase.
+/// Requests that may wait for the admin thread; more wait in their HTTP connections.
 const ADMIN_REQUESTS_MAX: usize = 16;
 /// How long after its deadline a drain may still take to close what it cuts.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -177,7 +177,7 @@ fn tick(engine: &Engine) {
 /// time, and the admin thread waits for nobody.
 fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: AdminRequest) {
     let (engine, tracker) = (engine.clone(), tracker.clone());
-    // The tasks end by themselves, at the stats's timeout at the latest. Whoever asked may have gone.
+    // The tasks end by themselves, at the latest after `STATS_TIMEOUT`. The receiver may have gone.
     match request {
         AdminRequest::Profile(request) => profile::start(request),
         AdminRequest::Metrics(answer) => drop(tokio::task::spawn_local(async move {

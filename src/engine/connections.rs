@@ -155,9 +155,9 @@ impl Shard {
         }
     }
 
-    /// Reads once: what is missing of a message, and a little more. Who has more to read waits for
-    /// another turn, as does who may have come to its end: the set reports an end once, maybe
-    /// together with the last bytes.
+    /// Reads once: what is missing of a message, and a little more. A connection with
+    /// more to read waits for another turn, and so does one that may have ended: the set reports an
+    /// end once, maybe together with the last bytes.
     fn read(&self, connection: &Rc<Conn>, may_end: bool, scratch: &mut [u8]) {
         if connection.role == Role::Echo && connection.has_backlog() {
             // It is read on when its answers have left.

@@ -160,7 +160,7 @@ impl AddAssign for ShardStats {
 /// A request to the admin thread.
 #[derive(Debug)]
 pub enum AdminRequest {
-    /// The memory memory_stats.
+    /// The memory statistics.
     MemoryStats(MemoryRequest),
     /// The metrics, in Prometheus' text format; `None` if a shard did not answer.
     Metrics(oneshot::Sender<Option<String>>),
@@ -173,7 +173,7 @@ pub enum AdminRequest {
 pub struct MemoryRequest {
     /// Return free memory to the system first.
     pub purge: bool,
-    /// Where the memory_stats goes; `None` if a shard did not answer.
+    /// Receives the statistics; `None` if a shard did not answer.
     pub answer: oneshot::Sender<Option<MemoryStats>>,
 }
 

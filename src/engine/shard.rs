@@ -205,7 +205,7 @@ impl Shard {
                     }
                 }
                 Item::Barrier(done) => barriers.push(done),
-                // Whoever asked may have gone.
+                // The receiver may have gone.
                 Item::StatsRequest(answer) => drop(answer.send(self.report())),
                 Item::SocketStatsRequest(answer) => drop(tokio::task::spawn_local(self.clone().socket_stats(answer))),
                 Item::Drain(deadline) => {
@@ -218,7 +218,7 @@ impl Shard {
         }
         self.forward();
         for done in barriers {
-            // Whoever asked may have gone.
+            // The receiver may have gone.
             let _ = done.send(());
         }
         taken >= INBOX_CHUNK
@@ -300,7 +300,7 @@ impl Shard {
         }
         let mut report = self.report();
         report.queues.kernel_socket_bytes = kernel_bytes;
-        // Whoever asked may have gone.
+        // The receiver may have gone.
         let _ = answer.send(report);
     }
 

@@ -56,15 +56,13 @@ pub(super) fn rejected_because(rejection: Rejection, sentence: &str) -> Answer {
 }
 
 /// Rejects a page, and says in the log what to set: once a minute for each origin.
-pub(super) fn foreign(listener: &HttpListener, error: &OriginError) -> Answer {
+pub(super) fn rejected_origin(listener: &HttpListener, error: &OriginError) -> Answer {
     if let Some(origin) = error.origin()
         && let Some(silent) = listener.refused_origins.count(origin, Instant::now())
     {
         tracing::warn!(silent, "403: {error}");
     }
-    let mut answer = text(StatusCode::FORBIDDEN, &error.to_string());
-    answer.extensions_mut().insert(Rejection::Origin);
-    answer
+    rejected_because(Rejection::Origin, &error.to_string())
 }
 
 /// Counts a response, if it is one that is counted.

@@ -186,8 +186,8 @@ enum Next {
     End(Option<Answer>),
 }
 
-/// Answers small whole publications, as publishers send them one after another, without hyper: half
-/// of the request's cost is saved. Leaves anything else in `buffer`.
+/// Answers small whole publications, as publishers send them one after another, without hyper.
+/// Leaves anything else in `buffer`.
 async fn fast_requests<I>(
     listener: &Arc<HttpListener>,
     conn: &Arc<HttpConn>,
@@ -382,7 +382,7 @@ mod tests {
         serve_through(64 * 1024, client)
     }
 
-    /// Runs an HTTP phase against `client`, through a pipe of so many bytes each way, with a clock
+    /// Runs an HTTP connection against `client`, through a pipe of so many bytes each way, with a clock
     /// that moves only while both sides wait. The whole output of the server, and how long it
     /// took.
     fn serve_through<F: Future<Output = DuplexStream>>(

@@ -33,16 +33,15 @@ const ADMIN_ROUTES: [&str; 3] = ["/publish", "/metrics", "/debug"];
 
 /// Builds the routes of `listener`.
 pub(super) fn routes(listener: &Arc<HttpListener>) -> Routes {
-    let mut router =
-        Router::new().route("/healthz", get(async || text(StatusCode::OK, "ok"))).route("/readyz", get(debug::readyz));
+    let mut router = Router::new()
+        .route("/", any(root))
+        .route("/healthz", get(async || text(StatusCode::OK, "ok")))
+        .route("/readyz", get(debug::readyz));
     if listener.config.websockets {
         router = router
-            .route("/", any(root))
             .route("/ws", any(upgrade::events))
             .route("/ws/{channel}", any(upgrade::events))
             .route("/echo", any(upgrade::echo));
-    } else {
-        router = router.route("/", any(root));
     }
     if listener.config.admin {
         let admin = Router::new()
@@ -224,7 +223,7 @@ async fn preflight(State(listener): State<Arc<HttpListener>>, request: Request) 
     let asked = (request.method(), request.uri(), request.headers());
     match listener.with_origin_policy(peer(&request), |policy| cors::preflight(policy, asked, &[Method::POST])) {
         None => with(text(StatusCode::OK, "POST"), ALLOW, HeaderValue::from_static("POST, OPTIONS")),
-        Some(Err(error)) => answer::foreign(&listener, &error),
+        Some(Err(error)) => answer::rejected_origin(&listener, &error),
         Some(Ok(headers)) => {
             let mut answer = Answer::default();
             *answer.status_mut() = StatusCode::NO_CONTENT;
@@ -276,5 +275,5 @@ fn forbidden(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap
         true => policy.may_publish(uri, headers),
         false => policy.may_connect(uri, headers),
     });
-    may.err().map(|error| answer::foreign(listener, &error))
+    may.err().map(|error| answer::rejected_origin(listener, &error))
 }

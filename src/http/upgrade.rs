@@ -97,7 +97,7 @@ fn try_upgrade<B: Body>(
     let live = engine.live();
     listener
         .with_origin_policy(conn.peer, |policy| policy.may_connect(request.uri(), request.headers()))
-        .map_err(|error| Box::new(answer::foreign(listener, &error)))?;
+        .map_err(|error| Box::new(answer::rejected_origin(listener, &error)))?;
     let chosen = subprotocol::choose(request.headers(), &live.subprotocol).map_err(|error| bad(error.to_string()))?;
     let subprotocol = chosen.header();
     let header = bearer(request.headers()).and_then(|token| std::str::from_utf8(token).ok());
