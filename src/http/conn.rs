@@ -6,6 +6,7 @@
 //! nothing of HTTP attached: an idle WebSocket costs none of the ~17 KiB that its HTTP connection
 //! did.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -20,7 +21,7 @@ use hyper::StatusCode;
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -224,7 +225,7 @@ where
         }
         let over = tokio::select! {
             biased;
-            read = stream.read_buf(buffer) => match read? {
+            read = read_more(stream, buffer) => match read? {
                 0 if buffer.is_empty() => return Ok(Next::End(None)),
                 0 => return Ok(Next::Hyper),
                 _ => {
@@ -242,6 +243,24 @@ where
             _ => return Ok(Next::End(last_words(listener, conn, over))),
         }
     }
+}
+
+/// Reads once, by way of memory that all connections of the thread share: a request arrives in one
+/// call, and an idle connection owns none of it. Returns the number of bytes, 0 at the end of the
+/// stream.
+async fn read_more<I: AsyncRead + Unpin>(stream: &mut I, buffer: &mut BytesMut) -> io::Result<usize> {
+    thread_local! {
+        static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; FAST_REQUEST_BYTES_MAX].into());
+    }
+    poll_fn(|context| {
+        SHARED.with_borrow_mut(|shared| {
+            let mut read = ReadBuf::new(shared);
+            ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+            buffer.extend_from_slice(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
+        })
+    })
+    .await
 }
 
 /// Why a connection has to end.

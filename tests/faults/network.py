@@ -54,6 +54,9 @@ TOKEN = secrets.token_hex(8)
 # that the kernel holds.
 NARROW = ["--message-bytes", "2048", "--outbox-bytes", "8KiB", "--kernel-bytes", "4KiB"]
 PATIENT = [*NARROW, "--close-timeout", "30s"]
+# A client whose packets are lost several times in a row is closed after `--write-timeout`; here it
+# has to catch up instead.
+LENIENT = ["--write-timeout", "60s"]
 # Short timeouts for pings, answers, writes and closing handshakes: an unreachable client is closed
 # within these.
 IMPATIENT = ["--ping-interval", "1s", "--idle-timeout", "3s", "--write-timeout", "4s", "--close-timeout", "500ms"]
@@ -154,8 +157,10 @@ class Scene:
 
     def expect_everything(self):
         settled(lambda: all(map(self.has_everything, self.victims)), RECOVERY_SECONDS)
-        short = sum(not self.has_everything(victim) for victim in self.victims)
-        self.expect(not short, f"{short} victims have not got everything")
+        short = [victim for victim in self.victims if not self.has_everything(victim)]
+        state = lambda victim: f"{len(victim.got)} and {'connected' if victim.is_alive() else 'reset' if victim.reset else 'ended'}"
+        told = ", ".join(map(state, short[:3]))
+        self.expect(not short, f"{len(short)} victims have not got everything: of {len(self.witness.got)} messages {told}")
 
     def expect_everything_or_too_slow(self):
         """Each victim got everything, or was closed with 1013 after an unbroken series of
@@ -169,8 +174,7 @@ class Scene:
 
     def expect_order(self, gaps):
         """Each victim got messages in the order of the witness. There are no gaps unless the policy
-        drops
-        messages, and the first message is there unless the victim has reconnected."""
+        drops messages, and the first message is there unless the victim has reconnected."""
         all_messages = self.witness.got
         position = {number: index for index, number in enumerate(all_messages)}
         complete = len(all_messages) >= 20 * self.seconds and sorted(all_messages) == list(range(len(all_messages)))
@@ -187,8 +191,7 @@ class Scene:
 
     def expect_law(self):
         """The conservation law holds, and each message counted as delivered was received, unless it
-        was lost
-        with a connection."""
+        was lost with a connection."""
         of = lambda what: self.server.total(f"hydrant_frames_{what}")
         law = lambda: of("matched_total") - of("delivered_total") - of("dropped_total") - of("pending")
         self.expect(settled(lambda: law() == 0), f"the conservation law is off by {law()}")
@@ -219,8 +222,7 @@ class Scene:
         return heap()
 
 
-# The faults. In each, victims connect, messages begin, the network becomes bad and perhaps
-# recovers,
+# The faults. In each, victims connect, messages begin, the network becomes bad and perhaps recovers,
 # messages end, and the victims' messages are judged. Each returns a sentence on what was done.
 
 
@@ -229,8 +231,9 @@ def lossy(percent, scene):
     scene.begin()
     scene.far.lose(percent)
     scene.end()
-    scene.expect_everything()
     down, up = scene.far.lost()
+    scene.far.heal()
+    scene.expect_everything()
     scene.expect(down and up, "no packet was lost")
     return f"{percent} % of all packets dropped, {down:,} to {VICTIMS} victims and {up:,} from them"
 
@@ -394,8 +397,8 @@ def half_closed(scene):
 
 # Name, fault, flags of the server, and whether its policy drops messages.
 FAULTS = [
-    ("1 % packet loss", partial(lossy, 1), [], False),
-    ("10 % packet loss", partial(lossy, 10), [], False),
+    ("1 % packet loss", partial(lossy, 1), LENIENT, False),
+    ("10 % packet loss", partial(lossy, 10), LENIENT, False),
     ("slow link, disconnect", slow_disconnect, PATIENT, False),
     ("slow link, drop-oldest", slow_drop, [*NARROW, "--slow", "drop-oldest"], True),
     ("slow link, drop-newest", slow_drop, [*NARROW, "--slow", "drop-newest"], True),
