@@ -15,7 +15,7 @@
 //! for it, off the clock, so every round starts with empty sockets. Bytes that the kernel sends
 //! later, when the reader has made room, are in the time of neither way.
 //!
-//! The defaults of `config::Config::pages_bytes_min` and `pages::PAGES_SUBSCRIBERS_MIN` follow
+//! The defaults of `settings::Config::pages_bytes_min` and `pages::PAGES_SUBSCRIBERS_MIN` follow
 //! from this bench.
 
 use std::io::{self, Read};

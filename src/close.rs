@@ -21,9 +21,9 @@ pub enum CloseReason {
     PingTimeout,
     /// The client's token has expired.
     Expired,
-    /// The client sent faster than `config::Config::client_messages_max` or `client_bytes_max`.
+    /// The client sent faster than `settings::Config::client_messages_max` or `client_bytes_max`.
     TooFast,
-    /// The client did not read fast enough; see `config::SlowPolicy::Disconnect`.
+    /// The client did not read fast enough; see `settings::SlowPolicy::Disconnect`.
     Slow,
     /// A frame without a mask (RFC 6455, section 5.1).
     Unmasked,
@@ -44,9 +44,9 @@ pub enum CloseReason {
     NotUtf8,
     /// A binary message on a connection whose messages are events.
     NotText,
-    /// A message longer than `config::Config::message_bytes_max`.
+    /// A message longer than `settings::Config::message_bytes_max`.
     TooBig,
-    /// A message of more than `config::Config::message_fragments_max` fragments.
+    /// A message of more than `settings::Config::message_fragments_max` fragments.
     TooManyFragments,
 }
 

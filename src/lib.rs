@@ -140,5 +140,3 @@ pub mod settings;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub mod tls;
 pub mod wire;
-
-pub use settings as config;

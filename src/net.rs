@@ -13,8 +13,8 @@ use std::{env, fmt, fs, process};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::config::{Config, ListenAddress, ListenerConfig};
 use crate::engine::READ_BYTES;
+use crate::settings::{Config, ListenAddress, ListenerConfig};
 
 /// The first descriptor that systemd passes (`sd_listen_fds(3)`).
 const FIRST_PASSED_FD: RawFd = 3;

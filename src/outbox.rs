@@ -23,9 +23,9 @@ use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
 
-use crate::config::SlowPolicy;
 use crate::metrics::DropReason;
 use crate::pages::Pages;
+use crate::settings::SlowPolicy;
 use crate::wire::{Batch, Frame, Piece};
 
 /// Most bytes that one pass joins into one write, unless a single frame is longer, and never more

@@ -18,7 +18,6 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 
 use crate::admission::Rejection;
 use crate::close::CloseReason;
-use crate::config::Config;
 use crate::engine::exposition::exposition;
 use crate::engine::publication::{ChannelName, Origin, Publication};
 use crate::engine::shard::Shard;
@@ -28,6 +27,7 @@ use crate::front::{self, Front};
 use crate::mem::{self, MemoryTracker, Sample};
 use crate::net::{self, BoundListener};
 use crate::profile;
+use crate::settings::Config;
 use crate::wire::event;
 
 /// Between two samples of the peaks.

@@ -20,7 +20,7 @@
 //! | `scaling` | 100, 1,000 and 10,000 subscribers; 1 and 16 pending messages of 64 B |
 //!
 //! The last output is a table of all cells that were measured, with the strategies side by side.
-//! The strategies are those of `config::Strategy`. How time is taken is in [`stage`].
+//! The strategies are those of `settings::Strategy`. How time is taken is in [`stage`].
 
 mod bare;
 mod sink;
@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use hydrant::config::Strategy;
+use hydrant::settings::Strategy;
 use hydrant::wire::Frame;
 
 use bare::Bare;

@@ -21,7 +21,6 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use hydrant::admission::Load;
-use hydrant::config::{SlowPolicy, Strategy};
 use hydrant::conn::{Connection, Role};
 use hydrant::engine::PASS_CHUNK;
 use hydrant::engine::channel::{ChannelContext, Channels};
@@ -32,6 +31,7 @@ use hydrant::outbox::BATCH_BYTES_MAX;
 use hydrant::outbox::Bound;
 use hydrant::pages::PagePool;
 use hydrant::registry::{ConnHandle, Registry};
+use hydrant::settings::{SlowPolicy, Strategy};
 use hydrant::wire::Frame;
 use slab::Slab;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};

@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
-use hydrant::config::Strategy;
+use hydrant::settings::Strategy;
 
 use client::Task;
 use driver::Driver;

@@ -409,9 +409,9 @@ mod tests {
 
     use super::*;
     use crate::admission::Load;
-    use crate::config::SlowPolicy;
     use crate::conn::mailbox;
     use crate::metrics::DeliveryCounters;
+    use crate::settings::SlowPolicy;
 
     /// A stream in memory with a bounded buffer: it takes no more bytes until the other end reads.
     struct Pipe(RefCell<DuplexStream>);

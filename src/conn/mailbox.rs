@@ -23,9 +23,9 @@ use tokio::sync::mpsc;
 use super::socket::retry;
 use super::writer_kind::WriterKind;
 use super::{Connection, Phase, Socket};
-use crate::config::SlowPolicy;
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
+use crate::settings::SlowPolicy;
 use crate::wire::Batch;
 
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.

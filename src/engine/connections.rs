@@ -15,13 +15,13 @@ use super::rate_limiter::Rates;
 use super::shard::{Conn, Shard};
 use super::{Upgraded, readiness};
 use crate::close::CloseReason;
-use crate::config::TooFastPolicy;
 use crate::conn::{Connection, Flushed, Phase, Role, Socket, Stream};
 use crate::engine::scheduler::PASS_CHUNK;
 use crate::jwt::Grant;
 use crate::mem;
 use crate::metrics::DropReason;
 use crate::registry::{ConnHandle, ConnId};
+use crate::settings::TooFastPolicy;
 use crate::wire::Frame;
 use crate::wire::inbound::{Inbound, Input, Limits};
 

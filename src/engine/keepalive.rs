@@ -19,10 +19,10 @@ use tokio::time::sleep;
 
 use super::shard::{Conn, Shard};
 use crate::close::CloseReason;
-use crate::config::Config;
 use crate::conn::{Liveness, Phase};
 use crate::engine::connections::MESSAGES_PER_CALL;
 use crate::engine::scheduler::PASS_CHUNK;
+use crate::settings::Config;
 
 /// The longest time between two sweeps: how late a ping or a close may be.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);

@@ -38,13 +38,13 @@ pub use self::readiness::READ_BYTES;
 pub use self::scheduler::PASS_CHUNK;
 use crate::admission::{AddressPermit, Addresses, Load, Permit, Rejection, Rejections};
 use crate::close::CloseReason;
-use crate::config::Config;
 use crate::conn::{Role, Session};
 use crate::jwt::Grant;
 use crate::mem::{MemoryStats, Queues};
 use crate::metrics::{Counters, HttpError, PublicationResult, Totals};
 use crate::profile;
 use crate::registry::{ConnHandle, ConnId, Registry};
+use crate::settings::Config;
 use crate::wire::Frame;
 
 /// How long a shard may take to answer a request for its figures.

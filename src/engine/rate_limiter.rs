@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::settings::Config;
 
 /// The messages and bytes that a connection may send per second; infinite without a limit.
 #[derive(Clone, Copy, Debug)]

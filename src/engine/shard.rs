@@ -24,7 +24,6 @@ use super::rate_limiter::RateLimiters;
 use super::sequencer::{Bounds, Sequencer};
 use super::{Engine, Inbox, Item, ShardStats, readiness};
 use crate::close::CloseReason;
-use crate::config::Config;
 use crate::conn::mailbox::MAILBOX_FRAMES_MAX;
 use crate::conn::{Connection, Stream};
 use crate::engine::connections::MESSAGES_PER_ROUND;
@@ -36,6 +35,7 @@ use crate::metrics::DeliveryCounters;
 use crate::outbox::Bound;
 use crate::pages::PagePool;
 use crate::registry::ConnId;
+use crate::settings::Config;
 use crate::wire::event::EventError;
 
 /// Upgraded sockets that a shard registers before messages have their turn again: a tenth of a

@@ -27,12 +27,12 @@ use slab::Slab;
 
 pub use self::subscribers::Subscribers;
 use crate::close::CloseReason;
-use crate::config::Strategy;
 use crate::conn::{Connection, Sent, Socket};
 use crate::metrics::DropReason;
 use crate::outbox::{Bound, Offered};
 use crate::pages::PagePool;
 use crate::registry::Registry;
+use crate::settings::Strategy;
 use crate::wire::Batch;
 
 /// Batches that the ring of a shard holds with `ring`, a power of two. A connection that has not

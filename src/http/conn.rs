@@ -394,8 +394,8 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::config::Config;
     use crate::engine::Engine;
+    use crate::settings::Config;
 
     fn serve_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
         serve_through(64 * 1024, client)

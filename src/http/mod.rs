@@ -37,9 +37,9 @@ use self::conn_table::{Entry, HttpConn, HttpConnTable, Peer};
 use self::origin::OriginPolicy;
 use self::router::Routes;
 use crate::admission::{AddressPermit, Rejection};
-use crate::config::ListenerConfig;
 use crate::engine::Engine;
 use crate::origin::RefusedOrigins;
+use crate::settings::ListenerConfig;
 
 type Answer = Response<Full<Bytes>>;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::message::TAG_BYTES;
 use super::secrets::Secrets;
 use super::target::Target;
-use crate::config::{SlowPolicy, parse_bytes, parse_duration};
+use crate::settings::{SlowPolicy, parse_bytes, parse_duration};
 
 /// The load to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]

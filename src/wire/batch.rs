@@ -32,7 +32,7 @@ impl Batch {
     /// Joins `frames`; a single one is shared, not copied.
     ///
     /// # Panics
-    /// Without a frame, or beyond 4 GiB (`config::Config::check` keeps every bound below that).
+    /// Without a frame, or beyond 4 GiB (`settings::Config::check` keeps every bound below that).
     #[must_use]
     pub fn new(frames: &[Frame], counters: Rc<DeliveryCounters>) -> Self {
         let length: usize = frames.iter().map(|frame| frame.wire().len()).sum();

@@ -111,7 +111,7 @@ pub enum EventError {
     /// The client's token does not allow this channel.
     #[error("your token does not allow this channel")]
     Forbidden(String),
-    /// The server does not publish `SAY` to this channel; see `config::SayPolicy`.
+    /// The server does not publish `SAY` to this channel; see `settings::SayPolicy`.
     #[error("this server does not publish SAY to this channel (see its option --say)")]
     SayDisabled(String),
     /// The channel's bound of pending bytes is reached; the message was not sent.

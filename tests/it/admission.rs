@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use hydrant::admission::Rejection;
-use hydrant::config::Config;
 use hydrant::origin::AllowedOrigins;
+use hydrant::settings::Config;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::time::{Duration, UNIX_EPOCH};
 
 use hydrant::close::CloseReason;
-use hydrant::config::Config;
 use hydrant::jwt::TokenKey;
+use hydrant::settings::Config;
 use serde_json::json;
 
 use crate::support::{Client, Received, TestServer, config, masked, request};

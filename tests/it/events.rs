@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use hydrant::config::{Config, SayPolicy};
 use hydrant::jwt::TokenKey;
+use hydrant::settings::{Config, SayPolicy};
 use serde_json::{Value, json};
 
 use crate::support::{Received, STRATEGIES, TestServer, config, publish};

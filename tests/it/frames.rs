@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::num::NonZeroU32;
 
 use hydrant::close::CloseReason;
-use hydrant::config::{Config, TooFastPolicy};
+use hydrant::settings::{Config, TooFastPolicy};
 
 use crate::support::{Received, TestServer, config, masked};
 

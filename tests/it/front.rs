@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use hydrant::admission::Rejection;
-use hydrant::config::Config;
 use hydrant::origin::AllowedOrigins;
+use hydrant::settings::Config;
 
 use crate::support::{HANDSHAKE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports};
 

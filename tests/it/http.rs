@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use hydrant::config::Config;
 use hydrant::engine::publication::{ChannelName, Origin, Publication, PublishError};
+use hydrant::settings::Config;
 use hydrant::wire::Frame;
 
 use crate::support::{
@@ -202,7 +202,7 @@ fn publish_and_admin_need_the_token() {
 #[test]
 fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
     let server = TestServer::start({
-        let open: Vec<hydrant::config::ListenAddress> = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
+        let open: Vec<hydrant::settings::ListenAddress> = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
         Config { admin_listen: Some(open[0].clone()), listen: open, open: false, ..config() }
     });
     let address = SocketAddr::from(([127, 0, 0, 1], server.address.port()));

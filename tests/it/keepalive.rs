@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use hydrant::close::CloseReason;
-use hydrant::config::{Config, SlowPolicy};
+use hydrant::settings::{Config, SlowPolicy};
 
 use crate::support::{Client, Received, STRATEGIES, TestServer, config, until};
 

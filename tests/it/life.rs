@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use crate::support::{Binary, Client, PATIENCE, Received, TestServer, begin, config, publish, request, until};
-use hydrant::config::Config;
+use hydrant::settings::Config;
 
 const GOING_AWAY: Received = Received::Close(Some(1001), String::new());
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use hydrant::config::{Config, SlowPolicy};
+use hydrant::settings::{Config, SlowPolicy};
 use serde_json::Value;
 
 use crate::support::{TestServer, config};

@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use hydrant::close::CloseReason;
-use hydrant::config::{Config, SlowPolicy, Strategy};
+use hydrant::settings::{Config, SlowPolicy, Strategy};
 use socket2::SockRef;
 
 use crate::support::{Client, POLICIES, Received, STRATEGIES, TestServer, config, masked, until};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::thread;
 
-use hydrant::config::Config;
+use hydrant::settings::Config;
 
 use crate::support::{Client, STRATEGIES, TestServer, config, publish};
 

@@ -2,8 +2,8 @@
 
 use std::net::Shutdown;
 
-use hydrant::config::{Config, SlowPolicy};
 use hydrant::pages::PAGES_FILES_MAX;
+use hydrant::settings::{Config, SlowPolicy};
 
 use crate::support::{Client, POLICIES, Received, TestServer, config, request};
 

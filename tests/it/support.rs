@@ -9,9 +9,9 @@ use std::sync::{Arc, Once, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hydrant::config::{Config, SlowPolicy, Strategy};
 use hydrant::engine::{Engine, ShardStats};
 use hydrant::server::Server;
+use hydrant::settings::{Config, SlowPolicy, Strategy};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::oneshot;

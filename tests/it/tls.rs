@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hydrant::close::CloseReason;
-use hydrant::config::{Config, SlowPolicy};
+use hydrant::settings::{Config, SlowPolicy};
 use hydrant::tls::Tls;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

@@ -5,8 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hydrant::admission::Rejection;
 use hydrant::close::CloseReason;
-use hydrant::config::Config;
 use hydrant::jwt::TokenKey;
+use hydrant::settings::Config;
 use serde_json::{Value, json};
 
 use crate::signing::{self, token_es256, token_rs256};

@@ -13,10 +13,10 @@ use tokio::task::yield_now;
 
 use super::*;
 use crate::admission::Load;
-use crate::config::SlowPolicy;
 use crate::conn::{Flushed, Phase, Role};
 use crate::metrics::{DeliveryCounters, DropReason};
 use crate::registry::ConnHandle;
+use crate::settings::SlowPolicy;
 use crate::wire::Frame;
 
 /// A socket that accepts as many bytes as it has room for.

@@ -11,7 +11,7 @@ use std::mem::take;
 use std::rc::Rc;
 
 use arbitrary::Arbitrary;
-use hydrant::config::SlowPolicy;
+use hydrant::settings::SlowPolicy;
 use hydrant::metrics::{DeliveryCounters, DropReason, Totals};
 use hydrant::outbox::{Bound, ENTRY_BYTES, Offered, Outbox, Write};
 use hydrant::pages::PAGES_SUBSCRIBERS_MIN;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use hydrant::config::Config;
+use hydrant::settings::Config;
 use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, PublishError};
 use hydrant::engine::{Engine, Item};
 use hydrant::http::{HttpListener, serve_alone};
