@@ -7,13 +7,13 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::publication::{ChannelName, Origin, Publication};
+use super::publication::{CHANNELS_PER_CONNECTION_MAX, ChannelName, Origin, Publication};
 use super::shard::{Conn, Shard};
 use crate::close::CloseReason;
 use crate::conn::{Phase, Role, Sent};
 use crate::metrics::DropReason;
 use crate::outbox::Bound;
-use crate::settings::{CHANNELS_PER_CONNECTION_MAX, SayPolicy};
+use crate::settings::SayPolicy;
 use crate::wire::event::USER_NAME_BYTES_MAX;
 use crate::wire::event::{self, ClientEvent, EventError};
 use crate::wire::inbound::Inbound;

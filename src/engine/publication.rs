@@ -21,6 +21,8 @@ use crate::wire::Frame;
 
 /// Longest channel name in bytes; a longer one gets 400.
 pub const CHANNEL_NAME_BYTES_MAX: usize = 128;
+/// Most channels of one connection or publication; a further one gets 400, or an `ERROR` event.
+pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
 
 /// The name of a channel: 1 to `CHANNEL_NAME_BYTES_MAX` of the characters that need no escape in a
 /// URL.

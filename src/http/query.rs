@@ -9,8 +9,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use crate::engine::publication::{ChannelName, InvalidChannel};
-use crate::settings::CHANNELS_PER_CONNECTION_MAX;
+use crate::engine::publication::{CHANNELS_PER_CONNECTION_MAX, ChannelName, InvalidChannel};
 
 /// Most characters of an unknown name that an error repeats.
 const SHOWN_CHARS_MAX: usize = 40;

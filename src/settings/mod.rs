@@ -29,9 +29,6 @@ pub use print::template;
 pub use reload::Reload;
 pub use value::{Network, Secret, parse_bytes, parse_duration};
 
-/// Most channels of one connection; a further one gets 400, or an `ERROR` event.
-pub const CHANNELS_PER_CONNECTION_MAX: usize = 64;
-
 /// One setting, however the user writes it.
 #[derive(Debug)]
 pub struct Setting {
