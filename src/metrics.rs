@@ -112,7 +112,7 @@ impl Totals {
     /// `engine::ShardStats::pending` is an independent count of the frames in the backlogs. The two
     /// agree whenever the server is quiet.
     #[must_use]
-    pub fn unsettled(&self) -> u64 {
+    pub fn outstanding(&self) -> u64 {
         self.matched - self.delivered - self.dropped()
     }
 }
@@ -278,7 +278,7 @@ mod tests {
         b.matched(2);
         b.dropped(DropReason::Closed, 2);
         assert_eq!(a.totals(), Totals { matched: 5, delivered: 3, dropped_slow: 1, dropped_closed: 0 });
-        assert_eq!(a.totals().unsettled(), 1);
+        assert_eq!(a.totals().outstanding(), 1);
         let mut sum = a.totals();
         sum += b.totals();
         assert_eq!(shard.totals(), sum);

@@ -375,7 +375,7 @@ mod tests {
     }
 
     fn final_totals(counters: &DeliveryCounters) -> Totals {
-        assert_eq!(counters.totals().unsettled(), 0, "the conservation law: {:?}", counters.totals());
+        assert_eq!(counters.totals().outstanding(), 0, "the conservation law: {:?}", counters.totals());
         counters.totals()
     }
 

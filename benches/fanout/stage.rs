@@ -155,9 +155,9 @@ impl Shard {
                 last_progress = ended;
                 continue;
             }
-            let settled = self.channels.is_idle() && self.counters.totals().unsettled() == 0;
+            let idle = self.channels.is_idle() && self.counters.totals().outstanding() == 0;
             assert!(
-                !settled && ended - last_progress < STALL_MAX,
+                !idle && ended - last_progress < STALL_MAX,
                 "{} bytes were not delivered: {:?}",
                 due - self.total.get(),
                 self.counters.totals()

@@ -480,7 +480,7 @@ mod tests {
         assert_eq!(connection.flush(), Flushed::Idle);
         assert_eq!(read(&peer), b"\x8a\x01!\x81\x01e");
         assert!(connection.outbox.take().is_none(), "an empty outbox is freed");
-        assert_eq!(counters.totals().unsettled(), 0);
+        assert_eq!(counters.totals().outstanding(), 0);
     }
 
     #[test]
@@ -498,7 +498,7 @@ mod tests {
         assert_eq!(seen, b"\x81\x04abcd\x88\x02\x03\xe8");
         let totals = counters.totals();
         // The caller of a send that returned `Gone` counts the drop: here, of one frame.
-        assert_eq!((totals.delivered, totals.dropped_closed, totals.unsettled()), (1, 1, 1));
+        assert_eq!((totals.delivered, totals.dropped_closed, totals.outstanding()), (1, 1, 1));
     }
 
     #[test]
@@ -532,7 +532,7 @@ mod tests {
             assert!(!poll(&mut task));
         }
         assert_eq!(seen, b"\x81\x06abcdef\x8a\x01!\x81\x01g");
-        assert_eq!((counters.totals().delivered, counters.totals().unsettled()), (2, 0));
+        assert_eq!((counters.totals().delivered, counters.totals().outstanding()), (2, 0));
         connection.abandon(DropReason::Closed);
         assert!(poll(&mut task), "it ends with its connection");
     }
@@ -546,6 +546,6 @@ mod tests {
         assert!(!poll(&mut task));
         connection.abandon(DropReason::Closed);
         assert!(poll(&mut task));
-        assert_eq!((counters.totals().dropped_closed, counters.totals().unsettled()), (2, 0));
+        assert_eq!((counters.totals().dropped_closed, counters.totals().outstanding()), (2, 0));
     }
 }

@@ -194,12 +194,12 @@ pub struct Receipt {
     pending: AtomicU64,
     dropped: AtomicU64,
     started: Instant,
-    done: Option<oneshot::Sender<Settled>>,
+    done: Option<oneshot::Sender<ReceiptSum>>,
 }
 
 /// The sum of a [`Receipt`], in subscribers: `matched = delivered + dropped + pending`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Settled {
+pub struct ReceiptSum {
     /// Subscribers of the channel when the message was sent to them.
     pub matched: u64,
     /// Subscribers whose whole message the kernel has taken.
@@ -215,8 +215,8 @@ pub struct Settled {
 impl Receipt {
     /// A receipt, and the receiver of its sum.
     #[must_use]
-    pub fn new() -> (Arc<Self>, oneshot::Receiver<Settled>) {
-        let (done, settled) = oneshot::channel();
+    pub fn new() -> (Arc<Self>, oneshot::Receiver<ReceiptSum>) {
+        let (done, sum) = oneshot::channel();
         let zero = || AtomicU64::new(0);
         let receipt = Self {
             matched: zero(),
@@ -226,7 +226,7 @@ impl Receipt {
             started: Instant::now(),
             done: Some(done),
         };
-        (Arc::new(receipt), settled)
+        (Arc::new(receipt), sum)
     }
 
     /// Adds the outcome of one shard.
@@ -242,7 +242,7 @@ impl Receipt {
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        let settled = Settled {
+        let sum = ReceiptSum {
             matched: *self.matched.get_mut(),
             delivered: *self.delivered.get_mut(),
             dropped: *self.dropped.get_mut(),
@@ -251,7 +251,7 @@ impl Drop for Receipt {
         };
         if let Some(done) = self.done.take() {
             // It fails if the publisher has gone: then nothing waits for the sum.
-            let _ = done.send(settled);
+            let _ = done.send(sum);
         }
     }
 }
@@ -311,14 +311,14 @@ mod tests {
 
     #[test]
     fn a_receipt_comes_after_the_last_shard() {
-        let (receipt, mut settled) = Receipt::new();
+        let (receipt, mut sum) = Receipt::new();
         let other = receipt.clone();
         receipt.add(Outcome { matched: 3, delivered: 1, pending: 1, dropped: 1 });
         drop(receipt);
-        assert!(settled.try_recv().is_err());
+        assert!(sum.try_recv().is_err());
         other.add(Outcome { matched: 2, delivered: 2, pending: 0, dropped: 0 });
         drop(other);
-        let sum = settled.try_recv().unwrap();
+        let sum = sum.try_recv().unwrap();
         assert_eq!((sum.matched, sum.delivered, sum.pending, sum.dropped), (5, 3, 1, 1));
     }
 }

@@ -19,7 +19,7 @@ use super::query::{self, PublishQuery};
 use super::router::BodyRead;
 use super::wakes::{self, Waiting};
 use super::{Answer, HttpListener};
-use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, ReplyTo, Settled};
+use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, ReceiptSum, ReplyTo};
 use crate::wire::Frame;
 
 /// What became of a publication to one channel, as the response says it.
@@ -29,11 +29,11 @@ enum Published<'a> {
     /// It has its offset.
     Accepted { channel: &'a str, offset: u64, matched: u64 },
     /// Its fan-out is over.
-    Settled {
+    Finished {
         channel: &'a str,
         offset: u64,
         #[serde(flatten)]
-        settled: Settled,
+        sum: ReceiptSum,
     },
     /// One of several channels has not taken it.
     Rejected { channel: &'a str, error: String },
@@ -111,18 +111,18 @@ async fn publish_to<'a>(
     wants_receipt: bool,
 ) -> Result<Published<'a>, PublishError> {
     let (reply, accepted) = ReplyTo::new(wakes::replies());
-    let (receipt, settled) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
+    let (receipt, sum) = if wants_receipt { Some(Receipt::new()) } else { None }.unzip();
     let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(reply), receipt };
     let sequencer = listener.engine.enqueue(publication)?;
     let _waiting = Waiting::wake(&listener.engine, sequencer).await;
     // A sequencer that does not answer has ended with the server.
     let accepted = accepted.await.unwrap_or(Err(PublishError::Draining))?;
     let (channel, offset) = (channel.as_str(), accepted.offset);
-    let Some(settled) = settled else {
+    let Some(sum) = sum else {
         return Ok(Published::Accepted { channel, offset, matched: accepted.matched });
     };
-    let settled = settled.await.map_err(|_| PublishError::Draining)?;
-    Ok(Published::Settled { channel, offset, settled })
+    let sum = sum.await.map_err(|_| PublishError::Draining)?;
+    Ok(Published::Finished { channel, offset, sum })
 }
 
 /// The whole body: refused by its announced length before it is read, and by its real one while it

@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 
-from server import settled
+from server import wait_until
 from wire import MASK, Counter, Unexpected, expect, frame, handshake, loop, post, quietly, received
 
 # Memory that the server's threads keep for their next allocations. The leak of the smallest of
@@ -281,7 +281,7 @@ def mass_disconnect(server, stop):
         nonlocal left
         processes = [idle_clients(server, 9_950, "idle"), idle_clients(server, 50, "bystanders")]
         try:
-            settled(lambda: server.metrics()["hydrant_connections"] >= 10_200, 20)
+            wait_until(lambda: server.metrics()["hydrant_connections"] >= 10_200, 20)
             here = server.metrics()["hydrant_connections"]
             publisher.sendall(post("idle", b"x" * 200) * 2)
         finally:
@@ -290,7 +290,7 @@ def mass_disconnect(server, stop):
         publisher.recv(4096)
         expect(here >= 10_000, f"only {here} were connected")
         left += 10_000
-        settled(lambda: server.metrics()["hydrant_connections"] <= present, 10)
+        wait_until(lambda: server.metrics()["hydrant_connections"] <= present, 10)
 
     loop(stop, once)
     return f"10,000 clients disconnected at the same instant, {left.number // 10_000} times, 50 of them from the bystanders' room"

@@ -14,7 +14,7 @@ import time
 
 from clients import FORK
 from over_http import greeted, statuses
-from server import Server, settled
+from server import Server, wait_until
 from wire import frame, handshake, post, quietly, received
 
 CLIENTS = 50
@@ -147,7 +147,7 @@ def sigterm(binary, cores):
     published = len(accepted)
     code = quietly(lambda: server.process.wait(40))
     asking.join()
-    settled(lambda: all(lives[-1].ended for lives in subscribers.lives), 5)
+    wait_until(lambda: all(lives[-1].ended for lives in subscribers.lives), 5)
     subscribers.stop()
     lives = [lives[-1] for lives in subscribers.lives]
     got = lives[0].messages()
@@ -226,14 +226,14 @@ def sigkill(binary, cores, times=3):
             wrong.append("the server had ended before it was killed")
         server = Server(binary, [], cores=cores, port=server.address[1])
         baseline = server.memory()["baseline"]["allocated_bytes"]
-        if not settled(lambda: all(len(lives) == life and lives[-1].first for lives in subscribers.lives)):
+        if not wait_until(lambda: all(len(lives) == life and lives[-1].first for lives in subscribers.lives)):
             wrong.append("not every client has reconnected")
         waited.append(max(lives[-1].first or 0 for lives in subscribers.lives) - killed)
     time.sleep(0.5)
     pacer.stop()
     results = {b"%d" % number: result for number, result in enumerate(pacer.results)}
     accepted = [name for name, (_, result) in results.items() if result == "accepted"]
-    settled(lambda: all(lives[-1].messages()[-1:] == accepted[-1:] for lives in subscribers.lives), 5)
+    wait_until(lambda: all(lives[-1].messages()[-1:] == accepted[-1:] for lives in subscribers.lives), 5)
     subscribers.stop()
     lost = 0
     for lives in subscribers.lives:
@@ -254,7 +254,7 @@ def sigkill(binary, cores, times=3):
     if not refused:
         wrong.append("no publisher noticed that the server was down")
     heap = lambda: server.memory()["allocated_bytes"] - baseline
-    if not settled(lambda: server.metrics()["hydrant_connections"] == 0):
+    if not wait_until(lambda: server.metrics()["hydrant_connections"] == 0):
         wrong.append("connections are left")
     left, code = heap(), server.end()
     if code != 0:

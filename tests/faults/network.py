@@ -41,7 +41,7 @@ from functools import partial
 import links
 import relay
 from listeners import Echo, Listener
-from run import BYSTANDERS, HEAP_SLACK, Server, settled
+from run import BYSTANDERS, HEAP_SLACK, Server, wait_until
 
 VICTIMS = BYSTANDERS // 9
 ECHOES = 10
@@ -72,7 +72,7 @@ class Host(Server):
         command = [binary, "--listen", "0.0.0.0:0", "--admin-listen", "0.0.0.0:0", "--token", TOKEN, "--tick", "0", "--shards", "2", *flags]
         self.process = subprocess.Popen(command, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=links.die_with_parent)
         listens = lambda: re.search(r"listening on 0\.0\.0\.0:(\d+) for everything", self.said())
-        if not (found := settled(lambda: self.process.poll() is not None or listens())) or found is True:
+        if not (found := wait_until(lambda: self.process.poll() is not None or listens())) or found is True:
             sys.exit(f"network.py: the server does not listen: {self.said()}")
         self.address = ("127.0.0.1", int(found[1]))
 
@@ -133,7 +133,7 @@ class Scene:
         length = max(self.seconds, seconds)
         self.stream = threading.Thread(target=lambda: setattr(self, "report", self.bystand(length)), daemon=True)
         self.stream.start()
-        settled(lambda: self.witness.got or not self.stream.is_alive(), 30)
+        wait_until(lambda: self.witness.got or not self.stream.is_alive(), 30)
 
     def pause(self):
         time.sleep(self.seconds / 2)
@@ -156,7 +156,7 @@ class Scene:
         return all(len(victim.got) < len(self.witness.got) for victim in self.victims)
 
     def expect_everything(self):
-        settled(lambda: all(map(self.has_everything, self.victims)), RECOVERY_SECONDS)
+        wait_until(lambda: all(map(self.has_everything, self.victims)), RECOVERY_SECONDS)
         short = [victim for victim in self.victims if not self.has_everything(victim)]
         state = lambda victim: f"{len(victim.got)} and {'connected' if victim.is_alive() else 'reset' if victim.reset else 'ended'}"
         told = ", ".join(map(state, short[:3]))
@@ -166,7 +166,7 @@ class Scene:
         """Each victim got everything, or was closed with 1013 after an unbroken series of
         messages."""
         over = lambda victim: not victim.is_alive() or self.has_everything(victim)
-        settled(lambda: all(map(over, self.victims)), RECOVERY_SECONDS)
+        wait_until(lambda: all(map(over, self.victims)), RECOVERY_SECONDS)
         ended = [victim for victim in self.victims if not victim.is_alive()]
         self.expect(all(map(over, self.victims)), "a victim lacks something and is connected")
         self.expect(all(victim.code == 1013 for victim in ended), "a victim ended without 1013")
@@ -194,13 +194,13 @@ class Scene:
         was lost with a connection."""
         of = lambda what: self.server.total(f"hydrant_frames_{what}")
         law = lambda: of("matched_total") - of("delivered_total") - of("dropped_total") - of("pending")
-        self.expect(settled(lambda: law() == 0), f"the conservation law is off by {law()}")
+        self.expect(wait_until(lambda: law() == 0), f"the conservation law is off by {law()}")
         for echo in self.echoes:
             echo.enough = True
         good = (BYSTANDERS + 1) * len(self.witness.got)
         bad = lambda: sum(len(victim.got) for victim in self.victims) + sum(echo.returned for echo in self.echoes)
         missing = lambda: self.rose("hydrant_frames_delivered_total") - good - bad()
-        settled(lambda: missing() == 0, 0.5 if self.severed else 10)
+        wait_until(lambda: missing() == 0, 0.5 if self.severed else 10)
         self.expect(missing() == 0 or self.severed and missing() > 0, f"{missing()} more were counted as delivered than received")
 
     def leave(self):
@@ -213,12 +213,12 @@ class Scene:
         """No client is connected, and heap and open files are at their baseline. Returns the heap's
         difference."""
         empty = lambda: self.server.metrics()["hydrant_connections"] == 0
-        self.expect(settled(empty), "connections are left")
+        self.expect(wait_until(empty), "connections are left")
         heap = lambda: self.server.memory()["allocated_bytes"] - baseline
         # Threads and tables keep some memory for a while and then free it. A leak stays.
-        settled(lambda: heap() < HEAP_SLACK // 2)
+        wait_until(lambda: heap() < HEAP_SLACK // 2)
         self.expect(heap() <= HEAP_SLACK, f"{heap() // 1024} KiB of heap are left")
-        self.expect(settled(lambda: self.server.open_files() <= files), f"{self.server.open_files() - files} files are left open")
+        self.expect(wait_until(lambda: self.server.open_files() <= files), f"{self.server.open_files() - files} files are left open")
         return heap()
 
 
@@ -257,7 +257,7 @@ def slow_disconnect(scene):
 def slow_drop(scene):
     did = slow_link(scene)
     lacking = lambda: sum(len(scene.witness.got) - len(victim.got) for victim in scene.victims)
-    settled(lambda: lacking() == scene.rose(DROPPED), RECOVERY_SECONDS)
+    wait_until(lambda: lacking() == scene.rose(DROPPED), RECOVERY_SECONDS)
     scene.expect(lacking() == scene.rose(DROPPED) > 0, f"{lacking()} are lacking, {scene.rose(DROPPED)} were dropped")
     scene.expect(all(victim.is_alive() for victim in scene.victims), "a victim was disconnected")
     return did
@@ -280,7 +280,7 @@ def long_partition(scene):
     scene.behind_link()
     scene.begin()
     scene.far.lose(100)
-    settled(lambda: scene.rose(SLOW) == VICTIMS)
+    wait_until(lambda: scene.rose(SLOW) == VICTIMS)
     scene.expect(scene.are_behind(), "a victim has everything across the partition")
     scene.far.heal()
     scene.end()
@@ -313,7 +313,7 @@ def permanent_partition(scene):
     scene.far.lose(100)
     others = BYSTANDERS + 1
     closed = lambda: scene.server.open_files() <= files - 2 * VICTIMS
-    freed = settled(lambda: scene.server.metrics()["hydrant_connections"] == others and closed(), 9)
+    freed = wait_until(lambda: scene.server.metrics()["hydrant_connections"] == others and closed(), 9)
     took = time.monotonic() - since
     scene.expect(freed, f"{scene.server.metrics()['hydrant_connections']} connections are left of {others}, or their sockets")
     found = scene.rose(PING_TIMEOUT) + scene.rose(DISCONNECTED)
@@ -386,7 +386,7 @@ def half_closed(scene):
     scene.pause()
     for client in scene.victims + scene.echoes:
         client.stream.shutdown(socket.SHUT_WR)
-    settled(lambda: not any(client.is_alive() for client in scene.victims + scene.echoes))
+    wait_until(lambda: not any(client.is_alive() for client in scene.victims + scene.echoes))
     scene.expect(not any(client.is_alive() for client in scene.victims + scene.echoes), "a victim was not disconnected")
     scene.expect(not any(client.reset or client.partial for client in scene.victims), "a victim's stream ended inside a frame")
     found = scene.rose(DISCONNECTED)
@@ -419,7 +419,7 @@ FAULTS = [
 def judge(server, scene, name, fault, gaps):
     baseline = server.memory()["baseline"]["allocated_bytes"]
     quiet = scene.bystand(scene.seconds)
-    settled(lambda: server.metrics()["hydrant_connections"] == 0)
+    wait_until(lambda: server.metrics()["hydrant_connections"] == 0)
     server.memory()
     files = server.open_files()
     scene.before = server.metrics()

@@ -27,7 +27,7 @@ import ends
 import over_http
 import over_tls
 from clients import HEAP_SLACK, Attack
-from server import Cores, Server, settled
+from server import Cores, Server, wait_until
 
 # Not used here: other suites import these from this module.
 from wire import frame, handshake, loop, quietly  # noqa: F401
@@ -140,17 +140,17 @@ def judge(server, seconds, fault, measured):
     baseline = server.memory()["baseline"]["allocated_bytes"]
     quiet = bystand(server, seconds) if measured else None
     bystanders = Bystanders(server, seconds)
-    settled(lambda: server.metrics()["hydrant_connections"] >= BYSTANDERS)
+    wait_until(lambda: server.metrics()["hydrant_connections"] >= BYSTANDERS)
     attack = Attack(server, fault.act)
     during = bystanders.report()
     did, wrong = attack.stop()
     empty = lambda: server.metrics()["hydrant_connections"] == 0
     heap = lambda: server.memory()["allocated_bytes"] - baseline
-    if not settled(empty):
+    if not wait_until(empty):
         wrong.append("connections are left")
     # Threads and tables keep some memory for a while (a closing handshake for --close-timeout) and
     # then free it. A leak stays.
-    settled(lambda: heap() < HEAP_SLACK // 2)
+    wait_until(lambda: heap() < HEAP_SLACK // 2)
     if heap() > HEAP_SLACK:
         wrong.append(f"{heap() // 1024} KiB of heap are left")
     metrics, left = server.metrics(), heap()

@@ -145,7 +145,7 @@ class Server:
             return "no end within 20 s of SIGTERM"
 
 
-def settled(look, seconds=10):
+def wait_until(look, seconds=10):
     deadline = time.monotonic() + seconds
     while not (found := look()) and time.monotonic() < deadline:
         time.sleep(0.05)

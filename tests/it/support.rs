@@ -120,7 +120,7 @@ impl TestServer {
     /// Waits until the statistics are as wanted, and checks the conservation law.
     pub fn stats_until(&self, wanted: impl Fn(&ShardStats) -> bool) -> ShardStats {
         let report = until(|| Some(self.stats()).filter(&wanted), || format!("{:?}", self.stats()));
-        assert_eq!(report.totals.unsettled(), report.pending, "the conservation law: {report:?}");
+        assert_eq!(report.totals.outstanding(), report.pending, "the conservation law: {report:?}");
         report
     }
 

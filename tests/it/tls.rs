@@ -161,7 +161,7 @@ fn slow_clients_over_tls_are_counted() {
             let mut expected = bodies.iter();
             assert!(seen.iter().all(|text| expected.any(|body| body == text)), "{context}");
             drop(client);
-            let totals = server.stats_until(|report| report.pending == 0 && report.totals.unsettled() == 0).totals;
+            let totals = server.stats_until(|report| report.pending == 0 && report.totals.outstanding() == 0).totals;
             assert_eq!(totals.matched, totals.delivered + totals.dropped_slow + totals.dropped_closed, "{context}");
             assert!(totals.dropped_slow > 0, "{context}");
         }

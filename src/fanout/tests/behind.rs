@@ -156,7 +156,7 @@ fn frames_of_a_client_that_ends_while_behind_are_counted() {
         world.end(&client, DropReason::Closed);
         quiet().await;
         let totals = world.counters.totals();
-        assert_eq!((totals.matched, totals.dropped_closed, totals.unsettled()), (6, 6, 0));
+        assert_eq!((totals.matched, totals.dropped_closed, totals.outstanding()), (6, 6, 0));
         assert_eq!(Rc::strong_count(&client), 1, "the task has ended");
     });
 }

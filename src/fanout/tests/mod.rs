@@ -167,8 +167,8 @@ impl World {
     /// The conservation law, in total and for each channel together, and the bound.
     fn check(&self, context: &str) {
         let pending: u64 = self.connections.iter().map(|(_, client)| client.backlog().1).sum();
-        assert_eq!(self.counters.totals().unsettled(), pending, "{context}: {:?}", self.counters.totals());
-        let parts: u64 = self.of_channels.iter().map(|counters| counters.totals().unsettled()).sum();
+        assert_eq!(self.counters.totals().outstanding(), pending, "{context}: {:?}", self.counters.totals());
+        let parts: u64 = self.of_channels.iter().map(|counters| counters.totals().outstanding()).sum();
         assert_eq!(parts, pending, "{context}");
         for (_, client) in &self.connections {
             let (bytes, frames) = client.backlog();

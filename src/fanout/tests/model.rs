@@ -174,7 +174,7 @@ impl Run {
         }
         quiet().await;
         self.world.check(&self.context);
-        assert_eq!(self.world.counters.totals().unsettled(), 0, "{}", self.context);
+        assert_eq!(self.world.counters.totals().outstanding(), 0, "{}", self.context);
         for expected in self.clients {
             expected.check(policy, &self.context);
             if expected.reads_all || policy == SlowPolicy::Disconnect {

@@ -402,6 +402,6 @@ fuzz_target!(|scenario: Scenario| {
         connection.take(SLICES_MAX, usize::MAX);
         connection.check();
     }
-    assert_eq!(connection.counters.totals().unsettled(), 0);
+    assert_eq!(connection.counters.totals().outstanding(), 0);
     connection.read(true);
 });
