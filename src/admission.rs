@@ -95,7 +95,7 @@ impl Rejection {
 }
 
 impl Family for Rejection {
-    const NAME: &'static str = "hydrant_refused_total";
+    const NAME: &'static str = "hydrant_rejected_total";
     const LABEL: &'static str = "reason";
     const HELP: &'static str = "Sockets and handshakes that were rejected.";
     const ALL: &'static [Self] = &Self::ALL;
@@ -126,7 +126,7 @@ impl Rejections {
     /// Counts one rejection, and returns it for the answer.
     pub fn count(&self, rejection: Rejection) -> Rejection {
         self.0.count(rejection);
-        tracing::debug!(reason = rejection.label(), "refused");
+        tracing::debug!(reason = rejection.label(), "rejected");
         rejection
     }
 

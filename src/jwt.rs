@@ -2,7 +2,7 @@
 //! of RFC 7515, section 7.1).
 //!
 //! A [`TokenKey`] verifies a token; the result is a [`Grant`]: the channels that the client may
-//! subscribe to, its name, and until when. Promises one reason for each refused token, and that a
+//! subscribe to, its name, and until when. Promises one reason for each rejected token, and that a
 //! claim counts only after the signature. Never logs a token or a secret, nor prints one in
 //! `Debug`.
 
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_forms_are_refused() {
+    fn hostile_forms_are_rejected() {
         let now = Duration::from_secs(1000);
         let good = token(&json!({"exp": 2000}));
         assert!(key().verify_at(&good, now).is_ok());

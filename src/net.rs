@@ -133,7 +133,7 @@ fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
 fn listen_ip(config: &Config, address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // After a restart, connections of the last process may still be in TIME_WAIT. A second server is
-    // refused all the same.
+    // rejected all the same.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;

@@ -21,7 +21,7 @@ use memmap2::Mmap;
 /// them costs as much as a few copies. `benches/pages.rs` would show a better value.
 pub const PAGES_SUBSCRIBERS_MIN: usize = 16;
 /// Most files of shared pages that a shard has open at once, one for each batch that has not left.
-/// A further batch is copied, and counted in `hydrant_pages_refused_total`. They count against the
+/// A further batch is copied, and counted in `hydrant_pages_rejected_total`. They count against the
 /// limit of open files.
 pub const PAGES_FILES_MAX: usize = 64;
 

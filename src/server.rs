@@ -142,9 +142,9 @@ impl Server {
         }
         // Until here, new clients were told to try again.
         front.stop()?;
-        let (closed, refused) =
+        let (closed, rejected) =
             (report.closed[CloseReason::Drain as usize], engine.rejections.get(Rejection::Draining));
-        tracing::info!(aborted = report.aborted, closed, refused, took = ?begun.elapsed(), "drained");
+        tracing::info!(aborted = report.aborted, closed, rejected, took = ?begun.elapsed(), "drained");
         Ok(report)
     }
 }
@@ -168,8 +168,8 @@ async fn next(timer: &mut Option<Interval>) {
 fn tick(engine: &Engine) {
     let frame = event::chat_msg(event::SERVER_NAME, "hello, this is server", ChannelName::ALL);
     let publication = Publication { channel: ChannelName::all(), frame, origin: Origin::Server, receipt: None };
-    if let Err(refused) = engine.publish(publication) {
-        tracing::warn!("the tick was not sent: {refused}");
+    if let Err(rejected) = engine.publish(publication) {
+        tracing::warn!("the tick was not sent: {rejected}");
     }
 }
 

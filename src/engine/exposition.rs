@@ -43,7 +43,7 @@ pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     let help = "Batches in shared pages that have not left; each is an open file.";
     lines.one("hydrant_pages_open", GAUGE, help, report.pages_open);
     let help = "Batches that shared pages would have paid for and that were copied to each subscriber.";
-    lines.one("hydrant_pages_refused_total", COUNTER, help, report.pages_refused);
+    lines.one("hydrant_pages_rejected_total", COUNTER, help, report.pages_rejected);
     lines.one("hydrant_says_total", COUNTER, "SAY events accepted.", report.says);
     let help = "Messages and pings of clients that came too fast and were dropped.";
     lines.one("hydrant_ignored_total", COUNTER, help, report.ignored);

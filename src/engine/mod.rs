@@ -130,7 +130,7 @@ pub struct ShardStats {
     pub pages_open: u64,
     /// Batches that were worth shared pages and were copied: at the bound of files, or without
     /// memory.
-    pub pages_refused: u64,
+    pub pages_rejected: u64,
     /// `SAY` events accepted.
     pub says: u64,
     /// Messages and pings of clients that were dropped because they came too fast.
@@ -149,7 +149,7 @@ impl AddAssign for ShardStats {
         self.queues.outbox_bytes += other.queues.outbox_bytes;
         self.queues.kernel_socket_bytes += other.queues.kernel_socket_bytes;
         self.pages_open += other.pages_open;
-        self.pages_refused += other.pages_refused;
+        self.pages_rejected += other.pages_rejected;
         self.says += other.says;
         self.ignored += other.ignored;
         self.closed.iter_mut().zip(other.closed).for_each(|(sum, closed)| *sum += closed);
@@ -286,7 +286,7 @@ impl Engine {
         span.mul_f64(self.hasher.hash_one(number) as f64 / u64::MAX as f64)
     }
 
-    /// Sends a publication to its channel's sequencer, which may still refuse it: see
+    /// Sends a publication to its channel's sequencer, which may still reject it: see
     /// [`publication::Origin`].
     ///
     /// # Errors

@@ -24,7 +24,7 @@ pub const READ_BYTES: usize = 64 * 1024;
 /// Adds a socket to the set under its slot.
 ///
 /// # Errors
-/// When the kernel refuses: it is out of memory, or at the limit of watched files.
+/// When the kernel is out of memory, or at the limit of watched files.
 pub(super) fn watch(set: &mio::Registry, stream: &mut mio::net::TcpStream, slot: u32) -> io::Result<()> {
     set.register(stream, Token(slot as usize), Interest::READABLE | Interest::WRITABLE)
 }

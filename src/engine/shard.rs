@@ -235,7 +235,7 @@ impl Shard {
             (Origin::Connection { id }, Err(_)) => {
                 self.engine.answer(id, EventError::Overloaded(publication.channel.to_string()).frame());
             }
-            (Origin::Server, Err(refused)) => tracing::warn!("the server's own message was not sent: {refused}"),
+            (Origin::Server, Err(rejected)) => tracing::warn!("the server's own message was not sent: {rejected}"),
         }
     }
 
@@ -323,7 +323,7 @@ impl Shard {
             pending,
             queues: Queues { outbox_bytes, kernel_socket_bytes: 0 },
             pages_open: self.pages.open() as u64,
-            pages_refused: self.pages.rejected(),
+            pages_rejected: self.pages.rejected(),
             says: self.says.get(),
             ignored: self.ignored.get(),
             closed: std::array::from_fn(|reason| self.closed[reason].get()),

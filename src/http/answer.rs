@@ -58,7 +58,7 @@ pub(super) fn rejected_because(rejection: Rejection, sentence: &str) -> Answer {
 /// Rejects a page, and says in the log what to set: once a minute for each origin.
 pub(super) fn rejected_origin(listener: &HttpListener, error: &OriginError) -> Answer {
     if let Some(origin) = error.origin()
-        && let Some(silent) = listener.refused_origins.count(origin, Instant::now())
+        && let Some(silent) = listener.rejected_origins.count(origin, Instant::now())
     {
         tracing::warn!(silent, "403: {error}");
     }

@@ -1,7 +1,7 @@
 //! Whether a published body is text or binary, by its headers (RFC 9110, sections 8.3 and 8.4).
 //!
 //! Owns the table of types. Promises that a body of a binary type stays binary, whatever its bytes
-//! are, and that text is UTF-8. Never decodes a body: an encoded one is refused.
+//! are, and that text is UTF-8. Never decodes a body: an encoded one is rejected.
 
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn encoded_and_divided_bodies_are_refused() {
+    fn encoded_and_divided_bodies_are_rejected() {
         for coding in ["gzip", "br", "identity, gzip", "GZIP", "aws-chunked"] {
             assert_eq!(of(&[(CONTENT_ENCODING, coding)]), Err(UnsupportedBody::Encoded), "{coding}");
         }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_cannot_be_read_is_refused() {
+    fn a_type_that_cannot_be_read_is_rejected() {
         for wrong in ["json", "text", "text/", "/plain", "text/plain/x", "text/pl ain", "text/plain, text/html", ";"] {
             assert_eq!(of(&[(CONTENT_TYPE, wrong)]), Err(UnsupportedBody::Type), "{wrong}");
         }

@@ -505,13 +505,13 @@ mod tests {
     fn the_last_answer_leaves_whole_however_little_the_socket_takes() {
         let handshake = "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-        let refused = "GET /echo HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nnot HTTP\r\n\r\n";
+        let rejected = "GET /echo HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nnot HTTP\r\n\r\n";
         // Pipes of one byte, or that hold the request and not the answer.
         let cases = [
             (64, "POST /publish HTTP/1.1\r\nContent-Length: 99999\r\n\r\nabc", "HTTP/1.1 413 ", "-bytes)\n"),
             (1, "not HTTP\r\n\r\n", "HTTP/1.1 400 ", "\r\n\r\n"),
             (1, handshake, "HTTP/1.1 101 ", "\r\n\r\n"),
-            (256, refused, "HTTP/1.1 426 ", "\r\n\r\n"),
+            (256, rejected, "HTTP/1.1 426 ", "\r\n\r\n"),
         ];
         for (pipe_bytes, request, begins, ends) in cases {
             let (output, _) = serve_through(pipe_bytes, |mut stream| async move {

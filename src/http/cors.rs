@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preflight_of_another_page_is_refused() {
+    fn a_preflight_of_another_page_is_rejected() {
         let pairs = [("origin", "https://b.com"), ("access-control-request-method", "POST")];
         let error = OriginError::NotAllowed { origin: "https://b.com".to_owned(), hint: Hint::KeepHost };
         assert_eq!(ask(&["https://c.com"], &Method::OPTIONS, &pairs), Some(Err(error)));

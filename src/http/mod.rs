@@ -38,7 +38,7 @@ use self::origin::OriginPolicy;
 use self::router::Routes;
 use crate::admission::{AddressPermit, Rejection};
 use crate::engine::Engine;
-use crate::origin::RefusedOrigins;
+use crate::origin::RejectedOrigins;
 use crate::settings::ListenerConfig;
 
 type Answer = Response<Full<Bytes>>;
@@ -58,7 +58,7 @@ pub struct HttpListener {
     /// Where the admin routes are, without a path.
     admin_url: Option<String>,
     table: Arc<HttpConnTable>,
-    refused_origins: RefusedOrigins,
+    rejected_origins: RejectedOrigins,
     routes: OnceLock<Routes>,
 }
 
@@ -71,7 +71,7 @@ impl HttpListener {
             config,
             admin_url,
             table: Arc::default(),
-            refused_origins: RefusedOrigins::default(),
+            rejected_origins: RejectedOrigins::default(),
             routes: OnceLock::new(),
         })
     }

@@ -78,7 +78,7 @@ pub enum OriginError {
 }
 
 impl OriginError {
-    /// The origin to log a refusal under; `None` for a refusal that is not for the origin.
+    /// The origin to log a rejection under; `None` for a rejection that is not for the origin.
     #[must_use]
     pub fn origin(&self) -> Option<&str> {
         match self {
@@ -91,7 +91,7 @@ impl OriginError {
     }
 }
 
-/// A likely cause of a refusal beside a missing `--allow-origin`.
+/// A likely cause of a rejection beside a missing `--allow-origin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// None.
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_origin_safely() {
+    fn a_rejection_names_the_origin_safely() {
         let origin = format!("http://{}\u{7f}", "x".repeat(5000));
         let error = HeaderValue::from_bytes(origin.replace('\u{7f}', "\u{e9}").as_bytes()).map(|header| parse(&header));
         let error = error.unwrap().unwrap_err();

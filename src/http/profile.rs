@@ -130,14 +130,14 @@ pub(super) async fn profile(
             let answer = body(StatusCode::OK, HeaderValue::from_static(content_type), profile.into());
             with(answer, CONTENT_DISPOSITION, HeaderValue::from_static(name))
         }
-        Ok(Err(refused)) => {
-            let status = match refused {
+        Ok(Err(rejected)) => {
+            let status = match rejected {
                 NoProfile::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
                 NoProfile::Empty(_) => StatusCode::NOT_FOUND,
                 NoProfile::Busy => StatusCode::CONFLICT,
                 NoProfile::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            text(status, &refused.to_string())
+            text(status, &rejected.to_string())
         }
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the profile's thread could not be started"),
     }

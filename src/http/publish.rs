@@ -125,21 +125,21 @@ async fn publish_to<'a>(
     Ok(Published::Finished { channel, offset, sum })
 }
 
-/// The whole body: refused by its announced length before it is read, and by its real one while it
+/// The whole body: rejected by its announced length before it is read, and by its real one while it
 /// is.
 async fn read(body: axum::body::Body, listener: &HttpListener) -> Result<Bytes, Box<Answer>> {
     let bytes_max = listener.engine.config.message_bytes_max;
     let handshake_timeout = listener.engine.live().handshake_timeout;
-    let refuse = |status, sentence: &str| Box::new(text(status, sentence));
+    let reject = |status, sentence: &str| Box::new(text(status, sentence));
     let too_big =
-        || refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
+        || reject(StatusCode::PAYLOAD_TOO_LARGE, &format!("a message has at most {bytes_max} bytes (--message-bytes)"));
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(too_big());
     }
     match timeout(handshake_timeout, Limited::new(body, bytes_max).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_big()),
-        Ok(Err(error)) => Err(refuse(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"))),
-        Err(_) => Err(refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+        Ok(Err(error)) => Err(reject(StatusCode::BAD_REQUEST, &format!("the body could not be read: {error}"))),
+        Err(_) => Err(reject(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
     }
 }

@@ -12,8 +12,8 @@ pub struct Counted {
     /// Messages and deliveries.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Publications that the server refused with 503 and that were sent again.
-    pub refused: u64,
+    /// Publications that the server rejected with 503 and that were sent again.
+    pub rejected: u64,
     /// Messages that were due and could not be sent before the end.
     pub unsent: u64,
     /// Reads that returned data; `received / reads` is the number of frames that arrive together.

@@ -61,8 +61,8 @@ pub struct Fanout {
     progress: Progress,
     /// Whether all clients were connected once: from then on the load ends when all have gone.
     connected: bool,
-    /// Refused publications of a publisher that has failed.
-    refused_earlier: u64,
+    /// Rejected publications of a publisher that has failed.
+    rejected_earlier: u64,
 }
 
 /// The first address of a target.
@@ -118,7 +118,7 @@ impl Fanout {
             server_cpu_connected: None,
             progress: Progress::new(options.quiet),
             connected: false,
-            refused_earlier: 0,
+            rejected_earlier: 0,
             options: options.clone(),
         })
     }
@@ -253,7 +253,7 @@ impl Fanout {
     fn measure(&mut self, messages: u64, until_ns: u64) -> Result<Counted, LoadError> {
         self.subscribers.tracker.measure_from_here();
         let counts = self.subscribers.tracker.counts();
-        let (reads, idle_ns, refused) = (self.pool.reads, self.event_loop.idle_ns(), self.refused());
+        let (reads, idle_ns, rejected) = (self.pool.reads, self.event_loop.idle_ns(), self.rejected());
         let (cpu, waited) = (process::cpu_time(std::process::id())?, process::time_waited(std::process::id())?);
         let mut plan = PublishPlan::new(self.options.pace, messages, self.clock.now_ns(), until_ns);
         if let Some(churn) = &mut self.churn {
@@ -283,7 +283,7 @@ impl Fanout {
         let tracker = &self.subscribers.tracker;
         Ok(Counted {
             counts: tracker.counts().since(&counts),
-            refused: self.refused() - refused,
+            rejected: self.rejected() - rejected,
             unsent: plan.unsent(),
             reads,
             absent: self.pool.missing(),
@@ -296,8 +296,8 @@ impl Fanout {
         })
     }
 
-    fn refused(&self) -> u64 {
-        self.refused_earlier + self.publisher.as_ref().map_or(0, Publisher::refused)
+    fn rejected(&self) -> u64 {
+        self.rejected_earlier + self.publisher.as_ref().map_or(0, Publisher::rejected)
     }
 
     /// Listens for unexpected messages, lets clients finish joining, and lets slow readers read to
@@ -394,7 +394,7 @@ impl Fanout {
         Ok(end_ns - start_ns)
     }
 
-    /// Published and received messages: they change when the load makes progress. A refusal is no
+    /// Published and received messages: they change when the load makes progress. A rejection is no
     /// progress.
     fn progress_marks(&self) -> (u64, u64) {
         let counts = self.subscribers.tracker.counts();
@@ -463,7 +463,7 @@ impl Fanout {
         if matches!(error, LoadError::EndedEarly(_)) || !self.connected {
             return error;
         }
-        self.refused_earlier = self.refused();
+        self.rejected_earlier = self.rejected();
         self.publisher = None;
         let until_ns = self.clock.now_ns() + EXPLAIN_NS;
         while self.clock.now_ns() < until_ns {

@@ -1,5 +1,5 @@
 //! Publishes by `POST` on keep-alive connections, each with at most one request in flight. It does
-//! not wait, except for a connection that has to be opened again. A publication that is refused
+//! not wait, except for a connection that has to be opened again. A publication that is rejected
 //! with 503 is sent again.
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use super::{LoadError, admin, http};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause before a refused publication is sent again, in nanoseconds.
+/// Pause before a rejected publication is sent again, in nanoseconds.
 const RETRY_NS: u64 = 20_000_000;
 /// Idle time after which a connection is replaced before its next request, in nanoseconds: servers
 /// close idle connections, and a request that meets the close is lost.
@@ -54,9 +54,9 @@ pub(crate) struct HttpPublisher {
     free: Vec<usize>,
     /// Start of every request, up to the payload, by room.
     heads: Vec<Vec<u8>>,
-    /// Refused publications, with their next due time.
-    refused: VecDeque<(u64, u32)>,
-    refusals: u64,
+    /// Rejected publications, with their next due time.
+    rejected: VecDeque<(u64, u32)>,
+    rejections: u64,
     tags: Tags,
     payload: usize,
     scratch: Vec<u8>,
@@ -78,33 +78,33 @@ fn heads(options: &Options, url: &Target) -> Vec<Vec<u8>> {
 }
 
 impl HttpPublisher {
-    /// Whether a connection is free and no refused publication waits for it.
+    /// Whether a connection is free and no rejected publication waits for it.
     pub(super) fn is_ready(&self) -> bool {
-        !self.free.is_empty() && self.refused.is_empty()
+        !self.free.is_empty() && self.rejected.is_empty()
     }
 
-    /// Whether every response has arrived and no refused publication waits.
+    /// Whether every response has arrived and no rejected publication waits.
     pub(super) fn is_idle(&self) -> bool {
-        self.free.len() == self.exchanges.len() && self.refused.is_empty()
+        self.free.len() == self.exchanges.len() && self.rejected.is_empty()
     }
 
-    /// Publications refused so far.
-    pub(super) fn refusals(&self) -> u64 {
-        self.refusals
+    /// Publications rejected so far.
+    pub(super) fn rejections(&self) -> u64 {
+        self.rejections
     }
 
-    /// When the next refused publication is due.
+    /// When the next rejected publication is due.
     pub(super) fn retry_ns(&self) -> u64 {
-        self.refused.front().map_or(u64::MAX, |(due_ns, _)| *due_ns)
+        self.rejected.front().map_or(u64::MAX, |(due_ns, _)| *due_ns)
     }
 
-    /// Sends refused publications that are due again.
+    /// Sends rejected publications that are due again.
     pub(super) fn retry(&mut self, now_ns: u64, registry: &Registry) -> Result<(), LoadError> {
-        while let Some((_, number)) = self.refused.front().copied().filter(|(due_ns, _)| *due_ns <= now_ns) {
+        while let Some((_, number)) = self.rejected.front().copied().filter(|(due_ns, _)| *due_ns <= now_ns) {
             if self.free.is_empty() {
                 break;
             }
-            self.refused.pop_front();
+            self.rejected.pop_front();
             self.publish(number, registry)?;
         }
         Ok(())
@@ -128,8 +128,8 @@ impl HttpPublisher {
             exchanges: Vec::new(),
             free: (0..options.publishers).rev().collect(),
             heads: heads(options, &options.publish_url),
-            refused: VecDeque::new(),
-            refusals: 0,
+            rejected: VecDeque::new(),
+            rejections: 0,
             tags,
             payload: options.payload,
             scratch: Vec::new(),
@@ -270,11 +270,11 @@ impl HttpPublisher {
         match status {
             200..=299 => {}
             503 => {
-                self.refusals += 1;
-                self.refused.push_back((self.clock.now_ns() + RETRY_NS, number));
+                self.rejections += 1;
+                self.rejected.push_back((self.clock.now_ns() + RETRY_NS, number));
             }
             404 if moved.is_some() || self.url.address != self.options.publish_url.address => {
-                self.refused.push_back((self.clock.now_ns(), number));
+                self.rejected.push_back((self.clock.now_ns(), number));
             }
             _ => return Err(quote()),
         }

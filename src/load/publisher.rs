@@ -60,9 +60,9 @@ impl Publisher {
     }
 
     /// Publications that the server has answered with 503.
-    pub(crate) fn refused(&self) -> u64 {
+    pub(crate) fn rejected(&self) -> u64 {
         match self {
-            Self::Http(http) => http.refusals(),
+            Self::Http(http) => http.rejections(),
             Self::Say(_) => 0,
         }
     }
@@ -78,7 +78,7 @@ impl Publisher {
         }
     }
 
-    /// When a refused publication is due again.
+    /// When a rejected publication is due again.
     pub(crate) fn retry_ns(&self) -> u64 {
         match self {
             Self::Http(http) => http.retry_ns(),
@@ -86,7 +86,7 @@ impl Publisher {
         }
     }
 
-    /// Sends refused publications that are due again.
+    /// Sends rejected publications that are due again.
     pub(crate) fn retry(&mut self, now_ns: u64, registry: &Registry) -> Result<(), LoadError> {
         match self {
             Self::Http(http) => http.retry(now_ns, registry),

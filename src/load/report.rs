@@ -44,8 +44,8 @@ pub struct Report {
     pub connect: Connect,
     /// Messages published.
     pub published: u64,
-    /// Publications refused with 503 and sent again.
-    pub refused: u64,
+    /// Publications rejected with 503 and sent again.
+    pub rejected: u64,
     /// Messages that were due and could not be sent in the duration; the run has failed if they are
     /// more than a hundredth.
     pub unsent: u64,

@@ -58,8 +58,8 @@ impl fmt::Display for Report {
         row("handshakes", text)?;
         if self.published > 0 {
             let mut text = grouped(self.published);
-            if self.refused > 0 {
-                write!(text, ", {} refused and sent again", grouped(self.refused))?;
+            if self.rejected > 0 {
+                write!(text, ", {} rejected and sent again", grouped(self.rejected))?;
             }
             if self.unsent > 0 {
                 write!(text, "; THE RATE WAS NOT HELD: {} more were due", grouped(self.unsent))?;

@@ -165,9 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_target_is_refused() {
-        let refused = |text| Target::parse(text, "ws").unwrap_err();
-        assert!(refused("http://a/ws").contains("ws"));
+    fn what_cannot_be_a_target_is_rejected() {
+        let rejected = |text| Target::parse(text, "ws").unwrap_err();
+        assert!(rejected("http://a/ws").contains("ws"));
         for text in ["", "127.0.0.1:3000", "ws://", "ws:///ws", "ws://a:b/", "ws://a:99999/", "ws://a b/", "ws://u@a/"]
         {
             assert!(Target::parse(text, "ws").is_err(), "{text}");

@@ -172,7 +172,7 @@ def publishing(row, top, pages):
         subscriber = Subscriber(server, "room")
         for name, page in (("this machine", own), ("another site", foreign)):
             for mode in ("cors", "no-cors"):
-                answer = page.ask(server_url(server, "/publish/room"), "fetch", f"POST {mode} refused")
+                answer = page.ask(server_url(server, "/publish/room"), "fetch", f"POST {mode} rejected")
                 row.check(
                     column,
                     answer.get("status") in (None, "0", "403"),
@@ -181,7 +181,7 @@ def publishing(row, top, pages):
         nothing_came(row, column, server, subscriber)
     with Server("--token", "letmein", "--allow-origin", "*") as server:
         subscriber = Subscriber(server, "room")
-        answer = foreign.ask(server_url(server, "/publish/room"), "fetch", "POST cors refused")
+        answer = foreign.ask(server_url(server, "/publish/room"), "fetch", "POST cors rejected")
         row.check(
             column, answer.get("status") in (None, "401"), f"--allow-origin * without the token: {dict(answer)}"
         )
@@ -202,7 +202,7 @@ def publishing(row, top, pages):
         )
         row.equal(column, answer.get("status"), "202", f"the same, binary and with a receipt ({dict(answer)})")
         subscriber.until(b"binary")
-        answer = foreign.ask(server_url(server, "/publish/room"), "fetch", "POST cors refused", headers=secret)
+        answer = foreign.ask(server_url(server, "/publish/room"), "fetch", "POST cors rejected", headers=secret)
         row.check(
             column, answer.get("status") is None, f"a page of another site with the token: {dict(answer)}"
         )
@@ -217,5 +217,5 @@ def server_url(server, path):
 def nothing_came(row, column, server, subscriber, token=None):
     server.publish("room", "the end", {"Authorization": f"Bearer {token}"} if token else server.bearer())
     came = subscriber.until("the end")
-    row.equal(column, came, ["the end"], "what was delivered of refused publications")
+    row.equal(column, came, ["the end"], "what was delivered of rejected publications")
     subscriber.close()

@@ -268,7 +268,7 @@ def wired(server, data, port=None, half_close=False):
 
 
 class Recorder:
-    """Takes one handshake, keeps its head, and refuses it: what does a client send by itself?"""
+    """Takes one handshake, keeps its head, and rejects it: what does a client send by itself?"""
 
     def __init__(self):
         self.socket = socket.create_server(("127.0.0.1", 0))

@@ -34,7 +34,7 @@ class Tried:
         self.row.check(column, answer.get("open") == "1", f"{what}: not open, {dict(answer)}", answer.attempt)
         return answer
 
-    def refused(self, column, url, what, status, **options):
+    def rejected(self, column, url, what, status, **options):
         answer = self.driver.ask(url, **options)
         told = "status" in self.can
         good = answer.get("open") != "1" and (not told or answer.get("status") == str(status))
@@ -153,9 +153,9 @@ def subprotocols_listed(tried, server):
 
 def tokens(tried, server):
     good, late = token(), token(exp=int(time.time()) - 600)
-    tried.refused("tokens", server.url("/ws"), "no token", 401)
-    tried.refused("tokens", server.url(f"/ws?token={late}"), "an expired token", 401)
-    tried.refused(
+    tried.rejected("tokens", server.url("/ws"), "no token", 401)
+    tried.rejected("tokens", server.url(f"/ws?token={late}"), "an expired token", 401)
+    tried.rejected(
         "tokens", server.url("/ws/b?token=" + token(channels=["a"])), "a token for another channel", 403
     )
     tried.receives("tokens", server, f"/ws?token={good}", "all")
@@ -171,7 +171,7 @@ def tokens(tried, server):
 def parameters(tried, server):
     for query in ("channels=a", "room=a", "channel[]=a", "receipt=true"):
         for path in ("/ws", "/echo"):
-            tried.refused("bad parameters", server.url(f"{path}?{query}"), f"{path}?{query}", 400)
+            tried.rejected("bad parameters", server.url(f"{path}?{query}"), f"{path}?{query}", 400)
 
 
 def origins(tried, server):
@@ -194,11 +194,11 @@ def origins(tried, server):
         # A bare host is not a URL, and x/net/websocket takes only URLs.
         tried.opens("Origin", server.url("/ws"), f"Origin {own}", headers={"Origin": own})
     for origin in ("http://foreign.example", "https://127.0.0.1.foreign.example", "null", "file://"):
-        tried.refused("Origin", server.url("/ws"), f"Origin {origin}", 403, headers={"Origin": origin})
+        tried.rejected("Origin", server.url("/ws"), f"Origin {origin}", 403, headers={"Origin": origin})
     tried.row.check(
         "Origin",
         server.logged("foreign.example", "allow-origin"),
-        f"no line of the log names the refused origin and --allow-origin: {server.log}",
+        f"no line of the log names the rejected origin and --allow-origin: {server.log}",
     )
 
 
@@ -207,7 +207,7 @@ def origins_allowed(tried, server):
     for origin in allowed[2:] if "offer kept" in tried.can else allowed:
         tried.opens("Origin", server.url("/ws"), f"Origin {origin}, allowed", headers={"Origin": origin})
     headers = {"Origin": "https://b.example"}
-    tried.refused("Origin", server.url("/ws"), "another Origin", 403, headers=headers)
+    tried.rejected("Origin", server.url("/ws"), "another Origin", 403, headers=headers)
 
 
 def pings(tried, server):

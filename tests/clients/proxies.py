@@ -165,7 +165,7 @@ class Proxy:
 
 
 def status(proxy, origin=None, source=None, headers=None, path="/ws"):
-    """101 and the open socket, or the status of the refusal."""
+    """101 and the open socket, or the status of the rejection."""
     host = f"{browsers.APP}:{proxy.port}"
     raw = socket.create_connection(("127.0.0.1", proxy.port), LIMIT, (source or "127.0.0.1", 0))
     try:
@@ -177,8 +177,8 @@ def status(proxy, origin=None, source=None, headers=None, path="/ws"):
             proxy=None,
             compression=None,
         )
-    except InvalidStatus as refused:
-        return refused.response.status_code, None
+    except InvalidStatus as rejected:
+        return rejected.response.status_code, None
     except (WebSocketException, EOFError, OSError) as error:
         return f"{type(error).__name__}: {error}", None
 

@@ -66,24 +66,24 @@ def parameters(row):
                 ("/publish", server.admin, "POST"),
                 ("/publish/a", server.admin, "POST"),
             ):
-                code, _, body = server.request(method, f"{path}?{query}", "refused", port=port)
+                code, _, body = server.request(method, f"{path}?{query}", "rejected", port=port)
                 good = code == 400 and right in body
                 row.check(
                     "answers",
                     good,
                     f"{method} {path}?{query}: 400 with {right!r} expected, got {code} {body!r}",
                 )
-        code, _, body = server.request("POST", "/publish/a?receipt=true", "refused")
+        code, _, body = server.request("POST", "/publish/a?receipt=true", "rejected")
         row.check("answers", code == 400 and "receipt=1" in body, f"receipt=true: {code} {body!r}")
         for path in ("/healthz?probe=1", "/metrics?name[]=x", "/readyz?x=y"):
             row.equal("answers", server.request("GET", path)[0], 200, f"GET {path}")
         server.publish("a", "the end")
-        row.equal("answers", subscriber.until("the end"), ["the end"], "what refused publications delivered")
+        row.equal("answers", subscriber.until("the end"), ["the end"], "what rejected publications delivered")
         subscriber.close()
 
 
 BODIES = [
-    # content type, body, what a subscriber gets (None: refused)
+    # content type, body, what a subscriber gets (None: rejected)
     ("application/x-protobuf", b"\x0a\x03abc", b"\x0a\x03abc"),
     ("application/octet-stream", b"text", b"text"),
     ("application/msgpack", b"\x81\xa1a\x01", b"\x81\xa1a\x01"),
@@ -121,7 +121,7 @@ def bodies(row):
             202,
             "Content-Encoding: identity",
         )
-        # Text that is not UTF-8 is refused, or goes as binary: never as broken text.
+        # Text that is not UTF-8 is rejected, or goes as binary: never as broken text.
         server.publish("room", "the end")
         got = subscriber.until("the end")
         row.equal("answers", got, [*wanted, "plain", "the end"], "what a subscriber gets")
@@ -137,18 +137,18 @@ def channels(row):
             "answers", server.request("POST", "/publish?channel=a&channel=b", "to both")[0], 202, "two channels"
         )
         row.equal("answers", server.request("POST", "/publish", "to all")[0], 202, "no channel")
-        code, _, body = server.request("POST", "/publish/a?channel=b", "to a and b, or refused")
+        code, _, body = server.request("POST", "/publish/a?channel=b", "to a and b, or rejected")
         for name in ("a", "b", "all"):
             server.publish(name, "the end")
         got = [each.until("the end") for each in (one, two, all_)]
         if code == 202:
             row.equal(
                 "answers",
-                [got[0].count("to a and b, or refused"), got[1].count("to a and b, or refused")],
+                [got[0].count("to a and b, or rejected"), got[1].count("to a and b, or rejected")],
                 [1, 1],
                 "/publish/a?channel=b",
             )
-            got = [[text for text in each if "refused" not in text] for each in got]
+            got = [[text for text in each if "rejected" not in text] for each in got]
         else:
             row.equal("answers", code, 400, f"/publish/a?channel=b ({body!r})")
         row.equal(

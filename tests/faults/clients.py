@@ -377,7 +377,7 @@ def memory_hogs(server, stop):
             quietly(lambda: stream.recv(4096))
             sent += 1
         stream.close()
-        # While the heap is full, the server refuses new clients and counts them.
+        # While the heap is full, the server rejects new clients and counts them.
         quietly(lambda: server.connect("/ws/new").close())
 
     loop(stop, once, 0.05)

@@ -90,8 +90,8 @@ class Subscribers:
             lives[-1].stream.close()
 
 
-def publish_until_refused(server, name, result):
-    """Publishes 16 messages at a time until one is refused. Sends the accepted messages and the
+def publish_until_rejected(server, name, result):
+    """Publishes 16 messages at a time until one is rejected. Sends the accepted messages and the
     last
     other statuses to `result`."""
     server.cores.attack()
@@ -129,7 +129,7 @@ def sigterm(binary, cores):
     subscribers, publishers, wrong = Subscribers(server, reconnect=False), [], []
     for name in range(3):
         result, sender = FORK.Pipe(duplex=False)
-        publisher = FORK.Process(target=publish_until_refused, args=(server, name, sender))
+        publisher = FORK.Process(target=publish_until_rejected, args=(server, name, sender))
         publisher.start()
         sender.close()
         publishers.append((publisher, result))
@@ -159,22 +159,22 @@ def sigterm(binary, cores):
     if codes := {life.close_code() for life in lives} - {1001}:
         wrong.append(f"bystanders were closed with {codes}")
     if not last <= {503}:
-        wrong.append(f"publishers were refused with {last}")
-    refused = [answer for answer in answers if statuses(answer) == [503]]
-    late = [answer for answer in answers[answers.index(refused[0]) :] if statuses(answer) not in ([503], [])] if refused else []
-    if not refused or late or not all(b"retry-after: 1" in answer.lower() for answer in refused):
-        wrong.append(f"of {len(answers)} new clients {len(refused)} got 503 with Retry-After, {len(late)} later ones did not")
+        wrong.append(f"publishers were rejected with {last}")
+    rejected = [answer for answer in answers if statuses(answer) == [503]]
+    late = [answer for answer in answers[answers.index(rejected[0]) :] if statuses(answer) not in ([503], [])] if rejected else []
+    if not rejected or late or not all(b"retry-after: 1" in answer.lower() for answer in rejected):
+        wrong.append(f"of {len(answers)} new clients {len(rejected)} got 503 with Retry-After, {len(late)} later ones did not")
     if code != 0:
         wrong.append(f"exit code {code}")
-    report = re.search(r"drained aborted=(\d+) closed=(\d+) refused=(\d+)", server.said())
-    if not report or int(report[1]) or int(report[2]) < CLIENTS or int(report[3]) < len(refused):
+    report = re.search(r"drained aborted=(\d+) closed=(\d+) rejected=(\d+)", server.said())
+    if not report or int(report[1]) or int(report[2]) < CLIENTS or int(report[3]) < len(rejected):
         wrong.append(f"the drain's report: {report and report[0]}")
     closed = (max(life.ended or 0 for life in lives) - began) * 1000
     return {
         "name": "SIGTERM under load", "lost": lost, "wrong": wrong, "heap": None, "p99": None,
         "did": f"{published:,} messages accepted from 3 publishers at full rate, {CLIENTS} bystanders, SIGTERM after a second",
         "waited": f"all closed with 1001 within {closed:.0f} ms, with --drain-rate 100",
-        "told": f"{report and report[0]}; 503 with Retry-After to {len(refused)} new clients, {len(got) - published} messages delivered whose 202 was lost",
+        "told": f"{report and report[0]}; 503 with Retry-After to {len(rejected)} new clients, {len(got) - published} messages delivered whose 202 was lost",
     }  # fmt: skip
 
 

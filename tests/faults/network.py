@@ -426,7 +426,7 @@ def judge(server, scene, name, fault, gaps):
     did, heap = fault(scene), None
     scene.expect_order(gaps)
     scene.expect_law()
-    events = {name: scene.rose(name) for name in scene.before if re.match(r"hydrant_(closed|refused|frames_dropped)_total", name)}
+    events = {name: scene.rose(name) for name in scene.before if re.match(r"hydrant_(closed|rejected|frames_dropped)_total", name)}
     if not scene.stay:
         scene.leave()
         heap = scene.expect_nothing_left(baseline, files)

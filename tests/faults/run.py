@@ -68,11 +68,11 @@ PINGS = clients.flood([frame(0x89, b"x")], "pings")
 FAULTS = [
     Fault("nothing", clients.nothing),
     Fault("slowloris", clients.slowloris),
-    Fault("half-open handshakes", clients.half_open, ('hydrant_refused_total{reason="handshakes"}',)),
-    Fault("TLS handshakes abandoned", over_tls.abandoned, ('hydrant_refused_total{reason="handshakes"}',), over_tls.FLAGS),
+    Fault("half-open handshakes", clients.half_open, ('hydrant_rejected_total{reason="handshakes"}',)),
+    Fault("TLS handshakes abandoned", over_tls.abandoned, ('hydrant_rejected_total{reason="handshakes"}',), over_tls.FLAGS),
     Fault("handshake garbage", over_http.invalid_requests, closed("disconnected")),
     Fault("request smuggling", over_http.smuggling),
-    Fault("idle HTTP connections kept", over_http.idle_connections, ('hydrant_refused_total{reason="handshakes"}',), ("--max-handshakes", "256", "--shards", "1")),
+    Fault("idle HTTP connections kept", over_http.idle_connections, ('hydrant_rejected_total{reason="handshakes"}',), ("--max-handshakes", "256", "--shards", "1")),
     Fault("missing bodies", over_http.missing_bodies, (), ("--handshake-timeout", "1s")),
     # The watcher of this fault answers no pings.
     Fault("truncated bodies", over_http.truncated_bodies, (), ("--ping-interval", "0")),
@@ -90,8 +90,8 @@ FAULTS = [
     Fault("mass disconnect", clients.mass_disconnect, closed("disconnected")),
     Fault("join and leave storm", clients.storm, closed("by_client")),
     Fault("many channels per client", clients.many_channels),
-    Fault("open files used up", clients.too_many, ('hydrant_refused_total{reason="handshakes"}',), ("--max-connections", "700"), 1000),
-    Fault("memory used up", clients.memory_hogs, ('hydrant_refused_total{reason="memory"}',), ("--max-memory", "3MiB", "--kernel-bytes", "4KiB")),
+    Fault("open files used up", clients.too_many, ('hydrant_rejected_total{reason="handshakes"}',), ("--max-connections", "700"), 1000),
+    Fault("memory used up", clients.memory_hogs, ('hydrant_rejected_total{reason="memory"}',), ("--max-memory", "3MiB", "--kernel-bytes", "4KiB")),
     Fault("everything at once", everything_at_once, closed("too_fast"), ("--client-message-rate", "1000")),
 ]  # fmt: skip
 
@@ -168,7 +168,7 @@ def judge(server, seconds, fault, measured):
     if code != 0:
         wrong.append(f"exit code {code}")
     times = lambda report: [report["last_subscriber_us"][part] / 1000 for part in ("p99", "max")] if report and report["last_subscriber_us"] else None
-    events = {key: value for key, value in metrics.items() if re.match(r"hydrant_(closed|refused)_total", key) and value}
+    events = {key: value for key, value in metrics.items() if re.match(r"hydrant_(closed|rejected)_total", key) and value}
     told = ", ".join(f"{re.search(chr(34) + '(.*)' + chr(34), key)[1]} {value:,}" for key, value in events.items())
     return {
         "name": fault.name, "did": did, "lost": during["lost_unexplained"], "p99": (times(quiet), times(during)),

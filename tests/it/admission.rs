@@ -16,26 +16,26 @@ fn handshake(server: SocketAddr, more: &[&str]) -> Answer {
     request(server, "GET", "/ws", &[&HANDSHAKE[..], more].concat(), b"")
 }
 
-fn is_refused(server: &TestServer, answer: &Answer, rejection: Rejection, times: u64) {
+fn is_rejected(server: &TestServer, answer: &Answer, rejection: Rejection, times: u64) {
     assert_eq!((answer.status, answer.body.trim()), (rejection.status(), rejection.sentence()));
     assert_eq!(server.engine.rejections.get(rejection), times);
     let metrics = request(server.address, "GET", "/metrics", &[], b"").body;
-    let line = format!("hydrant_refused_total{{reason=\"{}\"}} {times}", rejection.label());
+    let line = format!("hydrant_rejected_total{{reason=\"{}\"}} {times}", rejection.label());
     assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
 }
 
 #[test]
-fn a_full_server_refuses_websockets_and_answers_everything_else() {
+fn a_full_server_rejects_websockets_and_answers_everything_else() {
     let server = TestServer::start(Config { connections_max: 3, ..config() });
     let mut clients: Vec<_> = (0..3).map(|_| server.client("/ws")).collect();
     let answer = handshake(server.address, &[]);
     assert_eq!(answer.header("retry-after"), Some("1"));
-    is_refused(&server, &answer, Rejection::Connections, 1);
+    is_rejected(&server, &answer, Rejection::Connections, 1);
     assert_eq!(server.publish("all", b"x").matched, 3);
     drop(clients.pop());
     server.wait_for_connections(2);
     clients.push(server.client("/ws"));
-    is_refused(&server, &handshake(server.address, &[]), Rejection::Connections, 2);
+    is_rejected(&server, &handshake(server.address, &[]), Rejection::Connections, 2);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_limit_per_address_leaves_other_addresses_alone() {
     let first: Vec<_> = (0..2).map(|_| ask(9)).collect();
     assert!(first.iter().all(|(answer, _)| answer.status == 101));
     let (answer, _) = ask(9);
-    is_refused(&server, &answer, Rejection::Address, 1);
+    is_rejected(&server, &answer, Rejection::Address, 1);
     let other = ask(10);
     assert_eq!(other.0.status, 101);
     drop(first);
@@ -106,9 +106,9 @@ fn a_client_that_waits_for_its_answer_is_not_disconnected() {
     let server = TestServer::start(Config { handshakes_max: 4, shards: 1.try_into().unwrap(), ..config() });
     let connect = |first: &[u8]| begin(server.address, first);
     let mut waiting = connect(b"GET /debug/pprof/profile.svg?seconds=1 HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    // The server records one profile at a time: it refuses the next once the first has begun.
-    let is_next_refused = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
-    until(|| is_next_refused().then_some(()), || "it has not begun".to_owned());
+    // The server records one profile at a time: it rejects the next once the first has begun.
+    let is_next_rejected = || request(server.address, "GET", "/debug/pprof/profile?seconds=1", &[], b"").status != 200;
+    until(|| is_next_rejected().then_some(()), || "it has not begun".to_owned());
     let halves = [(); 7].map(|()| connect(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n"));
     server.stats_until(|_| server.engine.rejections.get(Rejection::Handshakes) >= 4);
     assert!([200, 409].contains(&read_answer(&mut waiting).status), "answered, in whichever order the two began");
@@ -163,7 +163,7 @@ fn pages_of_other_origins_may_not_connect() {
 
 #[cfg(feature = "jemalloc")]
 #[test]
-fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
+fn a_heap_at_its_bound_rejects_websockets_until_it_is_smaller() {
     let mut binary =
         Binary::start(&["--max-memory", "3MiB", "--shards", "1", "--slow", "drop-newest", "--outbox-bytes", "4MiB"]);
     let _quick = Client::connect(binary.address, "/ws/other");
@@ -173,10 +173,10 @@ fn a_heap_at_its_bound_refuses_websockets_until_it_is_smaller() {
         publish(binary.address, "room", &[b'x'; 10_000]);
     }
     let status = || handshake(binary.address, &[]).status;
-    until(|| (status() == 503).then_some(()), || "no client is refused".to_owned());
+    until(|| (status() == 503).then_some(()), || "no client is rejected".to_owned());
     assert_eq!(request(binary.address, "GET", "/healthz", &[], b"").status, 200);
     drop(slow);
-    until(|| (status() == 101).then_some(()), || "every client is still refused".to_owned());
+    until(|| (status() == 101).then_some(()), || "every client is still rejected".to_owned());
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
 }

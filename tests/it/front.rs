@@ -73,11 +73,11 @@ fn a_page_of_an_allowed_origin_publishes_and_reads_the_answer() {
     assert_eq!((published.status, published.header("access-control-allow-origin")), (202, Some("https://app.example")));
     let mut client = server.client("/ws/room");
     let stranger = "Origin: https://evil.example";
-    let refused = request(admin, "OPTIONS", "/publish/room", &[&[stranger], &preflight[..]].concat(), b"");
-    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (403, None));
+    let rejected = request(admin, "OPTIONS", "/publish/room", &[&[stranger], &preflight[..]].concat(), b"");
+    assert_eq!((rejected.status, rejected.header("access-control-allow-origin")), (403, None));
     assert_eq!(request(admin, "POST", "/publish/room", &[stranger], b"no").status, 403);
     assert_eq!(request(admin, "POST", "/publish/room", &[page], b"yes").status, 202);
-    assert_eq!(client.receive_text(), "yes", "nothing of the refused request was delivered");
+    assert_eq!(client.receive_text(), "yes", "nothing of the rejected request was delivered");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! HTTP routes: the answer of each, and the requests that each refuses.
+//! HTTP routes: the answer of each, and the requests that each rejects.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -110,7 +110,7 @@ fn a_body_goes_verbatim_to_every_subscriber() {
 }
 
 #[test]
-fn invalid_and_too_long_bodies_are_refused() {
+fn invalid_and_too_long_bodies_are_rejected() {
     let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
     let mut client = server.client("/ws");
     assert_eq!(request(server.address, "POST", "/publish", &["Content-Type: text/plain"], b"\xff").status, 400);
@@ -200,7 +200,7 @@ fn publish_and_admin_need_the_token() {
 }
 
 #[test]
-fn publish_and_admin_are_refused_beyond_loopback_without_a_token() {
+fn publish_and_admin_are_rejected_beyond_loopback_without_a_token() {
     let server = TestServer::start({
         let open: Vec<hydrant::settings::ListenAddress> = vec![SocketAddr::from(([0, 0, 0, 0], 0)).into()];
         Config { admin_listen: Some(open[0].clone()), listen: open, open: false, ..config() }
@@ -253,7 +253,7 @@ fn admin_routes_may_have_a_port_of_their_own() {
 }
 
 #[test]
-fn a_draining_server_refuses_publications() {
+fn a_draining_server_rejects_publications() {
     let server = TestServer::start(config());
     let engine = server.engine.clone();
     let idle = TcpStream::connect(server.address).unwrap();

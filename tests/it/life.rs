@@ -67,7 +67,7 @@ fn a_drain_keeps_its_rate_and_answers_new_clients_with_retry_after() {
     drop(clients);
     assert_eq!(binary.wait().code(), Some(0));
     let report = binary.seen.iter().find(|line| line.contains("drained")).unwrap();
-    assert!(report.contains("aborted=0") && report.contains("refused=1"), "{report}");
+    assert!(report.contains("aborted=0") && report.contains("rejected=1"), "{report}");
 }
 
 #[test]
@@ -141,14 +141,14 @@ fn a_request_for_statistics_does_not_hold_up_a_drain() {
     binary.signal(libc::SIGTERM);
     binary.wait_for_line("draining");
     for stream in &mut asking {
-        // The request may be refused, and its connection may be gone: the test is that the server ends.
+        // The request may be rejected, and its connection may be gone: the test is that the server ends.
         let _ = stream.write_all(b"\r\n");
     }
     assert_eq!(binary.wait().code(), Some(0));
 }
 
 #[test]
-fn a_second_server_on_the_port_is_refused() {
+fn a_second_server_on_the_port_is_rejected() {
     let first = Binary::start(&[]);
     let address = first.address.to_string();
     let second = Command::new(env!("CARGO_BIN_EXE_hydrant")).args(["--listen", &address]).output().unwrap();

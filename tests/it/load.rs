@@ -165,7 +165,7 @@ fn the_chat_holds_its_checks() {
 #[test]
 fn the_document_has_its_names() {
     let report = passes(config(), &format!("--connections 5 --messages 20 --pid {}", std::process::id()));
-    let names = "scenario url command version optimised date machine connections connect published refused expected \
+    let names = "scenario url command version optimised date machine connections connect published rejected expected \
                  received received_share gaps repeats reordered damaged unexpected lost_unexplained elapsed_ns deliveries_per_second frames_per_read latency_us \
                  last_subscriber_us server client";
     for name in names.split_whitespace() {
@@ -340,8 +340,8 @@ enum Fault {
     CutOff,
     Die,
     TryAgainLater,
-    Refuse,
-    RefuseAll,
+    Reject,
+    RejectAll,
 }
 
 /// The subscribers, and the number of messages so far.
@@ -349,7 +349,7 @@ enum Fault {
 struct Tiny {
     subscribers: Vec<TcpStream>,
     messages: usize,
-    refused: bool,
+    rejected: bool,
     kept: Option<Vec<u8>>,
 }
 
@@ -431,11 +431,11 @@ fn publish(tiny: &mut Tiny, body: &[u8], fault: Fault) -> bool {
     let (start, end) = body.split_at(5);
     let fragments = [&[0x01, 5], start, &[0x89, 0], &[0x80, length - 5], end].concat();
     let frame = if tiny.messages.is_multiple_of(3) { fragments } else { whole };
-    if fault == Fault::Refuse && tiny.messages == UNLUCKY.0 && !tiny.refused {
-        tiny.refused = true;
+    if fault == Fault::Reject && tiny.messages == UNLUCKY.0 && !tiny.rejected {
+        tiny.rejected = true;
         return false;
     }
-    if fault == Fault::RefuseAll && tiny.messages >= UNLUCKY.0 {
+    if fault == Fault::RejectAll && tiny.messages >= UNLUCKY.0 {
         return false;
     }
     let mut kept = tiny.kept.take();
@@ -447,7 +447,7 @@ fn publish(tiny: &mut Tiny, body: &[u8], fault: Fault) -> bool {
         }
         match fault {
             _ if !is_unlucky => {}
-            Fault::None | Fault::Refuse | Fault::RefuseAll | Fault::Die => {}
+            Fault::None | Fault::Reject | Fault::RejectAll | Fault::Die => {}
             Fault::Lose => wire.clear(),
             Fault::Repeat => wire.extend(&frame),
             Fault::Swap => tiny.kept = Some(std::mem::take(&mut wire)),
@@ -475,17 +475,17 @@ fn load_tiny(fault: Fault) -> (i32, Value) {
 fn any_server_will_do() {
     let (code, report) = load_tiny(Fault::None);
     assert_eq!((code, &report["received"]), (0, &120.into()), "{report:#}");
-    let (code, report) = load_tiny(Fault::Refuse);
-    assert_eq!((code, &report["received"], &report["refused"]), (0, &120.into(), &1.into()), "{report:#}");
+    let (code, report) = load_tiny(Fault::Reject);
+    assert_eq!((code, &report["received"], &report["rejected"]), (0, &120.into(), &1.into()), "{report:#}");
 }
 
 #[test]
-fn a_server_that_refuses_everything_ends_the_load() {
-    let address = tiny_server(Fault::RefuseAll);
+fn a_server_that_rejects_everything_ends_the_load() {
+    let address = tiny_server(Fault::RejectAll);
     let arguments = "--connections 3 --duration 300ms --rate 1000 --publishers 1 --patience 2s";
     let (code, report) = load(address, arguments);
     assert_eq!((code, &report["passed"]), (1, &false.into()), "{report:#}");
-    assert!(report["unsent"].as_u64() > Some(0) && report["refused"].as_u64() > Some(0), "{report:#}");
+    assert!(report["unsent"].as_u64() > Some(0) && report["rejected"].as_u64() > Some(0), "{report:#}");
 }
 
 #[test]
@@ -521,7 +521,7 @@ fn a_message_that_arrives_changed_is_found() {
 fn publishing_may_answer_on_another_port() {
     for pace in ["--in-flight 4", "--flood --warmup 0"] {
         let (code, report) = load(tiny_server_with_two_ports(), &format!("--connections 3 --messages 40 {pace}"));
-        assert_eq!((code, &report["received"], &report["refused"]), (0, &120.into(), &0.into()), "{report:#}");
+        assert_eq!((code, &report["received"], &report["rejected"]), (0, &120.into(), &0.into()), "{report:#}");
     }
     let address = tiny_server_with_two_ports();
     let said = run(&format!("--url ws://{address}/ws --publish-url http://{address}/publish --quiet --connections 2"));

@@ -90,7 +90,7 @@ fn a_client_that_never_reads_leaves_pages_for_others() {
     }
     let report = server.stats();
     assert!(report.pending > PAGES_FILES_MAX as u64, "{report:?}");
-    assert!(report.pages_refused == 0 && report.pages_open < PAGES_FILES_MAX as u64, "{report:?}");
+    assert!(report.pages_rejected == 0 && report.pages_open < PAGES_FILES_MAX as u64, "{report:?}");
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn check(address: SocketAddr, path: &str) -> String {
 }
 
 /// Checks that a build that cannot do it says what to build.
-fn check_refused(address: SocketAddr, path: &str) {
+fn check_rejected(address: SocketAddr, path: &str) {
     let answer = request(address, "GET", path, &[], b"");
     assert_eq!(answer.status, 501, "{path}");
     assert!(answer.body.contains("build"), "{path}: {}", answer.body);
@@ -125,8 +125,8 @@ fn a_heap_without_samples_names_the_flag() {
 fn the_heap_is_profiled_where_jemalloc_samples_it() {
     let binary = Binary::start(&["--shards", "2", "--heap-sample", "16KiB"]);
     if !HAS_HEAP {
-        check_refused(binary.address, "/debug/pprof/heap");
-        return check_refused(binary.address, "/debug/pprof/heap.svg");
+        check_rejected(binary.address, "/debug/pprof/heap");
+        return check_rejected(binary.address, "/debug/pprof/heap.svg");
     }
     let _clients: Vec<_> = (0..500).map(|_| Client::connect(binary.address, "/ws")).collect();
     let strings = check(binary.address, "/debug/pprof/heap?seconds=60");
@@ -144,8 +144,8 @@ fn the_heap_is_profiled_where_jemalloc_samples_it() {
 fn cpu_time_is_profiled_while_messages_go_on() {
     let binary = Binary::start(&["--shards", "1"]);
     if !HAS_CPU {
-        check_refused(binary.address, "/debug/pprof/profile?seconds=1");
-        return check_refused(binary.address, "/debug/pprof/profile.svg?seconds=1");
+        check_rejected(binary.address, "/debug/pprof/profile?seconds=1");
+        return check_rejected(binary.address, "/debug/pprof/profile.svg?seconds=1");
     }
     let mut clients: Vec<_> = (0..50).map(|_| Client::connect(binary.address, "/ws")).collect();
     for path in ["/debug/pprof/profile?seconds=1&frequency=1000", "/debug/pprof/profile.svg?seconds=1&frequency=1000"] {
@@ -186,9 +186,9 @@ fn there_is_one_cpu_profile_at_a_time_and_it_ends_with_its_client() {
     let first = ask(binary.address, "/debug/pprof/profile?seconds=120");
     wait_for_profile(&binary, true);
     let second = || request(binary.address, "GET", "/debug/pprof/profile.svg?seconds=1", &[], b"");
-    let refused = second();
-    assert_eq!(refused.status, 409);
-    assert!(refused.body.contains("another profile"), "{}", refused.body);
+    let rejected = second();
+    assert_eq!(rejected.status, 409);
+    assert!(rejected.body.contains("another profile"), "{}", rejected.body);
     drop(first);
     wait_for_profile(&binary, false);
     assert_eq!(second().status, 200);

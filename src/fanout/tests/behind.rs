@@ -168,12 +168,12 @@ fn a_full_socket_is_not_tried_until_it_can_be_written() {
             let bound = Bound { bytes_max: 3 * COUNTS, policy: SlowPolicy::DropOldest };
             let mut world = World::new(strategy.build(bound), bound);
             let client = behind(&mut world, 1).await;
-            let refused = client.socket().refused.get();
+            let rejected = client.socket().rejected.get();
             for _ in 0..20 {
                 world.publish(0, &[SIZE]);
                 quiet().await;
             }
-            assert_eq!(client.socket().refused.get(), refused, "{strategy:?}");
+            assert_eq!(client.socket().rejected.get(), rejected, "{strategy:?}");
         });
     }
 }

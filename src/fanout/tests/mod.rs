@@ -24,7 +24,7 @@ use crate::wire::Frame;
 struct Pipe {
     room: Cell<usize>,
     /// Calls that found no room.
-    refused: Cell<usize>,
+    rejected: Cell<usize>,
     sent: RefCell<Vec<u8>>,
 }
 
@@ -42,7 +42,7 @@ impl Socket for Pipe {
             taken += now;
         }
         if taken == 0 {
-            self.refused.set(self.refused.get() + 1);
+            self.rejected.set(self.rejected.get() + 1);
             return Err(io::ErrorKind::WouldBlock.into());
         }
         Ok(taken)

@@ -135,8 +135,8 @@ public class JavaDriver {
             try {
                 run(client, fields, found);
             } catch (CompletionException error) {
-                if (error.getCause() instanceof WebSocketHandshakeException refused) {
-                    found.add("status=" + refused.getResponse().statusCode());
+                if (error.getCause() instanceof WebSocketHandshakeException rejected) {
+                    found.add("status=" + rejected.getResponse().statusCode());
                 } else {
                     found.add("error=" + error.getCause());
                 }

@@ -55,8 +55,8 @@ async def main():
         for attempt in attempts():
             try:
                 await run(session, attempt)
-            except aiohttp.WSServerHandshakeError as refused:
-                attempt.found["status"] = refused.status
+            except aiohttp.WSServerHandshakeError as rejected:
+                attempt.found["status"] = rejected.status
             except Exception as error:
                 attempt.found["error"] = f"{type(error).__name__}: {error}"
             attempt.result()

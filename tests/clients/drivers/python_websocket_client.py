@@ -54,8 +54,8 @@ def run(attempt):
 for each in attempts():
     try:
         run(each)
-    except websocket.WebSocketBadStatusException as refused:
-        each.found["status"] = refused.status_code
+    except websocket.WebSocketBadStatusException as rejected:
+        each.found["status"] = rejected.status_code
     except Exception as error:
         each.found["error"] = f"{type(error).__name__}: {error}"
     each.result()

@@ -44,8 +44,8 @@ def run(attempt):
 for each in attempts():
     try:
         run(each)
-    except InvalidStatus as refused:
-        each.found["status"] = refused.response.status_code
+    except InvalidStatus as rejected:
+        each.found["status"] = rejected.response.status_code
     except Exception as error:
         each.found["error"] = f"{type(error).__name__}: {error}"
     each.result()

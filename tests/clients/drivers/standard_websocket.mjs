@@ -14,7 +14,7 @@ drive((attempt, ready) => new Promise(done => {
     return done({...found, error: String(error)});
   }
   socket.binaryType = "arraybuffer";
-  // Node 20 tells of a refused handshake with an error, and of no close.
+  // Node 20 tells of a rejected handshake with an error, and of no close.
   socket.onerror = event => {
     found.error = event.message ?? String(event.error);
     if (!found.open) done(found);

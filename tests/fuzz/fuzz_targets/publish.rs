@@ -98,19 +98,19 @@ impl Stage {
         Self { runtime, engine, listener }
     }
 
-    /// The sequencer of every channel: accepts or refuses each publication and keeps it.
-    async fn sequencer(&self, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
+    /// The sequencer of every channel: accepts or rejects each publication and keeps it.
+    async fn sequencer(&self, rejects: bool, taken: &RefCell<Vec<(Publication, bool)>>) -> Infallible {
         let inbox = &self.engine.inboxes[0];
         loop {
             inbox.pushed().await;
             inbox.clear_signal();
             while let Some(item) = inbox.pop() {
-                self.take(item, refuses, taken);
+                self.take(item, rejects, taken);
             }
         }
     }
 
-    fn take(&self, item: Item, refuses: bool, taken: &RefCell<Vec<(Publication, bool)>>) {
+    fn take(&self, item: Item, rejects: bool, taken: &RefCell<Vec<(Publication, bool)>>) {
         match item {
             Item::Publish(mut publication) => {
                 self.engine.inboxes[0].release(publication.frame.wire().len());
@@ -118,7 +118,7 @@ impl Stage {
                 let Origin::Request(reply) = std::mem::replace(&mut publication.origin, Origin::Server) else {
                     panic!("only requests publish here");
                 };
-                let result = if refuses { Err(PublishError::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
+                let result = if rejects { Err(PublishError::Overloaded) } else { Ok(Accepted { offset, matched: 7 }) };
                 reply.send(result);
                 drop(publication.receipt.take());
                 taken.borrow_mut().push((publication, result.is_ok()));
@@ -128,7 +128,7 @@ impl Stage {
         }
     }
 
-    fn converse(&self, bytes: &[u8], client: &Client, refuses: bool) -> Outcome {
+    fn converse(&self, bytes: &[u8], client: &Client, rejects: bool) -> Outcome {
         let taken = RefCell::default();
         let (ours, theirs) = duplex(client.pipe_bytes);
         let server = async {
@@ -170,12 +170,12 @@ impl Stage {
                 ((output, last_byte), end) = async { tokio::join!(client, server) } => {
                     (output, end.saturating_duration_since(last_byte))
                 }
-                never = self.sequencer(refuses, &taken) => match never {},
+                never = self.sequencer(rejects, &taken) => match never {},
             }
         });
         // Items of a client that has disconnected.
         while let Some(item) = self.engine.inboxes[0].pop() {
-            self.take(item, refuses, &taken);
+            self.take(item, rejects, &taken);
         }
         assert_eq!(self.engine.registry.reserved(), 0, "a reserved connection was not released");
         assert_eq!(self.engine.loads[0].get(), 0, "a permit was not released");
@@ -376,11 +376,11 @@ struct Expected {
 
 impl Request {
     /// Writes the request, and says what has to become of it.
-    fn write(&self, wire: &mut Vec<u8>, token: Option<&str>, refuses: bool) -> Expected {
+    fn write(&self, wire: &mut Vec<u8>, token: Option<&str>, rejects: bool) -> Expected {
         match self {
             Self::Post(post) => {
                 post.write(wire, token);
-                post.expected(token.is_some(), refuses)
+                post.expected(token.is_some(), rejects)
             }
             Self::Other(index) => {
                 let (line, headers, status, kept) = OTHERS[usize::from(*index) % OTHERS.len()];
@@ -398,7 +398,7 @@ impl Post {
         self.body.repeat(usize::from(self.times % 8) + 1)
     }
 
-    fn expected(&self, has_token: bool, refuses: bool) -> Expected {
+    fn expected(&self, has_token: bool, rejects: bool) -> Expected {
         let body = self.body();
         let is_too_long = body.len() > MESSAGE_BYTES_MAX;
         let is_utf8 = str::from_utf8(&body).is_ok();
@@ -413,7 +413,7 @@ impl Post {
             413
         } else if !is_utf8 && !is_binary {
             400
-        } else if refuses {
+        } else if rejects {
             503
         } else {
             202
@@ -514,12 +514,12 @@ fn converse_known(
     stage: &Stage,
     token: Option<&str>,
     client: &Client,
-    refuses: bool,
+    rejects: bool,
     requests: &[Request],
     part: Part,
 ) {
     let mut sent = Vec::new();
-    let all: Vec<_> = requests.iter().map(|request| request.write(&mut sent, token, refuses)).collect();
+    let all: Vec<_> = requests.iter().map(|request| request.write(&mut sent, token, rejects)).collect();
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let rest = match part {
         Part::None => String::new(),
@@ -527,7 +527,7 @@ fn converse_known(
         Part::Body => format!("POST /publish HTTP/1.1\r\n{authorization}Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
     };
     sent.extend(rest.into_bytes());
-    let outcome = stage.converse(&sent, client, refuses);
+    let outcome = stage.converse(&sent, client, rejects);
     let answers = check(&sent, client, token.is_some(), &outcome);
     let found = outcome.publications.iter().map(|(publication, _)| {
         let (binary, bytes) = payload(publication);
@@ -582,17 +582,17 @@ fn run(input: &[u8]) -> Result<()> {
         pipe_bytes: [65_536, 1024, 64, 1][usize::from(kind >> 2 & 3)],
         pieces: input.bytes(usize::from(reads & 7))?.to_vec(),
     };
-    let (has_token, refuses, careful) = (kind & 0x10 != 0, kind & 0x20 != 0, kind & 0x80 != 0);
+    let (has_token, rejects, careful) = (kind & 0x10 != 0, kind & 0x20 != 0, kind & 0x80 != 0);
     let token = has_token.then_some(TOKEN);
     STAGES.with(|stages| {
         let stage = &stages[usize::from(has_token)];
         if careful {
             let part = input.arbitrary()?;
             let requests: Vec<Request> = input.arbitrary()?;
-            converse_known(stage, token, &client, refuses, &requests, part);
+            converse_known(stage, token, &client, rejects, &requests, part);
         } else {
             let sent = input.take_rest();
-            check(sent, &client, has_token, &stage.converse(sent, &client, refuses));
+            check(sent, &client, has_token, &stage.converse(sent, &client, rejects));
         }
         Ok(())
     })
