@@ -23,7 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::conn_table::{Entry, HttpConn, Peer, Progress};
 use super::stream::HttpStream;
@@ -198,6 +198,7 @@ async fn fast_requests<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut timer = pin!(deadline_timer(listener));
     loop {
         match fast_path::publication(buffer, listener.engine.config.message_bytes_max) {
             fast_path::Found::Publication { request, body, length } => {
@@ -233,7 +234,7 @@ where
                     continue;
                 }
             },
-            over = time_is_up(listener, conn) => over,
+            over = time_is_up(listener, conn, timer.as_mut()) => over,
         };
         match conn.progress() {
             Progress::Idle if conn.has_unread() => {
@@ -274,8 +275,14 @@ enum Over {
     Timeout,
 }
 
+/// The timer of one connection. It is set for a deadline that is nearer than its own, and looks at
+/// the deadline again when it is over: a request that sets the deadline back costs nothing.
+fn deadline_timer(listener: &HttpListener) -> Sleep {
+    sleep(listener.engine.live().handshake_timeout)
+}
+
 /// Waits until a connection has to end.
-async fn time_is_up(listener: &HttpListener, conn: &HttpConn) -> Over {
+async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mut Sleep>) -> Over {
     let deadline = || match conn.progress() {
         Progress::New | Progress::Head => Some(conn.since() + listener.engine.live().handshake_timeout),
         Progress::Idle if !conn.ends_soon() => {
@@ -283,7 +290,6 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn) -> Over {
         }
         _ => None,
     };
-    let mut timer = pin!(sleep_until(Instant::now()));
     let (mut evicted, mut draining) = (pin!(conn.evicted()), pin!(listener.engine.draining()));
     poll_fn(|context| {
         if !conn.ends_soon() {
@@ -295,11 +301,15 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn) -> Over {
             }
         }
         let Some(deadline) = deadline() else { return Poll::Pending };
-        if timer.deadline() != deadline {
-            timer.as_mut().reset(deadline);
+        loop {
+            if timer.is_elapsed() || timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            ready!(timer.as_mut().poll(context));
+            if Instant::now() >= deadline {
+                return Poll::Ready(Over::Timeout);
+            }
         }
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Over::Timeout)
     })
     .await
 }
@@ -346,11 +356,12 @@ where
         .max_buf_size(listener.engine.live().header_bytes_max)
         .serve_connection(TokioIo::new(stream), service);
     let mut last = None;
+    let mut timer = pin!(deadline_timer(listener));
     let done = loop {
         let over = tokio::select! {
             biased;
             done = finish(&mut connection) => break done,
-            over = time_is_up(listener, conn) => over,
+            over = time_is_up(listener, conn, timer.as_mut()) => over,
         };
         match (conn.progress(), over) {
             (Progress::Idle, _) if conn.has_unread() => {
@@ -372,8 +383,9 @@ where
         answer::count_unread(listener, error);
     }
     let Parts { io, read_buf, .. } = connection.into_parts();
-    let (stream, head) = io.into_inner().into_parts();
-    Conversation { done, stream, head, leftover: read_buf, last }
+    let (stream, head, ahead) = io.into_inner().into_parts();
+    let leftover = if ahead.is_empty() { read_buf } else { [read_buf, ahead].concat().into() };
+    Conversation { done, stream, head, leftover, last }
 }
 
 /// Until a connection of hyper's is done and its last byte has left. Behind a request for an
@@ -499,6 +511,31 @@ mod tests {
             stream
         });
         assert!(output.starts_with("HTTP/1.1 431 "), "{output}");
+    }
+
+    #[test]
+    fn what_follows_a_handshake_leaves_http_whole() {
+        let handshake = "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let messages: Vec<u8> = (0..60_000_u32).flat_map(u32::to_be_bytes).collect();
+        let all = Bytes::from([handshake.as_bytes(), &messages].concat());
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        // Read ahead of HTTP, or read by it.
+        for ahead in [0, 1, handshake.len(), handshake.len() + 9_000, all.len()] {
+            let listener = listener();
+            let (ours, mut theirs) = duplex(all.len());
+            let left = runtime.block_on(async {
+                theirs.write_all(&all[ahead..]).await.unwrap();
+                theirs.shutdown().await.unwrap();
+                let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
+                let upgrade = serve_stream(&listener, &conn, ours, all.slice(..ahead)).await.unwrap();
+                let Upgrade { mut stream, leftover, .. } = upgrade.expect("it is granted");
+                let mut left = leftover.to_vec();
+                stream.read_to_end(&mut left).await.unwrap();
+                left
+            });
+            assert!(left == messages, "{ahead}: {} of {} bytes", left.len(), messages.len());
+        }
     }
 
     #[test]

@@ -30,9 +30,10 @@ impl<I> HttpStream<I> {
         Self { inner, conn, ahead, head: BytesMut::new() }
     }
 
-    /// The stream, and the response head that the shard has to send.
-    pub(super) fn into_parts(self) -> (I, Bytes) {
-        (self.inner, self.head.freeze())
+    /// The stream, the response head that the shard has to send, and what hyper has not taken of the
+    /// bytes that were read ahead.
+    pub(super) fn into_parts(self) -> (I, Bytes, Bytes) {
+        (self.inner, self.head.freeze(), self.ahead)
     }
 }
 
