@@ -117,15 +117,22 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// Waits until something was pushed. There may be one consumer only.
-    pub async fn pushed(&self) {
+    /// Waits until something was pushed; whether it had to wait. There may be one consumer only.
+    pub async fn pushed(&self) -> bool {
+        let mut has_waited = false;
         poll_fn(|context| {
             self.consumer.register(context.waker());
             // Acquire: pairs with the release in `notify`. The waker is registered first, so a push
             // after this load wakes the consumer.
-            if self.signalled.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+            match self.signalled.load(Ordering::Acquire) {
+                true => Poll::Ready(has_waited),
+                false => {
+                    has_waited = true;
+                    Poll::Pending
+                }
+            }
         })
-        .await;
+        .await
     }
 
     /// The consumer is about to take items: a later push wakes it again.

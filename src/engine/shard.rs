@@ -160,17 +160,20 @@ impl Shard {
     async fn work(self: &Rc<Self>) -> std::convert::Infallible {
         let mut more = false;
         loop {
+            let mut has_waited = false;
             if !more {
                 let (idle, paced) = (self.channels.borrow().is_idle(), self.channels.borrow().is_paced());
                 if idle {
-                    self.inbox().pushed().await;
+                    has_waited = self.inbox().pushed().await;
                 } else if paced {
                     // Either is a reason to look again; the end of the time is none to complain.
                     let _ = timeout(PACE_INTERVAL, self.inbox().pushed()).await;
                 }
             }
-            // The runtime looks at its sockets first: a burst that has already arrived joins this batch.
-            yield_now().await;
+            // Everything else on the thread has its turn, unless it has just had it.
+            if !has_waited {
+                yield_now().await;
+            }
             more = self.take_items();
             self.step();
             more |= self.take_upgraded();
