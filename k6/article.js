@@ -193,8 +193,8 @@ export default function () {
       );
     }
 
-    // One sample per promised tick, so that the average is (all received) / (all promised). A session
-    // that was cut short is still owed its full length.
+    // One sample per promised tick, so that the average is (all received) / (all promised). A
+    // session that was cut short is still owed its full length.
     const promised = promisedTicks(opened, Math.max(closed, opened + SESSION_MS), firstTick);
     for (let i = 0; i < promised; i++) receivedRatio.add(received / promised);
   } else {

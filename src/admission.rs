@@ -1,10 +1,10 @@
 //! Admission: permits, limits per address, the pace of accepting, and the counters of rejections.
 //!
-//! A [`Permit`] is taken when a WebSocket is granted and given back when it is dropped, wherever the
-//! connection ends. The number of permits of a shard is its load: the front hands a socket to the
-//! shard with the fewest. A client is rejected where the right answer can be given. The
-//! limit per address applies when a socket is accepted, all others when it asks for a WebSocket, so
-//! a full server still answers `/healthz` and publishers.
+//! A [`Permit`] is taken when a WebSocket is granted and given back when it is dropped, wherever
+//! the connection ends. The number of permits of a shard is its load: the front hands a socket to
+//! the shard with the fewest. A client is rejected where the right answer can be given. The limit
+//! per address applies when a socket is accepted, all others when it asks for a WebSocket, so a
+//! full server still answers `/healthz` and publishers.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;

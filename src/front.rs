@@ -1,9 +1,9 @@
 //! The front: threads that accept sockets and speak HTTP and TLS, apart from the shards' threads.
 //!
-//! Clients' listeners share [`Config::http_threads`](crate::settings::Config::http_threads) threads. A listener for administration alone
-//! has a thread of its own, so that a flood of clients does not delay publishers. Every thread is a
-//! single-threaded runtime; the operating system divides the cores between the front and the
-//! shards. It never touches a WebSocket.
+//! Clients' listeners share [`Config::http_threads`](crate::settings::Config::http_threads)
+//! threads. A listener for administration alone has a thread of its own, so that a flood of clients
+//! does not delay publishers. Every thread is a single-threaded runtime; the operating system
+//! divides the cores between the front and the shards. It never touches a WebSocket.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -127,8 +127,8 @@ fn run(
         // The runtime ends with the thread, and the task with it.
         tokio::spawn(http::wakes::share());
         for (listener, http) in listeners {
-            // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it while
-            // `AsyncFd` owns it.
+            // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it
+            // while `AsyncFd` owns it.
             let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
             accepting.spawn(accept(listener, http, engine.clone()));
         }
@@ -212,8 +212,8 @@ async fn accept(
 /// One socket that does not block, and its peer's address if it has one.
 fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both are
-    // writable.
+    // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both
+    // are writable.
     let accepted = unsafe {
         SockAddr::try_init(|storage, length| {
             let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
@@ -228,8 +228,8 @@ fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)>
 
 /// Lets the shards go before this thread when they share a core.
 fn lower_priority() {
-    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is always
-    // granted.
+    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is
+    // always granted.
     unsafe { libc::nice(FRONT_NICE) };
 }
 

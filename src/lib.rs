@@ -54,56 +54,59 @@
 //! # The walk of one message
 //!
 //! 1. `http::publish` (or an event, or the tick) encodes it **once** into a `Frame` and pushes a
-//!    `Publication` into the inbox of its channel's **sequencer**, the shard `hash(channel) % shards`.
-//!    Requests that arrive together share one wake of the shard, and their replies share one wake of
-//!    the front. At the bound of pending bytes the publisher gets 503 at once.
+//!    `Publication` into the inbox of its channel's **sequencer**, the shard
+//!    `hash(channel) % shards`. Requests that arrive together share one wake of the shard, and
+//!    their replies share one wake of the front. At the bound of pending bytes the publisher gets
+//!    503 at once.
 //! 2. The sequencer drains its inbox, gives each publication the next offset and forwards them, one
 //!    `Dispatch` for each shard that has subscribers. One writer per channel: every subscriber sees
 //!    one order.
-//! 3. Each shard joins the pending frames of the channel into one `Batch` and begins a pass. `direct`
-//!    writes the batch to each subscriber's socket in turn: one system call, no task, no copy, no
-//!    reference count. A large batch lies in shared pages, and each socket refers to them: then the
-//!    kernel copies nothing either. After a chunk of [`engine::PASS_CHUNK`] sockets everything else on
-//!    the thread may run; channels with few subscribers go before those with many
-//!    (`engine::scheduler`). Frames that arrive meanwhile become the next batch: under load a delivery
-//!    gets cheaper. After a pass of several frames the next one lingers for a hundredth of its time,
-//!    so that a burst is not split. After a pass that left most subscribers behind, the next waits for
-//!    them once, at most [`settings::Config::pace_max`], so that a burst closes no client that reads.
+//! 3. Each shard joins the pending frames of the channel into one `Batch` and begins a pass.
+//!    `direct` writes the batch to each subscriber's socket in turn: one system call, no task, no
+//!    copy, no reference count. A large batch lies in shared pages, and each socket refers to them:
+//!    then the kernel copies nothing either. After a chunk of [`engine::PASS_CHUNK`] sockets
+//!    everything else on the thread may run; channels with few subscribers go before those with
+//!    many (`engine::scheduler`). Frames that arrive meanwhile become the next batch: under load a
+//!    delivery gets cheaper. After a pass of several frames the next one lingers for a hundredth of
+//!    its time, so that a burst is not split. After a pass that left most subscribers behind, the
+//!    next waits for them once, at most [`settings::Config::pace_max`], so that a burst closes no
+//!    client that reads.
 //! 4. If a socket is full, the rest waits in its connection's outbox. The shard's readiness loop
-//!    flushes the outbox when the socket can be written, and frees it when it is empty. At its bound
-//!    the policy decides.
+//!    flushes the outbox when the socket can be written, and frees it when it is empty. At its
+//!    bound the policy decides.
 //! 5. When the last shard has finished, the publisher gets the receipt that it asked for, and the
 //!    bytes no longer count as pending.
 //!
 //! # The walk of one connection
 //!
-//! 1. A front thread accepts the socket. Its options are inherited from the listener: no system call
-//!    per connection sets one. The kernel hands over a socket together with its first bytes.
+//! 1. A front thread accepts the socket. Its options are inherited from the listener: no system
+//!    call per connection sets one. The kernel hands over a socket together with its first bytes.
 //! 2. A WebSocket handshake that has arrived whole, as nearly all have, is answered without a task
 //!    and without hyper. Any other request gets an HTTP connection: small whole publications are
 //!    answered by `http::fast_path`, everything else by hyper and axum. At the bound the connection
-//!    with the least progress is closed (`http::conn_table`). With TLS, [`conn::Session`] lies between.
+//!    with the least progress is closed (`http::conn_table`). With TLS, [`conn::Session`] lies
+//!    between.
 //! 3. A granted handshake takes a [`admission::Permit`] of the least-loaded shard, and its
-//!    subscriptions are announced to the sequencer of each channel. Then the socket goes to the shard
-//!    with the response head. The shard registers the connection in an epoll set of its own and
-//!    **then** sends the head: a client that has seen the 101 misses nothing that is published later.
-//!    Any response head can leave HTTP in this way, not only a 101.
+//!    subscriptions are announced to the sequencer of each channel. Then the socket goes to the
+//!    shard with the response head. The shard registers the connection in an epoll set of its own
+//!    and **then** sends the head: a client that has seen the 101 misses nothing that is published
+//!    later. Any response head can leave HTTP in this way, not only a 101.
 //! 4. From here on the connection has no task, no buffer and no registration with tokio: under 250
 //!    bytes of heap (tokio's readiness record alone would be 256, a task 128).
-//! 5. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps only
-//!    an incomplete frame.
+//! 5. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps
+//!    only an incomplete frame.
 //! 6. A silent client gets a ping, and is closed without an answer: `engine::keepalive`, one sweep
 //!    over all connections of the shard.
-//! 7. Every end has a `CloseReason`. The connection leaves its channels and the registry at once. Its
-//!    socket is closed when both close frames have passed, when the peer has gone, or after
+//! 7. Every end has a `CloseReason`. The connection leaves its channels and the registry at once.
+//!    Its socket is closed when both close frames have passed, when the peer has gone, or after
 //!    [`settings::Config::close_timeout`].
 //!
 //! # What is never there
 //!
 //! - No unbounded queue. The inbox has no bound of its own, but every kind of item has one where it
 //!   comes from.
-//! - No lock and no allocation per subscriber on the way of a delivery (strategies with writer tasks
-//!   are exempt).
+//! - No lock and no allocation per subscriber on the way of a delivery (strategies with writer
+//!   tasks are exempt).
 //! - No guard of the `DashMap` held across a send or an await.
 //! - No slow client that delays a publisher or another client (most of a channel's subscribers
 //!   together can, once each time that they have caught up).

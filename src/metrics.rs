@@ -1,11 +1,11 @@
-//! The counters: what happened to every frame for every subscriber, and [`Counters`] for events that
-//! any thread may count.
+//! The counters: what happened to every frame for every subscriber, and [`Counters`] for events
+//! that any thread may count.
 //!
-//! Owns the counters of the conservation law, `matched = delivered + dropped{reason} + pending`, and
-//! the declarations of the other counter families: each has its name, label and help text once, here
-//! or beside its enum. [`DeliveryCounters`] belong to one shard and are plain cells; [`Totals`] cross
-//! threads. A channel's counters write through to the shard's, so that both agree at every instant.
-//! Never writes text: `engine::exposition` does.
+//! Owns the counters of the conservation law, `matched = delivered + dropped{reason} + pending`,
+//! and the declarations of the other counter families: each has its name, label and help text once,
+//! here or beside its enum. [`DeliveryCounters`] belong to one shard and are plain cells;
+//! [`Totals`] cross threads. A channel's counters write through to the shard's, so that both agree
+//! at every instant. Never writes text: `engine::exposition` does.
 
 use std::cell::Cell;
 use std::marker::PhantomData;

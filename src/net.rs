@@ -132,8 +132,8 @@ fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
 
 fn listen_ip(config: &Config, address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // After a restart, connections of the last process may still be in TIME_WAIT. A second server is
-    // rejected all the same.
+    // After a restart, connections of the last process may still be in TIME_WAIT. A second server
+    // is rejected all the same.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
@@ -193,8 +193,8 @@ fn take_passed(config: &Config, fd: RawFd) -> io::Result<Socket> {
 fn set_options(config: &Config, socket: &Socket, is_tcp: bool) -> io::Result<()> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
-    // What a client sends faster than it is read waits at the client, not in megabytes that the kernel
-    // would take.
+    // What a client sends faster than it is read waits at the client, not in megabytes that the
+    // kernel would take.
     socket.set_recv_buffer_size(config.kernel_bytes_max.max(READ_BYTES))?;
     if is_tcp {
         socket.set_tcp_nodelay(true)?;

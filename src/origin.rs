@@ -345,8 +345,8 @@ impl LastLine {
 }
 
 impl RejectedOrigins {
-    /// Counts a rejection. `Some` if it has to be logged now, with the number of rejections since the
-    /// last line that were not.
+    /// Counts a rejection. `Some` if it has to be logged now, with the number of rejections since
+    /// the last line that were not.
     pub fn count(&self, origin: &str, now: Instant) -> Option<u64> {
         let key = shown(origin);
         let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! The server's certificate and its private key, for `wss` clients.
 //!
-//! Owns the two files' names and what was last read from them. A reload that fails leaves everything as it was. What a client's
-//! session does is in `conn::session`.
+//! Owns the two files' names and what was last read from them. A reload that fails leaves
+//! everything as it was. What a client's session does is in `conn::session`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -160,7 +160,8 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(unusable)?;
     // A WebSocket begins with HTTP/1.1 (RFC 6455, section 4.1).
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Who comes back may take up its session again: the server keeps nothing for it, and one ticket is enough.
+    // Who comes back may take up its session again: the server keeps nothing for it, and one ticket
+    // is enough.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = ring::Ticketer::new().map_err(unusable)?;
     config.send_tls13_tickets = 1;

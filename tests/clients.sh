@@ -41,8 +41,8 @@ if [ -n "$wanted" ]; then
   [ -z "$made" ] || $sudo rm -f $policy
 fi
 
-# Packages that need no set-up are unpacked under target/, without their dependencies: Go's WebSocket
-# packages, and tsung with Erlang.
+# Packages that need no set-up are unpacked under target/, without their dependencies: Go's
+# WebSocket packages, and tsung with Erlang.
 root=$dir/root
 packages='golang-github-gorilla-websocket-dev golang-golang-x-net-dev tsung erlang-base erlang-asn1 erlang-crypto
   erlang-public-key erlang-ssl erlang-inets erlang-xmerl erlang-snmp erlang-os-mon erlang-eldap erlang-runtime-tools

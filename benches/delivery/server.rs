@@ -67,7 +67,8 @@ impl Candidate {
                 // One shard because the floor is one thread; no tick because it is not part of the
                 // load.
                 command.args(["--listen", "127.0.0.1:0", "--shards", "1", "--tick", "0"]);
-                // One port for clients and publishing, as the floor has: the same text is one socket.
+                // One port for clients and publishing, as the floor has: the same text is one
+                // socket.
                 command.args(["--admin-listen", "127.0.0.1:0", "--open"]);
                 // `direct:--shared-pages-min=1GiB`: the strategy, then further flags.
                 let mut parts = fanout.split(':');

@@ -1,8 +1,8 @@
 //! A client's connection: what it owns, and how it sends, flushes and reads.
 //!
-//! Owns the socket, the decoder, the backlog and the memberships of one client. A send never blocks:
-//! what the socket does not take waits in the outbox, within the bound. Control frames go between
-//! data frames, and a partly written frame is finished before anything else.
+//! Owns the socket, the decoder, the backlog and the memberships of one client. A send never
+//! blocks: what the socket does not take waits in the outbox, within the bound. Control frames go
+//! between data frames, and a partly written frame is finished before anything else.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
@@ -171,7 +171,8 @@ impl<S: Socket> Connection<S> {
         Sent::Part(offered)
     }
 
-    /// Sends the response head of its request, before anything else; false when the socket has failed.
+    /// Sends the response head of its request, before anything else; false when the socket has
+    /// failed.
     pub fn send_head(&self, head: Bytes) -> bool {
         self.control(Frame::from_wire(head), |outbox, head| outbox.start_control(head, 0))
     }

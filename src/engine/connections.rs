@@ -303,8 +303,9 @@ impl Shard {
             Phase::Open | Phase::Closing => {}
             _ if connection.has_backlog() => {}
             Phase::Closed => self.remove(connection),
-            // A socket that is closed with input unread is reset, and the reset may overtake the close frame: so only
-            // the sending side ends, and the rest is read and thrown away until the client has gone.
+            // A socket that is closed with input unread is reset, and the reset may overtake the
+            // close frame: so only the sending side ends, and the rest is read and thrown away
+            // until the client has gone.
             Phase::Broken => connection.socket().shutdown_write(),
         }
     }
@@ -333,7 +334,8 @@ impl Shard {
     /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown
     /// away.
     fn abort(&self, connection: &Rc<Conn>) {
-        // Without it the kernel would go on trying to send; it fails only on a socket that is gone already.
+        // Without it the kernel would go on trying to send; it fails only on a socket that is gone
+        // already.
         let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
         self.remove(connection);
     }

@@ -463,8 +463,9 @@ impl Engine {
     /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
     pub async fn drain(&self, deadline: Instant) {
         self.begin_drain();
-        // Twice: what passed the flag just before it was set may have missed the first barrier, not the
-        // second. A shard that does not get that far in time has to hear of the drain all the same.
+        // Twice: what passed the flag just before it was set may have missed the first barrier, not
+        // the second. A shard that does not get that far in time has to hear of the drain all the
+        // same.
         for _ in 0..2 {
             let _ = timeout_at(deadline, self.barrier()).await;
         }

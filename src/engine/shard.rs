@@ -138,7 +138,8 @@ impl Shard {
     pub async fn run(self: Rc<Self>, set: mio::Poll) -> io::Result<ShardStats> {
         let ready = readiness::run(self.clone(), set);
         tokio::select! {
-            // Messages go before sockets that have become ready, and these before connections that end.
+            // Messages go before sockets that have become ready, and these before connections that
+            // end.
             biased;
             never = self.work() => match never {},
             result = ready => match result? {},

@@ -136,7 +136,8 @@ where
     }
 }
 
-/// Gives an upgraded socket to its shard, as soon as that has room. A [`wakes::flush`] has to follow.
+/// Gives an upgraded socket to its shard, as soon as that has room. A [`wakes::flush`] has to
+/// follow.
 pub(super) async fn hand_over(
     listener: &HttpListener,
     stream: std::net::TcpStream,
@@ -413,8 +414,8 @@ mod tests {
         serve_through(64 * 1024, client)
     }
 
-    /// Runs an HTTP connection against `client`, through a pipe of so many bytes each way, with a clock
-    /// that moves only while both sides wait. The whole output of the server, and how long it
+    /// Runs an HTTP connection against `client`, through a pipe of so many bytes each way, with a
+    /// clock that moves only while both sides wait. The whole output of the server, and how long it
     /// took.
     fn serve_through<F: Future<Output = DuplexStream>>(
         pipe_bytes: usize,

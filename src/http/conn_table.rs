@@ -94,7 +94,8 @@ impl HttpConn {
     }
 
     pub(super) fn progress(&self) -> Progress {
-        // Relaxed, here and below: only the connection's own task writes it; the table reads it as a hint.
+        // Relaxed, here and below: only the connection's own task writes it; the table reads it as
+        // a hint.
         Progress::ALL[usize::from(self.progress.load(Ordering::Relaxed))]
     }
 
@@ -173,8 +174,8 @@ impl HttpConn {
     /// As `recv(2)` of one byte, which stays where it is.
     fn peek(&self) -> isize {
         let mut byte = 0_u8;
-        // SAFETY: the call writes at most one byte, into `byte`. A closed descriptor, or none, is an error
-        // to it.
+        // SAFETY: the call writes at most one byte, into `byte`. A closed descriptor, or none, is
+        // an error to it.
         unsafe {
             let (buffer, flags) = ((&raw mut byte).cast(), libc::MSG_PEEK | libc::MSG_DONTWAIT);
             libc::recv(self.fd, buffer, 1, flags)
@@ -290,7 +291,8 @@ fn evict(conns: &mut Slab<Arc<HttpConn>>, most: usize) -> usize {
     if number == 0 {
         return 0;
     }
-    // The least first, in no order among themselves: sorting all of them would take ten times as long.
+    // The least first, in no order among themselves: sorting all of them would take ten times as
+    // long.
     candidates.select_nth_unstable(number - 1);
     candidates.truncate(number);
     let Some(first) = candidates.iter().map(|&(rank, ..)| rank).min() else { return 0 };

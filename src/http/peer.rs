@@ -36,7 +36,8 @@ pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[Network]) -> Option<
     if chain.is_empty() {
         chain = values(FORWARDED_FOR).flat_map(|value| value.split(',')).map(address).collect();
     }
-    // From the nearest proxy to the client. An element that is no address hides everything before it.
+    // From the nearest proxy to the client. An element that is no address hides everything before
+    // it.
     let mut nearest = None;
     for hop in chain.into_iter().rev() {
         let Some(hop) = hop else { break };
@@ -89,7 +90,8 @@ async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>>
         if length == buffer.len() {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        // Bytes that stay where they are make the socket ready: only more of them are worth another look.
+        // Bytes that stay where they are make the socket ready: only more of them are worth another
+        // look.
         if length == before {
             sleep(PROXY_HEADER_INTERVAL).await;
         }

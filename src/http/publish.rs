@@ -93,7 +93,8 @@ async fn try_publish(
             |error: PublishError| Published::Rejected { channel: channel.as_str(), error: error.to_string() };
         published.push(result.unwrap_or_else(rejected));
     }
-    // A publisher repeats a request that got 503: it must not, if some channel has the message already.
+    // A publisher repeats a request that got 503: it must not, if some channel has the message
+    // already.
     let is_rejected = |published: &Published<'_>| matches!(published, Published::Rejected { .. });
     let status = match published.iter().all(is_rejected) {
         true => StatusCode::SERVICE_UNAVAILABLE,

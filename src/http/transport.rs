@@ -1,4 +1,5 @@
-//! The socket of an HTTP connection: TCP, and a TLS session around it if the server has a certificate.
+//! The socket of an HTTP connection: TCP, and a TLS session around it if the server has a
+//! certificate.
 //!
 //! hyper reads and writes it through tokio; an upgrade takes both apart again.
 

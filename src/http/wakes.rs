@@ -1,9 +1,9 @@
 //! Wakes between a front thread and the shards, shared by the requests that are in progress at the
 //! same time: one system call does for many.
 //!
-//! Owns the shards that have got something of this thread and no wake, and the way back for replies.
-//! A shard that is noted is woken before the thread sleeps: by the guard of a publication, or by
-//! [`flush`].
+//! Owns the shards that have got something of this thread and no wake, and the way back for
+//! replies. A shard that is noted is woken before the thread sleeps: by the guard of a publication,
+//! or by [`flush`].
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;

@@ -31,8 +31,8 @@ fn alternate(header: &str) -> Option<&str> {
     })
 }
 
-/// The place that a 404 names for a request to `target`: scheme, host and port of its `Link` header,
-/// with the path of `target`. `None` if it names none.
+/// The place that a 404 names for a request to `target`: scheme, host and port of its `Link`
+/// header, with the path of `target`. `None` if it names none.
 ///
 /// # Errors
 /// A sentence if it names another host than that of `target`.

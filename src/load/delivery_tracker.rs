@@ -314,9 +314,9 @@ impl DeliveryTracker {
         }
     }
 
-    /// Whether this is a first message that would wrongly define the order: a publication from before
-    /// the subscriber joined has no position yet. That one comes first, and this subscriber does not
-    /// get it. Messages behind an early one are early too.
+    /// Whether this is a first message that would wrongly define the order: a publication from
+    /// before the subscriber joined has no position yet. That one comes first, and this subscriber
+    /// does not get it. Messages behind an early one are early too.
     fn is_early(&self, subscriber: usize, number: u32) -> bool {
         let entry = self.subscribers[subscriber];
         let is_unplaced = |number: &u32| {
@@ -329,8 +329,8 @@ impl DeliveryTracker {
                     && outstanding.iter().take_while(|older| **older < entry.owed_from.min(number)).any(is_unplaced))
     }
 
-    /// Takes in early messages whose order is known now, and those of subscribers for which `is_due`
-    /// holds in any case.
+    /// Takes in early messages whose order is known now, and those of subscribers for which
+    /// `is_due` holds in any case.
     fn receive_early(&mut self, is_due: impl Fn(usize) -> bool) {
         loop {
             let early = std::mem::take(&mut self.early);

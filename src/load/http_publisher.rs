@@ -240,8 +240,8 @@ impl HttpPublisher {
         self.answered(index, end, ended)
     }
 
-    /// Publishes at another port from now on. Connections without a request in flight are closed; the
-    /// others get a 404 as well, and their publication is sent again.
+    /// Publishes at another port from now on. Connections without a request in flight are closed;
+    /// the others get a 404 as well, and their publication is sent again.
     fn move_to(&mut self, url: Target) -> Result<(), LoadError> {
         let failed = |source| LoadError::Connect { address: url.address.clone(), source };
         self.server = url.resolve().map_err(failed)?;

@@ -25,10 +25,10 @@
 //! | `progress.rs`, `secrets.rs` | the output meanwhile; what no output may contain |
 //!
 //! With a rate, latency counts from the time at which a message was due, not from when it could be
-//! sent. So no delay that a slow server causes is left out. If more than a hundredth of the messages
-//! could not be sent within the duration, the run fails; without a duration they are all sent, and
-//! only the latency shows how late. At every other pace a message is due when it is sent: the next
-//! one waits for the server, and latency does not include that wait.
+//! sent. So no delay that a slow server causes is left out. If more than a hundredth of the
+//! messages could not be sent within the duration, the run fails; without a duration they are all
+//! sent, and only the latency shows how late. At every other pace a message is due when it is sent:
+//! the next one waits for the server, and latency does not include that wait.
 
 mod admin;
 mod chat;

@@ -55,9 +55,9 @@ pub enum Pace {
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit codes:
 /// 0 when every expected message arrived with every byte; 1 when messages were lost, damaged,
 /// repeated or reordered, a connection was lost, more than a hundredth of the messages could not be
-/// sent at --rate within --duration, or the load ended early (its report is partial); 64 for a wrong
-/// command line; 69 when nothing could be measured. Ctrl-C ends a load with a partial report; a
-/// second one without.
+/// sent at --rate within --duration, or the load ended early (its report is partial); 64 for a
+/// wrong command line; 69 when nothing could be measured. Ctrl-C ends a load with a partial report;
+/// a second one without.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {

@@ -84,7 +84,8 @@ pub struct Report {
     pub last_subscriber_us: Option<Summary>,
     /// The cost of the server, if its process is known.
     pub server: Option<ServerFigures>,
-    /// Memory of the server by its own account, if it has `/debug/mem`; of idle without `--pid` only.
+    /// Memory of the server by its own account, if it has `/debug/mem`; of idle without `--pid`
+    /// only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryGrowth>,
     /// The cost of the client.

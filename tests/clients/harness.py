@@ -381,7 +381,8 @@ class Driver:
 
 
 class PageServer:
-    """Serves `page.html` on loopback and carries lines to and from the pages: GET /next?id=…, POST /said?id=…."""
+    """Serves `page.html` on loopback and carries lines to and from the pages: GET /next?id=…,
+    POST /said?id=…."""
 
     def __init__(self):
         self.pages = {}

@@ -90,7 +90,8 @@ def direct(library):
 
 
 def each_once(row, send, count=50):
-    """Publications that a program sends one by one; `send(server, body)` returns whether it got a 202."""
+    """Publications that a program sends one by one; `send(server, body)` returns whether it got a
+    202."""
     with Server(*FLAGS) as server:
         subscriber = Subscriber(server, "room")
         bodies = [f"body {n}" for n in range(count)]

@@ -162,7 +162,8 @@ def channels(row):
 
 
 def events(row):
-    """SUBSCRIBE and UNSUBSCRIBE are acknowledged; a message in two rooms comes once for each, with the room in it."""
+    """SUBSCRIBE and UNSUBSCRIBE are acknowledged; a message in two rooms comes once for each, with
+    the room in it."""
     with Server() as server:
         listener = connect(server.url("/ws?channel=a&channel=b"), proxy=None)
         speaker = connect(server.url("/ws?channel=a&channel=b"), proxy=None)
@@ -236,7 +237,8 @@ def kept_connections(row):
         row.equal("answers", subscriber.until("the end"), ["the end"], "nothing of half a request")
         subscriber.close()
     with Server("--max-handshakes", "8", "--keep-alive-timeout", "60s") as server:
-        # More kept connections than places: each publisher gets its answer, or is told before that its connection ends.
+        # More kept connections than places: each publisher gets its answer, or is told before that
+        # its connection ends.
         kept = [http.client.HTTPConnection(*server.admin.split(":"), timeout=LIMIT) for _ in range(24)]
         lost, answered = [], 0
         for step in range(3):
@@ -247,7 +249,8 @@ def kept_connections(row):
                     answer.read()
                     answered += answer.status in (202, 503)
                 except (OSError, http.client.HTTPException) as error:
-                    # A connection that the server ended while it was idle: the next request opens another.
+                    # A connection that the server ended while it was idle: the next request opens
+                    # another.
                     if step == 0 or not isinstance(
                         error, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
                     ):

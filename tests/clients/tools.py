@@ -1,4 +1,4 @@
-"""Which programs are here, and how each is started; a program that is missing is None, with a reason."""
+"""Which programs are here, and how each is started; a missing program is None, with a reason."""
 
 import functools
 import re

@@ -32,8 +32,8 @@ def send_utf8_vectors_as_they_are():
     """Corrects the valid texts of cases 6.5 to 6.23; returns their number.
 
     kosoku keeps their octets in a str, one character for each octet, and encodes them again when it
-    sends them. Then only two-octet sequences would reach the server. Decoded here, the texts are sent
-    as intended: sequences of up to four octets, with their first and last code points."""
+    sends them. Then only two-octet sequences would reach the server. Decoded here, the texts are
+    sent as intended: sequences of up to four octets, with their first and last code points."""
     changed = 0
     for name, case in CASES.items():
         if name.startswith("6.") and getattr(case, "isValid", False):

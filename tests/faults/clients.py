@@ -165,8 +165,7 @@ def false_lengths(server, stop):
 
 class Flooder:
     """A connection that sends the same bytes as fast as the server takes them, and reconnects when
-    it
-    is closed."""
+    it is closed."""
 
     def __init__(self, server, burst, reads):
         self.server, self.burst, self.reads, self.answers = server, burst, reads, 0
@@ -273,8 +272,8 @@ def idle_clients(server, number, room):
 def mass_disconnect(server, stop):
     """10,000 clients disconnect at once, again and again, while a pass to them is running.
 
-    Most of them are in a channel of their own: in the bystanders' channel they would make its passes
-    twenty times as long, which is not the effect of the disconnection."""
+    Most of them are in a channel of their own: in the bystanders' channel they would make its
+    passes twenty times as long, which is not the effect of the disconnection."""
     publisher, left, present = server.connect(), Counter(), server.metrics()["hydrant_connections"]
 
     def once():

@@ -92,8 +92,7 @@ class Subscribers:
 
 def publish_until_rejected(server, name, result):
     """Publishes 16 messages at a time until one is rejected. Sends the accepted messages and the
-    last
-    other statuses to `result`."""
+    last other statuses to `result`."""
     server.cores.attack()
     accepted, number, given = [], 0, []
     stream = server.connect()

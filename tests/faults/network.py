@@ -222,8 +222,9 @@ class Scene:
         return heap()
 
 
-# The faults. In each, victims connect, messages begin, the network becomes bad and perhaps recovers,
-# messages end, and the victims' messages are judged. Each returns a sentence on what was done.
+# The faults. In each, victims connect, messages begin, the network becomes bad and perhaps
+# recovers, messages end, and the victims' messages are judged. Each returns a sentence on what was
+# done.
 
 
 def lossy(percent, scene):

@@ -161,8 +161,7 @@ def truncated_bodies(server, stop):
                 quietly(lambda: stream.sendall(wire))
                 sent += 1
         # Half of the streams end as soon as they have sent their part. The other half ends one
-        # round
-        # later, when the server has read it.
+        # round later, when the server has read it.
         [stream.close() for stream in filter(None, [*last, *streams[::2]])]
         last = streams[1::2]
 
@@ -176,8 +175,7 @@ def truncated_bodies(server, stop):
 
 def idle_connections(server, stop):
     """As many HTTP connections as may be open, each with a request every second. New clients send
-    their
-    handshake in two pieces."""
+    their handshake in two pieces."""
     limit, request = 256, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     requests, tried, admitted, round = Counter(), 0, 0, 0
 

@@ -141,8 +141,7 @@ class Relay:
             try:
                 if reset:
                     # Linger 0 makes close send a reset. The shutdown wakes the other thread, which
-                    # then
-                    # finds the socket closed.
+                    # then finds the socket closed.
                     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     stream.shutdown(socket.SHUT_RD)
                     stream.close()

@@ -21,7 +21,8 @@ class Cores:
 
     With `apart` the server alone has half of the cores, with a shard on each. Bystanders and
     attackers share the other cores, where bystanders take precedence. Without `apart` all processes
-    share all cores, and the server has two shards, so that messages between shards are tested too."""
+    share all cores, and the server has two shards, so that messages between shards are tested
+    too."""
 
     def __init__(self, apart=False):
         self.all = sorted(os.sched_getaffinity(0))
@@ -50,8 +51,7 @@ class Cores:
         os.sched_setaffinity(0, self.bystanders)
         if self.apart:
             # Only root may do this. The bystanders sleep while they wait: if they polled, the
-            # attackers
-            # would get no time at all.
+            # attackers would get no time at all.
             with contextlib.suppress(PermissionError):
                 os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
@@ -77,7 +77,8 @@ class Server:
             if files:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-        # Attackers reach everything at one port: what harms one kind of client must not harm the others.
+        # Attackers reach everything at one port: what harms one kind of client must not harm the
+        # others.
         address = f"127.0.0.1:{port}"
         command = [binary, "--listen", address, "--admin-listen", address, "--open", "--tick", "0"]
         command += ["--shards", str(self.cores.shards), *flags]
@@ -112,8 +113,7 @@ class Server:
 
     def connect(self, path=None, receive_bytes=None, request=None, address=None):
         """Returns a socket. With a path it sends a handshake, then `request`, and reads the 101 and
-        no
-        byte more."""
+        no byte more."""
         stream = socket.socket()
         if receive_bytes:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)

@@ -1,4 +1,5 @@
-//! The HTTP front with proxies, pages and publishers: their addresses, origins and kept connections.
+//! The HTTP front with proxies, pages and publishers: their addresses, origins and kept
+//! connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -141,7 +141,8 @@ fn a_request_for_statistics_does_not_hold_up_a_drain() {
     binary.signal(libc::SIGTERM);
     binary.wait_for_line("draining");
     for stream in &mut asking {
-        // The request may be rejected, and its connection may be gone: the test is that the server ends.
+        // The request may be rejected, and its connection may be gone: the test is that the server
+        // ends.
         let _ = stream.write_all(b"\r\n");
     }
     assert_eq!(binary.wait().code(), Some(0));

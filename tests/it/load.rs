@@ -404,7 +404,8 @@ fn serve(mut stream: TcpStream, tiny: &Mutex<Tiny>, fault: Fault, admin: Option<
             tiny.lock().unwrap().subscribers.push(stream.try_clone().unwrap());
             let mut ping = [0; 6];
             stream.read_exact(&mut ping).ok()?;
-            // Nothing is published before every client has a pong, so nothing else is being written.
+            // Nothing is published before every client has a pong, so nothing else is being
+            // written.
             stream.write_all(&[0x8a, 0]).ok()?;
             return Some(());
         }

@@ -22,7 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const STRATEGIES: [Strategy; 4] = [Strategy::Direct, Strategy::Wake, Strategy::Ring, Strategy::Mailbox];
 pub const POLICIES: [SlowPolicy; 3] = [SlowPolicy::Disconnect, SlowPolicy::DropNewest, SlowPolicy::DropOldest];
 
-/// No tick, one free port for everything, two shards, and timeouts that are long enough for a busy machine.
+/// No tick, one free port for everything, two shards, and timeouts that are long enough for a busy
+/// machine.
 pub fn config() -> Config {
     Config {
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
@@ -41,7 +42,8 @@ pub fn config() -> Config {
     }
 }
 
-/// As [`config`], with clients at one port, and publishing and administration at the next in `addresses`.
+/// As [`config`], with clients at one port, and publishing and administration at the next in
+/// `addresses`.
 pub fn two_ports() -> Config {
     Config { admin_listen: None, open: false, ..config() }
 }

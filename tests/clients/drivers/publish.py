@@ -1,4 +1,5 @@
-"""Publishes over kept connections with one library: publish.py LIBRARY URL [TOKEN], and a plan on standard input.
+"""Publishes over kept connections with one library: publish.py LIBRARY URL [TOKEN], and a plan on
+standard input.
 
 A line of the plan is a session: pauses in milliseconds, separated by spaces. After each pause the
 session publishes; the body is `SESSION-NUMBER`. All sessions run at the same time, each on a

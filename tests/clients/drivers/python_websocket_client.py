@@ -8,7 +8,7 @@ from websocket import ABNF
 
 
 def message(socket):
-    """The next text, binary, pong or close frame as (opcode, data); pings are answered by the library."""
+    """The next text, binary, pong or close frame as (opcode, data); the library answers pings."""
     while True:
         code, frame = socket.recv_data_frame(True)
         if code == ABNF.OPCODE_TEXT:

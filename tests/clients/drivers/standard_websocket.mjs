@@ -1,4 +1,5 @@
-// The WebSocket that the web standard describes: Bun's own, Node's own, or that of undici (argument `undici`).
+// The WebSocket that the web standard describes: Bun's own, Node's own, or that of undici (argument
+// `undici`).
 import { drive, echoes, letters } from "./lines.mjs";
 
 const WebSocket = process.argv[2] === "undici" ? (await import("undici")).WebSocket : globalThis.WebSocket;

@@ -1,5 +1,5 @@
-//! Fuzzes `http`: sends any bytes in any pieces to an HTTP connection, or requests whose answers are
-//! known.
+//! Fuzzes `http`: sends any bytes in any pieces to an HTTP connection, or requests whose answers
+//! are known.
 //!
 //! Checks that the connection ends in time, that all answers are HTTP, that each of them either
 //! announces how long the connection is kept or ends it, and that each 202 stands for one
@@ -252,8 +252,8 @@ fn check<'a>(sent: &[u8], client: &Client, has_token: bool, outcome: &'a Outcome
         assert!(!has_token || shows_token, "published without the token");
     }
     let answers = if client.ending == Ending::Disconnects { Vec::new() } else { answers(&outcome.output) };
-    // After the client's end the server waits no longer. A silent client has time for the rest of its
-    // request, or for another one.
+    // After the client's end the server waits no longer. A silent client has time for the rest of
+    // its request, or for another one.
     let most = match client.ending {
         Ending::Waits if answers.last().is_some_and(|answer| answer.kept) => IDLE_TIMEOUT + PATIENCE,
         Ending::Waits => REQUEST_TIMEOUT + PATIENCE,
