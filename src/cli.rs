@@ -1,4 +1,4 @@
-//! The command line: flags and their environment twins, the log, and exit codes.
+//! The command line: flags and their environment variables, the log, and exit codes.
 
 use std::io::{self, Write};
 use std::panic;
@@ -22,9 +22,10 @@ use crate::mem;
 use crate::server::{Server, ServerError};
 use crate::settings::{self, Config, Flags, Loaded, Reload};
 
-/// Log lines that may wait to be written, 32 bytes each and the line; further ones are dropped.
+/// Most log lines that wait to be written; further ones are dropped. Each takes 32 bytes and its
+/// text.
 const LOG_LINES_MAX: usize = 4096;
-/// How a machine gives more threads.
+/// The advice when the machine starts no more threads.
 const MORE_THREADS: &str = "allow more threads (ulimit -u) or more memory (ulimit -v)";
 /// A second SIGTERM or SIGINT this soon is the first one again: a process group gets it from the
 /// terminal and from its leader.
@@ -40,11 +41,11 @@ const SOFTWARE: u8 = 70;
 /// Open files that connections leave to everything else: listeners, requests, pages, profiles.
 const FILES_KEPT: usize = 256;
 
-/// A WebSocket fan-out server: one message in, every subscriber gets it.
+/// A WebSocket fan-out server: it sends each published message to every subscriber.
 ///
-/// Every flag can be an environment variable or a line of a file, too: --max-connections 100 is
-/// HYDRANT_MAX_CONNECTIONS=100, or max_connections = 100 in the file of --config. A flag goes
-/// before a variable, and a variable before the file. Sizes are bytes or have units such as 64KiB;
+/// Each setting is a flag, an environment variable or a line of the file of --config:
+/// --max-connections 100, HYDRANT_MAX_CONNECTIONS=100 or max_connections = 100. Flags override
+/// variables, and variables override the file. Sizes are bytes or have units such as 64KiB;
 /// durations have units such as 3s or 500ms.
 #[derive(Debug, Parser)]
 #[command(name = "hydrant", version, args_conflicts_with_subcommands = true, args_override_self = true)]

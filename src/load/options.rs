@@ -49,15 +49,15 @@ pub enum Pace {
     Flood,
 }
 
-/// Loads a WebSocket server that sends each published message to every subscriber, and counts the
-/// messages that arrive.
+/// Put a load on a WebSocket server that sends each published message to every subscriber, and
+/// count the messages that arrive.
 ///
 /// Sizes are bytes, with units such as 64KiB; durations have units such as 3s or 500ms. Exit codes:
 /// 0 when every expected message arrived with every byte; 1 when messages were lost, damaged,
 /// repeated or reordered, a connection was lost, more than a hundredth of the messages could not be
 /// sent at --rate within --duration, or the load ended early (its report is partial); 64 for a
 /// wrong command line; 69 when nothing could be measured. Ctrl-C ends a load with a partial report;
-/// a second one without.
+/// a second Ctrl-C ends it without a report.
 #[derive(Clone, Debug, Args)]
 #[command(next_line_help = true)]
 pub struct Arguments {
@@ -88,8 +88,8 @@ pub struct Arguments {
     /// 127.0.0.1, then .2 and so on, for 20,000 connections each]
     #[arg(long, value_delimiter = ',')]
     source: Vec<IpAddr>,
-    /// How long messages are published; for idle, how long clients stay; for chat, how long
-    /// sessions begin
+    /// How long messages are published; for idle, how long clients stay; for chat, how long clients
+    /// start new sessions
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     duration: Duration,
     /// Number of messages to publish; overrides --duration
@@ -98,8 +98,8 @@ pub struct Arguments {
     /// Length of a message in bytes; the first 12 are a tag
     #[arg(long, value_parser = parse_bytes, default_value = "100")]
     payload: usize,
-    /// Messages per second, on a schedule [default: 10]. Latency counts from the schedule; with
-    /// --in-flight and --flood it counts from the sending, without the wait before it
+    /// Messages per second, on a schedule [default: 10]. Latency counts from the time on the
+    /// schedule; with --in-flight and --flood it counts from the send, without the wait before it
     #[arg(long, conflicts_with_all = ["in_flight", "flood"])]
     rate: Option<f64>,
     /// Messages in flight at once; a message is in flight until every subscriber has received it
@@ -116,8 +116,8 @@ pub struct Arguments {
     #[arg(long)]
     publishers: Option<usize>,
     /// slow: the server's policy for clients that read slowly. With disconnect the server may close
-    /// those, with 1013; any other connection that it closes is a fault, in every scenario and with
-    /// every code
+    /// these clients with 1013. Any other close by the server is a fault, in every scenario and
+    /// with every code
     #[arg(long, value_enum, default_value = "disconnect")]
     policy: SlowPolicy,
     /// Messages before the measurement: 20 one at a time, the rest with as many in flight as in the
@@ -130,35 +130,34 @@ pub struct Arguments {
     /// slow: share of the connections that read slowly, 0 to 1; the last ones
     #[arg(long, default_value_t = 0.1)]
     slow_share: f64,
-    /// slow: bytes per second that each of them reads; 0 reads nothing
+    /// slow: bytes per second that each slow connection reads; 0: it reads nothing
     #[arg(long, value_parser = parse_bytes, default_value = "10KiB")]
     slow_rate: usize,
-    /// churn: connections that leave, and join again, per second
+    /// churn: connections per second that leave and join again
     #[arg(long, default_value_t = 50.0)]
     churn_rate: f64,
-    /// churn: share of the connections that do so, 0 to 1; the first ones
+    /// churn: share of the connections that leave and join again, 0 to 1; the first ones
     #[arg(long, default_value_t = 0.5)]
     churn_share: f64,
-    /// chat: mean time between two messages of a client; each time is between half and one and a
-    /// half of it
+    /// chat: mean time between two messages of a client; each time is 0.5 to 1.5 times the mean
     #[arg(long, value_parser = parse_duration, default_value = "2s")]
     say_interval: Duration,
-    /// chat: time from connected to LEAVE; a client begins its next session one and a half of it
-    /// after the last
+    /// chat: time from the connection to LEAVE; a client starts its next session 1.5 times this
+    /// long after the start of the last one
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     session: Duration,
-    /// chat: interval of the messages that the server sends on its own, its --tick; 0 expects none
+    /// chat: interval of the server's own messages, its --tick; 0: the load expects none
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
     /// Processes of the server on this machine, separated by commas or given several times: the
     /// report has their CPU and memory, summed and each
     #[arg(long, value_delimiter = ',')]
     pid: Vec<u32>,
-    /// fanout, slow: sleep while nothing arrives, in place of polling all the time: leaves the core
-    /// to others, and makes each delivery dearer for a server that has to wake a process
+    /// fanout, slow: sleep while nothing arrives, instead of polling. This leaves the core to other
+    /// processes, but each delivery costs the server more, because it has to wake this process
     #[arg(long)]
     sleep: bool,
-    /// Print one JSON document in place of the report
+    /// Print one JSON document instead of the report
     #[arg(long)]
     json: bool,
     /// No progress on standard error

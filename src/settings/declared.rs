@@ -83,8 +83,8 @@ impl Setting {
 }
 
 settings! {
-    /// Address where clients connect. Several are written with commas between, or the flag is
-    /// repeated. Forms: `127.0.0.1:3000`; `localhost:3000` for every address of the name; `3000`
+    /// Address where clients connect. For several addresses, separate them with commas or repeat
+    /// the flag. Forms: `127.0.0.1:3000`; `localhost:3000` for every address of the name; `3000`
     /// for that port of 127.0.0.1; `:3000` for that port of every address of the machine;
     /// `unix:/run/hydrant.sock`; `systemd` or `fd:3` for a socket that systemd passes. With port 0
     /// the kernel chooses, and the log names the port.
@@ -99,8 +99,8 @@ settings! {
         flag: "admin-listen", group: Group::Listen, unit: "ADDRESS",
     }
 
-    /// Allows publishing without a token beyond loopback, too, and on a port that clients share.
-    /// Without this, the server rejects it there.
+    /// Allows publishing without a token also beyond loopback, and on a port that clients share.
+    /// Without this flag, the server rejects such publications.
     open: bool = parse_switch["false"] {
         flag: "open", group: Group::Listen, form: Form::Switch,
     }
@@ -111,16 +111,16 @@ settings! {
         flag: "http-threads", group: Group::Listen, unit: "COUNT", form: Form::Number,
     }
 
-    /// Proxies to believe: networks such as `10.0.0.0/8`, or addresses. Behind one of them, limits
-    /// and logs use the client's address from `Forwarded` or `X-Forwarded-For`, and the origin of a
-    /// page is compared with `X-Forwarded-Host`.
+    /// Trusted proxies: networks such as `10.0.0.0/8`, or addresses. Behind one of them, limits and
+    /// logs use the client's address from `Forwarded` or `X-Forwarded-For`, and the server compares
+    /// the origin of a page with `X-Forwarded-Host`.
     trusted_proxy: Vec<Network> = parse_list[""] {
         flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK", form: Form::List, reloads: true,
     }
 
     /// Every connection from a `--trusted-proxy` begins with a header of the PROXY protocol,
-    /// version 1 or 2, with the client's address. A connection from there without the header is
-    /// closed.
+    /// version 1 or 2, with the client's address. The server closes a connection from there without
+    /// the header.
     proxy_protocol: bool = parse_switch["false"] {
         flag: "proxy-protocol", group: Group::Proxies, form: Form::Switch, reloads: true,
     }
@@ -145,7 +145,7 @@ settings! {
         flag: "token", group: Group::Auth, unit: "TOKEN", form: Form::Secret, reloads: true,
     }
 
-    /// File with the token of `--token`; white space at its ends does not count.
+    /// File with the token of `--token`; the server ignores white space at its ends.
     token_file: Option<PathBuf> = parse_path[""] {
         flag: "token-file", group: Group::Auth, unit: "FILE", reloads: true,
     }
@@ -158,7 +158,7 @@ settings! {
         flag: "jwt-secret", group: Group::Auth, unit: "SECRET", form: Form::Secret, reloads: true,
     }
 
-    /// File with the secret of `--jwt-secret`; a line break at its end does not count.
+    /// File with the secret of `--jwt-secret`; the server ignores a line break at its end.
     jwt_secret_file: Option<PathBuf> = parse_path[""] {
         flag: "jwt-secret-file", group: Group::Auth, unit: "FILE", reloads: true,
     }
@@ -169,8 +169,8 @@ settings! {
         flag: "jwt-key", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// How far the clocks of the server and of a token's issuer may differ, for `exp`, `nbf` and
-    /// `iat`.
+    /// Longest difference between the clocks of the server and of a token's issuer, for `exp`,
+    /// `nbf` and `iat`.
     token_leeway: Duration = parse_duration["5s"] {
         flag: "token-leeway", group: Group::Auth, unit: "DURATION", form: Form::Number, reloads: true,
     }
@@ -194,8 +194,8 @@ settings! {
         flag: "tls-key", group: Group::Tls, unit: "FILE", reloads: true,
     }
 
-    /// Address for TLS, written like `--listen`, which then stays without TLS. If it is not set,
-    /// `--listen` speaks TLS.
+    /// Address for TLS, written like `--listen`; `--listen` then stays without TLS. Without this
+    /// flag, `--listen` speaks TLS.
     #[cfg(feature = "tls")]
     tls_listen: Vec<ListenAddress> = parse_list[""] {
         flag: "tls-listen", group: Group::Tls, unit: "ADDRESS", form: Form::List,
@@ -207,16 +207,17 @@ settings! {
     }
 
     /// Most connections of one client address, WebSockets or not; an IPv6 network of 64 bits counts
-    /// as one address. One more gets 429, or with TLS the end of the stream. 0: any number. A bound
-    /// costs 100 bytes for each connection.
+    /// as one address. One more gets 429; with TLS the server closes it without an answer. 0: any
+    /// number. A limit costs 100 bytes for each connection.
     per_address_max: Option<NonZeroUsize> = parse_limit["0"] {
         flag: "max-per-address", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
     /// Most HTTP connections of a listener: those whose request is not finished, and idle ones. At
-    /// the bound, the connection with the least progress is closed for a new one; half of the bound
-    /// is kept for connections without a finished request. If all are being answered, the new one
-    /// gets 503, or with TLS the end of the stream.
+    /// the bound, the server closes the connection with the least progress to accept a new one;
+    /// half of the bound is kept for connections without a finished request. If the server is
+    /// answering all of them, the new one gets 503; with TLS the server closes it without an
+    /// answer.
     handshakes_max: usize = parse_count["4096"] {
         flag: "max-handshakes", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
@@ -321,19 +322,18 @@ settings! {
     }
 
     /// How long the kernel may hold bytes that a client does not take or acknowledge. Then the
-    /// connection is ended.
+    /// kernel ends the connection.
     write_timeout: Duration = parse_duration["30s"] {
         flag: "write-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long a client may take to answer a close frame. Then the socket is closed without the
-    /// answer.
+    /// How long a client may take to answer a close frame. Then the server closes the socket.
     close_timeout: Duration = parse_duration["5s"] {
         flag: "close-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long a graceful shutdown may take after SIGTERM or SIGINT. Then the sockets that are
-    /// left are closed.
+    /// How long a graceful shutdown may take after SIGTERM or SIGINT. Then the server closes the
+    /// sockets that are left.
     drain_timeout: Duration = parse_duration["10s"] {
         flag: "drain-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
@@ -366,14 +366,15 @@ settings! {
         flag: "shared-pages-min", was: &["pages-bytes"], group: Group::Engine, unit: "BYTES", form: Form::Number,
     }
 
-    /// Least level that is logged to standard error.
+    /// Lowest level that is logged to standard error.
     log: tracing::Level = parse_level["info"] {
         flag: "log", group: Group::Log, unit: "error|warn|info|debug|trace", reloads: true,
     }
 
     /// Mean number of bytes between two samples of `/debug/pprof/heap`, a power of two. 0: no
-    /// samples. A sample costs about 4KiB of memory. The default shows nothing of a quiet server;
-    /// `16KiB` shows the 210 bytes of each connection, and costs about 100 bytes more for each.
+    /// samples. A sample costs about 4KiB of memory. With the default, the profile of a quiet
+    /// server is empty; `16KiB` shows the 210 bytes of each connection, and costs about 100 bytes
+    /// more for each.
     heap_sample: usize = parse_heap_sample["512KiB"] {
         flag: "heap-sample", group: Group::Log, unit: "BYTES", form: Form::Number,
     }

@@ -104,8 +104,8 @@ impl Args for Flags {
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
             .help(
-                "File with settings, in TOML: max_connections = 1000 is --max-connections 1000. Flags and variables go \
-                 before it. `hydrant config template` prints one. SIGHUP has it read again.",
+                "File with settings, in TOML: max_connections = 1000 is --max-connections 1000. Flags and variables \
+                 override it. `hydrant config template` prints one. SIGHUP reloads it.",
             );
         command.arg(file).args(SETTINGS.iter().map(argument))
     }
