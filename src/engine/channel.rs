@@ -24,16 +24,16 @@ use crate::pages::PagePool;
 use crate::registry::Registry;
 use crate::wire::Batch;
 
-/// The longest that a channel waits for more frames before a pass.
+/// The longest time that a channel waits for more frames before a pass.
 const LINGER_MAX: Duration = Duration::from_millis(1);
-/// Subscribers that are looked at to tell whether more than half are behind.
+/// Size of the sample of subscribers that tells whether more than half are behind.
 const PACE_SAMPLE: usize = 64;
 
 /// The channels with subscribers on one shard; the module describes it.
 #[derive(Debug)]
 pub struct Channels<S> {
     by_name: HashMap<ChannelName, u32>,
-    /// Boxed, because the slab keeps its largest size for as long as one channel is left.
+    /// Boxed, because the slab keeps its largest size as long as it holds one channel.
     channels: Slab<Box<Channel<S>>>,
     /// Channels with something to send.
     scheduler: Scheduler,
@@ -80,7 +80,8 @@ impl LastPass {
     }
 }
 
-/// Why the next pass of a channel may wait for its subscribers. A few that are behind delay nobody.
+/// Why the next pass of a channel may wait for its subscribers. If only a few are behind, the pass
+/// does not wait.
 enum Behind {
     /// At most half of them have a backlog.
     Few,
@@ -203,13 +204,13 @@ impl<S: Socket> Channels<S> {
         !self.scheduler.is_empty() && self.scheduler.iter().all(|index| self.channels[index as usize].paced)
     }
 
-    /// Serves as many channels as `budget` pays for; it is counted in sends to subscribers of small
-    /// channels. A step may send nothing, because a channel lingers before its pass; the caller
-    /// serves everything else meanwhile.
+    /// Serves as many channels as `budget` allows; its unit is a send to a subscriber of a small
+    /// channel. A step may send nothing, because a channel lingers before its pass; meanwhile the
+    /// caller runs its other work.
     pub fn step(&mut self, context: &ChannelContext<'_, S>, mut budget: usize) -> Ended<S> {
         let mut ended = Vec::new();
         let now = Instant::now();
-        // Each channel is served at most once.
+        // A step serves each channel at most once.
         for kind in self.scheduler.order().into_iter().flat_map(|(kind, number)| iter::repeat_n(kind, number)) {
             let share = budget / kind.cost();
             if share == 0 {
@@ -222,7 +223,7 @@ impl<S: Socket> Channels<S> {
                 self.scheduler.push(index, subscribers);
                 continue;
             }
-            // A pass without subscribers costs something too.
+            // A pass without subscribers has a cost, too.
             let cost = channel.step(index, context, share, &mut ended).max(1);
             budget = budget.saturating_sub(cost * kind.cost());
             self.scheduler.sent(kind, cost);
@@ -251,7 +252,7 @@ impl<S: Socket> Channels<S> {
 }
 
 impl<S: Socket> Channel<S> {
-    /// Whether the next pass does not begin yet.
+    /// Whether the next pass has to wait.
     fn lingers(&mut self, now: Instant, pace_max: Duration) -> bool {
         if self.pass.is_some() {
             return false;
@@ -279,7 +280,7 @@ impl<S: Socket> Channel<S> {
         now < *self.begins_at.get_or_insert(now + self.last.linger())
     }
 
-    /// Why the next pass may have to wait, judged by a sample of the subscribers.
+    /// The reason for which the next pass may wait, judged by a sample of the subscribers.
     fn behind(&self) -> Behind {
         let stride = self.subscribers.positions() / PACE_SAMPLE + 1;
         let sample = (0..self.subscribers.positions()).step_by(stride);

@@ -25,20 +25,19 @@ use crate::settings::TooFastPolicy;
 use crate::wire::Frame;
 use crate::wire::inbound::{Inbound, Input, Limits};
 
-/// Between two looks at which tokens have expired: how late a connection may be ended.
+/// Time between two checks for expired tokens: the longest delay until such a connection ends.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two looks of a drain at what is still open.
+/// Time between two checks of a drain for open connections.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
-/// Bytes read in one turn of a connection, beside the missing rest of a message: it bounds the work
-/// of a turn, and a ping of 6 bytes is answered by a system call.
+/// Most bytes read in one turn of a connection, beside the missing rest of a message. They bound
+/// the work of a turn: a ping has 6 bytes, and each is answered by a system call.
 pub const TURN_BYTES: usize = 1024;
-/// The work that a shard does for its connections before everything else has its turn, in messages:
-/// half a millisecond.
+/// The work that a shard does for its connections before its other tasks run, in messages: half a
+/// millisecond.
 pub const MESSAGES_PER_ROUND: u32 = 128;
-/// The share of a round of a system call on a socket, in messages, whatever it finds.
+/// The cost of a system call on a socket, in messages, whatever its result.
 pub const MESSAGES_PER_CALL: u32 = 1;
-/// The share of a round of the end of a connection, in messages, and once more when its socket is
-/// closed.
+/// The cost of the end of a connection, in messages, and again when its socket is closed.
 pub const MESSAGES_PER_END: u32 = 8;
 
 impl Shard {
@@ -46,7 +45,7 @@ impl Shard {
     /// client that has seen the head misses nothing that is published afterwards.
     ///
     /// # Errors
-    /// When the socket cannot be watched.
+    /// When the socket cannot be added to the epoll set.
     pub(super) fn register(&self, upgraded: Upgraded) -> io::Result<()> {
         let Upgraded { stream, session, head, leftover, role, mut pending, permit } = upgraded;
         let mut stream = mio::net::TcpStream::from_std(stream);
@@ -85,7 +84,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Subscribes a connection to one channel more; false if it was subscribed already.
+    /// Subscribes a connection to another channel; false if it was subscribed already.
     pub(super) fn subscribe(&self, connection: &Rc<Conn>, channel: ChannelName) -> bool {
         let joined = self.channels.borrow_mut().join(&channel, connection);
         if joined {
@@ -94,7 +93,7 @@ impl Shard {
         joined
     }
 
-    /// Takes a connection out of a channel; false if it was not subscribed.
+    /// Unsubscribes a connection from a channel; false if it was not subscribed.
     pub(super) fn unsubscribe(&self, connection: &Conn, channel: ChannelName) -> bool {
         let left = self.channels.borrow_mut().leave(&channel, connection);
         if left {
@@ -108,10 +107,10 @@ impl Shard {
         self.connections.borrow().get(slot as usize).filter(|connection| connection.id == id).cloned()
     }
 
-    /// The socket in `slot` can be written, or read; `readable` says whether what can be read
-    /// includes its end.
+    /// Handles a socket that has become writable or readable. `readable` is `Some` if it can be
+    /// read, with whether the stream may have ended.
     pub(super) fn on_ready(&self, slot: usize, readable: Option<bool>, writable: bool, scratch: &mut [u8]) {
-        // A slot may have been emptied since the event; a new holder takes a needless look.
+        // The slot may be empty by now. If it has a new connection, the event does no harm.
         let Some(connection) = self.connections.borrow().get(slot).cloned() else { return };
         if writable {
             if let Some(mailbox) = connection.mailbox() {
@@ -123,7 +122,7 @@ impl Shard {
                 Flushed::Gone => return self.end_or_remove(&connection, CloseReason::Disconnected),
                 Flushed::Idle => {
                     self.advance_close(&connection);
-                    // An echo stops reading while its answers wait.
+                    // An echo connection is not read while its answers wait.
                     if connection.role == Role::Echo {
                         return self.read(&connection, true, scratch);
                     }
@@ -135,12 +134,12 @@ impl Shard {
         }
     }
 
-    /// Whether some connection was not read to its end.
+    /// Whether some connections have more to read.
     pub(super) fn has_unread(&self) -> bool {
         !self.unread.borrow().is_empty()
     }
 
-    /// Goes on with the connections that were not read to the end, one turn each.
+    /// Reads the connections that have more to read, one turn each.
     pub(super) async fn read_on(&self, scratch: &mut [u8]) {
         let turns = self.unread.borrow().len();
         for _ in 0..turns {
@@ -155,12 +154,12 @@ impl Shard {
         }
     }
 
-    /// Reads once: what is missing of a message, and a little more. A connection with
-    /// more to read waits for another turn, and so does one that may have ended: the set reports an
-    /// end once, maybe together with the last bytes.
+    /// Reads once: the missing rest of a message, and at most [`TURN_BYTES`] more. A connection
+    /// with more to read waits for another turn. So does one that may have ended: the epoll set
+    /// reports an end once, perhaps together with the last bytes.
     fn read(&self, connection: &Rc<Conn>, may_end: bool, scratch: &mut [u8]) {
         if connection.role == Role::Echo && connection.has_backlog() {
-            // It is read on when its answers have left.
+            // Reading continues when its answers have left.
             return;
         }
         self.spend(MESSAGES_PER_CALL);
@@ -175,7 +174,8 @@ impl Shard {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Of records without content, a turn takes only so many.
+                // TLS records without content cost a whole round. The connection waits for its next
+                // turn.
                 if !connection.socket().has_more() {
                     return;
                 }
@@ -186,15 +186,15 @@ impl Shard {
         self.read_later(connection);
     }
 
-    /// Gives a connection another turn; once is enough: without the flag, each new event would add
-    /// one.
+    /// Queues a connection for another turn. The flag keeps each connection in the queue once,
+    /// however many events it gets.
     fn read_later(&self, connection: &Conn) {
         if !connection.unread.replace(true) {
             self.unread.borrow_mut().push_back(connection.slot);
         }
     }
 
-    /// Decodes what was read, in place.
+    /// Decodes the received bytes in place and handles each message.
     fn decode(&self, connection: &Rc<Conn>, bytes: &mut [u8]) {
         let limits = Limits {
             message_bytes_max: self.engine.config.message_bytes_max,
@@ -226,7 +226,7 @@ impl Shard {
         }
     }
 
-    /// Whether this has not come too fast; a close frame never does.
+    /// Whether the client's rate limit allows this message; a close frame is always allowed.
     fn may_send(&self, connection: &Conn, inbound: &Inbound<'_>) -> bool {
         matches!(inbound, Inbound::Close(_)) || self.rate_limiters.take(connection.slot)
     }
@@ -236,7 +236,7 @@ impl Shard {
         connections.get(connection.slot as usize).is_some_and(|holder| Rc::ptr_eq(holder, connection))
     }
 
-    /// Ends an open connection; one whose closing handshake has begun is beyond that, and goes.
+    /// Ends an open connection; removes one whose closing handshake has begun.
     fn end_or_remove(&self, connection: &Rc<Conn>, reason: CloseReason) {
         match connection.phase() {
             Phase::Open => self.end(connection, reason),
@@ -244,8 +244,8 @@ impl Shard {
         }
     }
 
-    /// Begins the end of a connection, unless it has begun: it leaves its channels and the
-    /// registry, and gets the close frame of `reason`.
+    /// Begins the end of a connection, unless it has begun. The connection leaves its channels and
+    /// the registry, and gets the close frame of `reason`.
     pub(super) fn end(&self, connection: &Rc<Conn>, reason: CloseReason) {
         self.end_with(connection, reason, Frame::close(reason));
     }
@@ -286,7 +286,7 @@ impl Shard {
         self.advance_close(connection);
     }
 
-    /// The client's close frame has come.
+    /// Handles the client's close frame.
     pub(super) fn on_close(&self, connection: &Rc<Conn>, code: Option<u16>) {
         if connection.phase() == Phase::Open {
             let close = code.map_or_else(|| Frame::close(CloseReason::ByClient), |code| Frame::close_with(code, ""));
@@ -297,20 +297,20 @@ impl Shard {
         }
     }
 
-    /// Goes on with a closing handshake when nothing waits to be written.
+    /// Advances a closing handshake when no bytes wait to be written.
     fn advance_close(&self, connection: &Rc<Conn>) {
         match connection.phase() {
             Phase::Open | Phase::Closing => {}
             _ if connection.has_backlog() => {}
             Phase::Closed => self.remove(connection),
-            // A socket that is closed with input unread is reset, and the reset may overtake the
-            // close frame: so only the sending side ends, and the rest is read and thrown away
-            // until the client has gone.
+            // Closing a socket with unread input resets it, and the reset may overtake the close
+            // frame. So only the sending side ends; the rest of the input is discarded until the
+            // client disconnects.
             Phase::Broken => connection.socket().shutdown_write(),
         }
     }
 
-    /// Frees a connection; its socket is closed as soon as nobody looks at it any more.
+    /// Frees a connection; its socket is closed when the last reference is dropped.
     fn remove(&self, connection: &Rc<Conn>) {
         if !self.is_here(connection) {
             return;
@@ -319,7 +319,7 @@ impl Shard {
         let mut connections = self.connections.borrow_mut();
         connections.remove(connection.slot as usize);
         self.grants.borrow_mut().remove(&connection.slot);
-        // What it has sent behind its end means nothing: it may not join a channel any more.
+        // Later input of the client is ignored: the connection may not join a channel any more.
         connection.set_phase(Phase::Closed);
         connection.abandon(DropReason::Closed);
         if connections.is_empty() {
@@ -331,16 +331,15 @@ impl Shard {
         }
     }
 
-    /// Frees a connection whose peer does not end it; what the kernel still holds for it is thrown
-    /// away.
+    /// Frees a connection whose peer does not end it, and discards the kernel's unsent bytes.
     fn abort(&self, connection: &Rc<Conn>) {
-        // Without it the kernel would go on trying to send; it fails only on a socket that is gone
-        // already.
+        // Without this option the kernel would continue to send. The call fails only if the socket
+        // has already failed.
         let _ = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
         self.remove(connection);
     }
 
-    /// Ends connections whose token has expired, for ever.
+    /// Ends connections whose token has expired; never returns.
     pub(super) async fn end_expired(&self) -> Infallible {
         loop {
             sleep(EXPIRY_INTERVAL).await;
@@ -350,7 +349,7 @@ impl Shard {
             for chunk in slots.chunks(PASS_CHUNK) {
                 for &slot in chunk {
                     let connection = self.connections.borrow().get(slot as usize).cloned();
-                    // It may be somebody else's by now.
+                    // The slot may have a new connection by now.
                     let is_over = self.grants.borrow().get(&slot).is_some_and(|grant| grant.expires <= now);
                     if let Some(connection) = connection.filter(|_| is_over) {
                         self.end(&connection, CloseReason::Expired);
@@ -362,7 +361,7 @@ impl Shard {
         }
     }
 
-    /// Cuts closing handshakes that last too long, for ever.
+    /// Aborts closing handshakes that exceed `close_timeout`; never returns.
     pub(super) async fn abort_late_closes(&self) -> Infallible {
         loop {
             let first = self.closing.borrow().front().copied();
@@ -379,9 +378,10 @@ impl Shard {
         }
     }
 
-    /// Waits for a drain and carries it out: every backlog is flushed, then its connection closed
-    /// with 1001, so many in a second and in no order, so that those who came together do not
-    /// come back together; what is left at the deadline is cut.
+    /// Waits for a drain and carries it out. Each connection is closed with 1001 after its backlog
+    /// is flushed: `drain_rate` per second, in random order, so that clients that connected
+    /// together do not reconnect together. At the deadline, the connections that are left are
+    /// aborted.
     pub(super) async fn drain(&self) {
         if self.drain_deadline.get().is_none() {
             self.drain_started.notified().await;
@@ -389,7 +389,7 @@ impl Shard {
         let config = &self.engine.config;
         let per_second = f64::from(config.drain_rate.get()) / config.shards.get() as f64;
         let begun = Instant::now();
-        // In time for the last ones' closing handshakes.
+        // Leaves time for the last closing handshakes.
         let most = config.drain_timeout.saturating_sub(config.close_timeout.min(config.drain_timeout / 2));
         let span = Duration::from_secs_f64(self.connections.borrow().len() as f64 / per_second).min(most);
         while let Some(deadline) = self.drain_deadline.get()
@@ -409,7 +409,7 @@ impl Shard {
                     self.aborted.set(self.aborted.get() + 1);
                     self.abort(&connection);
                 }
-                // After the deadline everybody goes at once, or almost.
+                // After the deadline the loop pauses only between chunks.
                 if !late {
                     self.pause_if_due().await;
                 }

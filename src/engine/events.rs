@@ -93,7 +93,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Whether a connection may subscribe to one channel more, and to this one.
+    /// Whether a connection may subscribe to another channel, and to this one.
     fn check_subscription(&self, connection: &Conn, channel: &ChannelName) -> Result<(), EventError> {
         if connection.memberships.borrow().len() >= CHANNELS_PER_CONNECTION_MAX {
             let channel = channel.to_string();
@@ -141,7 +141,7 @@ impl Shard {
             let frame = event::chat_msg(user, message, channel.as_str());
             let origin = Origin::Connection { id: connection.id };
             let overloaded = || EventError::Overloaded(channel.to_string());
-            // A drain rejects as well; the client's close frame is about to say so.
+            // A drain rejects as well, but then the client gets a close frame soon.
             let publication = Publication { channel: channel.clone(), frame, origin, receipt: None };
             result = result.and(self.engine.publish(publication).map_err(|_| overloaded()));
         }
@@ -149,7 +149,7 @@ impl Shard {
         result
     }
 
-    /// Sends a frame to one client, after everything that was sent to it before.
+    /// Sends a frame to one client, after all earlier frames.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
         connection.catch_up();
         let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));

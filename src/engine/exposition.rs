@@ -42,7 +42,7 @@ pub fn exposition(engine: &Engine, report: &ShardStats) -> String {
     of_channels("dropped", Totals::dropped);
     let help = "Batches in shared pages that have not left; each is an open file.";
     lines.one("hydrant_pages_open", GAUGE, help, report.pages_open);
-    let help = "Batches that shared pages would have paid for and that were copied to each subscriber.";
+    let help = "Batches large enough for shared pages that were copied to each subscriber instead.";
     lines.one("hydrant_pages_rejected_total", COUNTER, help, report.pages_rejected);
     lines.one("hydrant_says_total", COUNTER, "SAY events accepted.", report.says);
     let help = "Messages and pings of clients that came too fast and were dropped.";

@@ -5,7 +5,8 @@
 //! knows of a push may rely on that item coming before everything pushed later. The queue itself
 //! has no bound, because every kind of item is bounded at its source. [`Inbox::reserve`] bounds
 //! publications. Subscriptions and answers are bounded by the number of messages that a shard reads
-//! from its connections in one round: its peer takes more than that from the inbox in one round.
+//! from its connections in one round: the shard that gets them takes more than that from its inbox
+//! in one round.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -45,7 +46,7 @@ mod sync {
         }
     }
 
-    /// The model checks the signal only; `crossbeam-queue` is responsible for its queue.
+    /// The model checks the signal only, not the queue of `crossbeam-queue`.
     #[derive(Debug)]
     pub(super) struct SegQueue<T>(loom::sync::Mutex<VecDeque<T>>);
 
@@ -135,14 +136,14 @@ impl<T> Inbox<T> {
         .await
     }
 
-    /// The consumer is about to take items: a later push wakes it again.
+    /// Clears the signal before the consumer takes items: a later push wakes it again.
     pub fn clear_signal(&self) {
         // Acquire: pairs with the release in `notify`; every item whose push found the flag set is
         // visible to `pop`.
         self.signalled.swap(false, Ordering::AcqRel);
     }
 
-    /// The consumer ends: the items that are left are dropped, and so are later ones.
+    /// Ends the consumer: drops the remaining items and all later ones.
     pub fn close(&self) {
         // Release: pairs with the acquire in `push`.
         self.closed.store(true, Ordering::Release);
@@ -159,7 +160,7 @@ impl<T> Inbox<T> {
     #[must_use]
     pub fn reserve(&self, bytes: usize, bytes_max: usize) -> bool {
         // Relaxed: a bound, not a signal. Two calls that overshoot together are both rejected,
-        // which a bound may do.
+        // which is allowed.
         if self.reserved_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= bytes_max {
             return true;
         }

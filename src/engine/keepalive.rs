@@ -24,7 +24,7 @@ use crate::engine::connections::MESSAGES_PER_CALL;
 use crate::engine::scheduler::PASS_CHUNK;
 use crate::settings::Config;
 
-/// The longest time between two sweeps: how late a ping or a close may be.
+/// The longest time between two sweeps: the longest delay of a ping or a close.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// The shortest time between two sweeps, which bounds their CPU time.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(10);

@@ -1,8 +1,8 @@
 //! The engine: shards, the inboxes between them, and the channels.
 //!
-//! [`Engine`] is what the shards share, and all that other threads see of them: enqueue an item,
-//! take a permit, look up a connection. Everything else belongs to one shard and never leaves its
-//! thread.
+//! [`Engine`] is the state that the shards share, and the interface of other threads to them:
+//! enqueue an item, take a permit, look up a connection. Everything else belongs to one shard and
+//! never leaves its thread.
 
 pub mod channel;
 pub mod connections;
@@ -47,12 +47,12 @@ use crate::registry::{ConnHandle, ConnId, Registry};
 use crate::settings::Config;
 use crate::wire::Frame;
 
-/// How long a shard may take to answer a request for its figures.
+/// How long a shard may take to answer a request for its statistics.
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Upgraded sockets that wait for a shard, at most; the others wait in the front.
+/// Most upgraded sockets that wait for a shard; further ones wait in the front.
 pub const UPGRADED_MAX: usize = 128;
-/// Heap that a new connection is expected to take until the next sample, in bytes: an idle one
-/// takes a fifth, one that is behind more.
+/// Heap in bytes that a new connection is expected to take until the next sample. An idle one takes
+/// a fifth of it, one that is behind takes more.
 const CONNECTION_BYTES_PROJECTED: usize = 1024;
 /// Heap that its TLS session is expected to take, in bytes.
 const TLS_BYTES_PROJECTED: usize = 4 * 1024;
@@ -60,7 +60,7 @@ const TLS_BYTES_PROJECTED: usize = 4 * 1024;
 /// A socket on its way from the HTTP front to a shard.
 #[derive(Debug)]
 pub struct Upgraded {
-    /// The socket, non-blocking and watched by nobody.
+    /// The socket, non-blocking and in no epoll set.
     pub stream: TcpStream,
     /// Its TLS session, if it has one.
     pub session: Option<Box<Session>>,
@@ -72,18 +72,18 @@ pub struct Upgraded {
     pub role: Role,
     /// The subscriptions that its channels' sequencers know of.
     pub pending: PendingSubscription,
-    /// Its right to be connected.
+    /// The permit of its connection.
     pub permit: Permit,
 }
 
-/// What comes into a shard.
+/// An item of a shard's inbox.
 #[derive(Debug)]
 pub enum Item {
     /// To the channel's sequencer: a message to sequence.
     Publish(Publication),
     /// From the channel's sequencer: frames to fan out.
     Deliver(Arc<Dispatch>),
-    /// To the channel's sequencer: a shard has one subscriber more, or less.
+    /// To the channel's sequencer: a shard has one more subscriber, or one less.
     Count {
         /// The channel.
         channel: ChannelName,
@@ -96,40 +96,40 @@ pub enum Item {
     Answer {
         /// The connection's slot.
         slot: u32,
-        /// Its number: the slot may have a new holder by now.
+        /// The connection's number: the slot may have a new connection by now.
         id: ConnId,
-        /// What to send.
+        /// The frame.
         frame: Frame,
     },
-    /// Says when everything pushed before has been forwarded.
+    /// Answers when all earlier items have been forwarded.
     Barrier(oneshot::Sender<()>),
-    /// Asks for the figures.
+    /// Asks for the shard's statistics.
     StatsRequest(oneshot::Sender<ShardStats>),
-    /// Asks for the figures, and what the kernel holds for each socket.
+    /// Asks for the statistics with the bytes that the kernel holds for each socket.
     SocketStatsRequest(oneshot::Sender<ShardStats>),
-    /// Flush, close every connection with 1001, and end, at this moment at the latest.
+    /// Flush, close every connection with 1001, and end, before this deadline.
     Drain(Instant),
-    /// A fault to test with: the shard panics.
+    /// The shard panics, for tests.
     #[cfg(debug_assertions)]
     Panic,
 }
 
-/// The figures of one shard, or their sum.
+/// The statistics of one shard, or of several in sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
-    /// What became of every frame for every subscriber.
+    /// The outcome of every frame for every subscriber.
     pub totals: Totals,
-    /// The same for each channel that has subscribers, as long as it has: in no order, and once for
-    /// each shard where it has any.
+    /// The same for each channel that has subscribers: in no order, and once for each shard that
+    /// has subscribers of it.
     pub channels: Vec<(ChannelName, Totals)>,
-    /// Frames that wait in backlogs, counted there.
+    /// Frames that wait in backlogs, counted in the backlogs.
     pub pending: u64,
-    /// Bytes that wait, in backlogs and, if that was asked for, in the kernel.
+    /// Bytes that wait in backlogs and, if the request asks for them, in the kernel.
     pub queues: Queues,
     /// Batches in shared pages that have not left; each is an open file.
     pub pages_open: u64,
-    /// Batches that were worth shared pages and were copied: at the bound of files, or without
-    /// memory.
+    /// Batches large enough for shared pages that were copied instead, at the bound of files or
+    /// without memory.
     pub pages_rejected: u64,
     /// `SAY` events accepted.
     pub says: u64,
@@ -137,7 +137,7 @@ pub struct ShardStats {
     pub ignored: u64,
     /// Connections that ended, by reason.
     pub closed: [u64; CloseReason::ALL.len()],
-    /// Connections that a drain had to cut.
+    /// Connections that a drain aborted at its deadline.
     pub aborted: u64,
 }
 
@@ -168,7 +168,7 @@ pub enum AdminRequest {
     Profile(profile::Request),
 }
 
-/// What [`AdminRequest::MemoryStats`] asks for.
+/// The content of [`AdminRequest::MemoryStats`].
 #[derive(Debug)]
 pub struct MemoryRequest {
     /// Return free memory to the system first.
@@ -177,8 +177,8 @@ pub struct MemoryRequest {
     pub answer: oneshot::Sender<Option<MemoryStats>>,
 }
 
-/// Subscriptions that the channels' sequencers know of, of a connection that is not registered yet.
-/// Dropped, it takes them back.
+/// The subscriptions of a connection that is not registered yet; the channels' sequencers count
+/// them already. Dropping it withdraws them.
 #[derive(Debug)]
 pub struct PendingSubscription {
     engine: Arc<Engine>,
@@ -200,24 +200,23 @@ impl Drop for PendingSubscription {
     }
 }
 
-/// What the shards share.
+/// The state that the shards share.
 #[derive(Debug)]
 pub struct Engine {
-    /// How the server was configured at its start. What a reload can change is read from
-    /// [`Engine::live`].
+    /// The configuration at the start. [`Engine::live`] has the settings that a reload can change.
     pub config: Config,
     /// The settings in effect.
     live: ArcSwap<Config>,
-    /// The way into each shard.
+    /// The inbox of each shard.
     pub inboxes: Box<[Inbox<Item>]>,
     /// The connections of each shard, in any phase.
     pub loads: Box<[Load]>,
-    /// The upgraded sockets that each shard has not taken yet: beside its inbox, so that no message
-    /// waits for them.
+    /// The upgraded sockets that each shard has not taken yet. They are outside of its inbox, so
+    /// that no message waits for them.
     upgraded: Box<[ArrayQueue<Upgraded>]>,
     /// Every WebSocket connection.
     pub registry: Registry,
-    /// The way to the admin thread.
+    /// The queue of the admin thread.
     pub admin: mpsc::Sender<AdminRequest>,
     /// Rejected sockets and handshakes.
     pub rejections: Rejections,
@@ -227,12 +226,13 @@ pub struct Engine {
     pub publications: Counters<PublicationResult>,
     /// Connections by address, if their number is limited.
     addresses: Arc<Addresses>,
-    /// The heap at the last sample in bytes, and the places that were taken then.
+    /// The heap in bytes at the last sample, and the number of connections then.
     heap: (AtomicUsize, AtomicUsize),
-    /// Nothing new is taken.
+    /// The server is draining: it accepts nothing new.
     draining: AtomicBool,
     drain_begun: Notify,
-    /// Keyed afresh in each process, so that nobody can aim at one shard.
+    /// Has new random keys in each process, so that no client can choose channel names that hit one
+    /// shard.
     hasher: RandomState,
 }
 
@@ -266,7 +266,7 @@ impl Engine {
         self.live.load()
     }
 
-    /// Puts the settings that a reload can change into effect; the others have no reader there.
+    /// Applies the settings that a reload can change; the others are never read from there.
     pub fn reload(&self, config: Config) {
         self.live.store(Arc::new(config));
     }
@@ -280,7 +280,7 @@ impl Engine {
         &self.inboxes[self.sequencer_of(channel)]
     }
 
-    /// A moment within `span` that is this one's own, evenly spread over all of it.
+    /// The moment within `span` for this number. The moments of all numbers are spread evenly.
     #[must_use]
     pub fn scatter(&self, number: usize, span: Duration) -> Duration {
         span.mul_f64(self.hasher.hash_one(number) as f64 / u64::MAX as f64)
@@ -296,7 +296,7 @@ impl Engine {
     }
 
     /// As [`Engine::publish`], without a wake of the sequencer's shard: [`Engine::wake`] has to
-    /// follow, with the value returned. So one wake does for many publications.
+    /// follow, with the value returned. So one wake serves many publications.
     ///
     /// # Errors
     /// As [`Engine::publish`].
@@ -321,7 +321,7 @@ impl Engine {
         Ok(sequencer)
     }
 
-    /// Wakes a shard whose inbox has got something.
+    /// Wakes a shard that has new items in its inbox.
     pub fn wake(&self, shard: usize) {
         self.inboxes[shard].notify();
     }
@@ -342,7 +342,7 @@ impl Engine {
         });
     }
 
-    /// Tells the channel's sequencer that `shard` has one subscriber more, or less.
+    /// Tells the channel's sequencer that `shard` has one more subscriber, or one less.
     pub fn count(&self, channel: ChannelName, shard: u16, joined: bool) {
         self.sequencer_inbox(&channel).push(Item::Count { channel, shard, joined });
     }
@@ -363,10 +363,10 @@ impl Engine {
         (0..self.loads.len()).min_by_key(key).unwrap_or_default()
     }
 
-    /// Counts a connection of `address`, if it may have one more; `None` without a limit.
+    /// Counts another connection of `address`; `None` without a limit.
     ///
     /// # Errors
-    /// [`Rejection::Address`] when it has as many as it may have.
+    /// [`Rejection::Address`] when the address is at its limit.
     pub fn permit_address(&self, address: IpAddr) -> Result<Option<AddressPermit>, Rejection> {
         let Some(most) = self.live().per_address_max else { return Ok(None) };
         self.addresses.permit(network(address), most.get()).map(Some).ok_or(Rejection::Address)
@@ -403,20 +403,20 @@ impl Engine {
         self.upgraded[shard].push(upgraded).map(|()| shard)
     }
 
-    /// The next socket that `shard` has been given.
+    /// Takes the next socket that the front has given to `shard`.
     fn take_upgraded(&self, shard: u16) -> Option<Upgraded> {
         self.upgraded[usize::from(shard)].pop()
     }
 
-    /// Whether `shard` has been given sockets that it has not taken.
+    /// Whether `shard` has sockets that it has not taken.
     fn has_upgraded(&self, shard: u16) -> bool {
         !self.upgraded[usize::from(shard)].is_empty()
     }
 
-    /// Promises a place to a WebSocket.
+    /// Reserves a WebSocket connection, if the limits allow it.
     ///
     /// # Errors
-    /// When there is none.
+    /// The limit that is reached.
     pub fn admit(&self) -> Result<(), Rejection> {
         if let Some(bytes_max) = self.live().memory_bytes_max {
             // Relaxed, here and below: an estimate.
@@ -430,63 +430,64 @@ impl Engine {
         if self.registry.reserve(self.live().connections_max) { Ok(()) } else { Err(Rejection::Connections) }
     }
 
-    /// Notes how large the heap is.
+    /// Records the size of the heap.
     pub fn note_heap(&self, bytes: usize) {
         self.heap.0.store(bytes, Ordering::Relaxed);
         self.heap.1.store(self.registry.reserved(), Ordering::Relaxed);
     }
 
-    /// Whether nothing new is taken.
+    /// Whether the server is draining.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         // Acquire: pairs with the release in `drain`.
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Waits until nothing new is taken.
+    /// Waits until the server drains.
     pub async fn draining(&self) {
         let mut begun = pin!(self.drain_begun.notified());
-        // From here on a notification counts.
+        // From here on, no notification is missed.
         begun.as_mut().enable();
         if !self.is_draining() {
             begun.await;
         }
     }
 
-    /// Takes nothing new from here on.
+    /// Begins a drain: the server accepts nothing new.
     pub fn begin_drain(&self) {
         // Release: pairs with the acquire in `is_draining`.
         self.draining.store(true, Ordering::Release);
         self.drain_begun.notify_waiters();
     }
 
-    /// Takes nothing more, lets what was accepted reach every shard, then lets every shard drain.
+    /// Accepts nothing new, waits until every shard has the messages that were accepted, then
+    /// drains every shard.
     pub async fn drain(&self, deadline: Instant) {
         self.begin_drain();
-        // Twice: what passed the flag just before it was set may have missed the first barrier, not
-        // the second. A shard that does not get that far in time has to hear of the drain all the
-        // same.
+        // Two barriers: a publication that passed the check just before the flag was set may miss
+        // the first one, but not the second. A shard that does not reach the barrier in time gets
+        // the drain all the same.
         for _ in 0..2 {
             let _ = timeout_at(deadline, self.barrier()).await;
         }
         self.inboxes.iter().for_each(|inbox| inbox.push(Item::Drain(deadline)));
     }
 
-    /// Returns once every shard has forwarded what had been pushed before the call.
+    /// Returns when every shard has forwarded all items that were pushed before the call.
     pub async fn barrier(&self) {
         for done in self.ask(Item::Barrier) {
-            // An error means that the shard has ended: then it forwards nothing more.
+            // An error means that the shard has ended and forwards nothing more.
             let _ = done.await;
         }
     }
 
-    /// The figures of all shards, added up; `None` if a shard has ended or does not answer in time.
-    /// Each shard's are of one moment; the moments differ a little.
+    /// The sum of all shards' statistics; `None` if a shard has ended or does not answer in time.
+    /// The statistics of a shard are of one moment; the moments of the shards differ a little.
     pub async fn stats(&self) -> Option<ShardStats> {
         self.add_up(Item::StatsRequest).await
     }
 
-    /// As [`Engine::stats`], with what the kernel holds: a system call for each connection.
+    /// As [`Engine::stats`], with the bytes that the kernel holds: one system call per connection.
     pub async fn socket_stats(&self) -> Option<ShardStats> {
         self.add_up(Item::SocketStatsRequest).await
     }
@@ -512,8 +513,8 @@ impl Engine {
     }
 }
 
-/// Whose addresses count as one: an IPv4 address, whichever way it is written, or the part of an
-/// IPv6 address that a site is given.
+/// The network that counts as one address: an IPv4 address in either notation, or the prefix of an
+/// IPv6 address that belongs to a site.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (!0 << 64)).into()),

@@ -3,7 +3,7 @@
 //!
 //! Owns channel names, publications, dispatches and receipts. A receipt is sent exactly once, after
 //! the last shard has finished. A charge counts its bytes as pending until it is dropped, on any
-//! path. Nothing here sends or queues: that is the inbox's and the sequencer's.
+//! path. Nothing here sends or queues: the inbox and the sequencer do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl ChannelName {
     /// A valid name.
     ///
     /// # Errors
-    /// One sentence that says what a name may be.
+    /// One sentence with the rule for names.
     pub fn new(name: &str) -> Result<Self, InvalidChannel> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte);
         if (1..=CHANNEL_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
@@ -91,7 +91,7 @@ pub struct Publication {
     pub channel: ChannelName,
     /// The message.
     pub frame: Frame,
-    /// The source, which learns whether the publication was accepted.
+    /// The source of the publication, which learns whether it was accepted.
     pub origin: Origin,
     /// Collects the outcome, if the publisher asked for it.
     pub receipt: Option<Arc<Receipt>>,
@@ -111,7 +111,7 @@ pub enum Origin {
     },
 }
 
-/// The way back to a request that waits for its publication's offset.
+/// The reply handle of a request that waits for its publication's offset.
 #[derive(Debug)]
 pub struct ReplyTo {
     sender: oneshot::Sender<Result<Accepted, PublishError>>,
@@ -119,14 +119,14 @@ pub struct ReplyTo {
 }
 
 impl ReplyTo {
-    /// A way back by way of `replies`, or without it directly, and the receiver.
+    /// A reply handle and its receiver. The reply goes by way of `replies`, or directly without it.
     #[must_use]
     pub fn new(replies: Option<Arc<Replies>>) -> (Self, oneshot::Receiver<Result<Accepted, PublishError>>) {
         let (sender, receiver) = oneshot::channel();
         (Self { sender, replies }, receiver)
     }
 
-    /// Tells the request. It does not matter if it has gone.
+    /// Sends the result to the request, if it still waits.
     pub fn send(self, result: Result<Accepted, PublishError>) {
         let reply = Reply { sender: self.sender, result };
         match self.replies {
@@ -136,8 +136,8 @@ impl ReplyTo {
     }
 }
 
-/// Replies on their way from the sequencers to the requests of one thread: one wake for many, where
-/// each oneshot would cost a system call.
+/// Replies on their way from the sequencers to the requests of one thread: one wake for many
+/// replies. A oneshot for each would cost a system call each.
 pub type Replies = Inbox<Reply>;
 
 /// A reply, and the request that waits for it.
@@ -148,13 +148,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Hands it to the request, if that still waits.
+    /// Hands the reply to its request, if it still waits.
     pub fn deliver(self) {
         let _ = self.sender.send(self.result);
     }
 }
 
-/// Hands replies to their requests, for ever; on the thread of the requests.
+/// Hands replies to their requests, on the thread of the requests; never returns.
 pub async fn deliver_replies(replies: &Replies) -> std::convert::Infallible {
     loop {
         replies.pushed().await;
@@ -250,7 +250,7 @@ impl Drop for Receipt {
             fanout_us: self.started.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
         };
         if let Some(done) = self.done.take() {
-            // It fails if the publisher has gone: then nothing waits for the sum.
+            // It fails only if the publisher is gone: then nothing waits for the sum.
             let _ = done.send(sum);
         }
     }

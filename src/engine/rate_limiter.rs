@@ -1,8 +1,8 @@
 //! Rate limits of clients: a token bucket of messages and one of bytes for each connection.
 //!
 //! The limiters are kept beside the connections, by slot, and only if a limit is set: without one
-//! they cost nothing. Control frames count as messages, so a flood of pings is limited like a flood
-//! of messages. Pure: time and bytes are arguments.
+//! they cost nothing. Control frames count as messages, so pings are limited like other messages.
+//! Pure: time and bytes are arguments.
 
 use std::cell::{RefCell, RefMut};
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub(super) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// A limiter with the messages and bytes of a second.
+    /// A full limiter: it allows the messages and bytes of one second.
     pub(super) fn new(now: Instant, rates: &Rates) -> Self {
         Self { at: now, messages: rates.messages, bytes: rates.bytes + rates.bytes_burst }
     }
@@ -53,12 +53,12 @@ impl RateLimiter {
         self.at = now;
         self.messages = (self.messages + seconds * rates.messages).min(rates.messages);
         let full = rates.bytes + rates.bytes_burst;
-        // The debt is bounded: a client that sent too much is within its rate again after at most
-        // the time that fills the bucket twice.
+        // The debt is bounded: after a pause of at most twice the time that fills the bucket, a
+        // client is within its rate again.
         self.bytes = ((self.bytes + seconds * rates.bytes).min(full) - bytes as f64).max(-full);
     }
 
-    /// Notes one message; whether it is within the rate.
+    /// Counts one message if it is within the rate; false otherwise.
     pub(super) fn take(&mut self) -> bool {
         let may = self.messages >= 1.0 && self.bytes >= 0.0;
         self.messages -= if may { 1.0 } else { 0.0 };
@@ -71,13 +71,12 @@ impl RateLimiter {
 pub(super) struct RateLimiters(RefCell<Vec<RateLimiter>>);
 
 impl RateLimiters {
-    /// The slot has a new connection.
+    /// Resets the limiter of a slot that has a new connection.
     pub(super) fn reset(&self, slot: u32, now: Instant, rates: &Rates) {
         *self.of(slot, now, rates) = RateLimiter::new(now, rates);
     }
 
-    /// The limiter of a slot. A connection that is older than the limit begins with a second's
-    /// worth.
+    /// The limiter of a slot. A connection that is older than the limit begins with a full limiter.
     pub(super) fn of(&self, slot: u32, now: Instant, rates: &Rates) -> RefMut<'_, RateLimiter> {
         let mut limiters = self.0.borrow_mut();
         if limiters.len() <= slot as usize {
@@ -86,12 +85,13 @@ impl RateLimiters {
         RefMut::map(limiters, |limiters| &mut limiters[slot as usize])
     }
 
-    /// Whether one message of a connection may come that has been read.
+    /// Counts one message of a connection, whose bytes are counted already, if it is within the
+    /// rate; false otherwise.
     pub(super) fn take(&self, slot: u32) -> bool {
         self.0.borrow_mut()[slot as usize].take()
     }
 
-    /// Frees the memory: nobody is connected.
+    /// Frees the memory when no client is connected.
     pub(super) fn clear(&self) {
         self.0.take();
     }

@@ -29,7 +29,7 @@ pub(super) fn watch(set: &mio::Registry, stream: &mut mio::net::TcpStream, slot:
     set.register(stream, Token(slot as usize), Interest::READABLE | Interest::WRITABLE)
 }
 
-/// Tells `shard` which connections can be read and written, for as long as it is polled.
+/// Tells `shard` which connections can be read and written, as long as this future is polled.
 ///
 /// # Errors
 /// When the set itself fails, which ends the shard.
@@ -57,8 +57,8 @@ pub(super) async fn run(shard: Rc<Shard>, set: Poll) -> io::Result<Infallible> {
                     ready.clear_ready();
                 }
             }
-            // Ready at once, and polled only when something is left to read; the set is still
-            // polled.
+            // This branch is ready at once, and enabled only when connections have more to read.
+            // The set is still polled.
             () = std::future::ready(()), if shard.has_unread() => shard.read_on(&mut scratch).await,
         }
         tokio::task::yield_now().await;

@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 pub(super) const SMALL: usize = 4 * PASS_CHUNK;
 /// Sends by which small channels may get ahead of large ones.
 const AHEAD_MAX: usize = SMALL;
-/// Sockets that a shard writes to before it looks at reads, accepts and its inbox again: about a
-/// millisecond. Half as many for a channel with many subscribers.
+/// Sockets that a shard writes to before it returns to its reads, new connections and inbox: about
+/// a millisecond. A large channel gets half as many.
 pub const PASS_CHUNK: usize = 256;
 
 /// A channel's kind, by its size.
@@ -27,8 +27,9 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The share of a chunk that one send uses up. Items that arrive during a step wait for its
-    /// end, and most of them arrive during a step of a large channel: those steps are half as long.
+    /// The cost of one send, in sends of a small channel. Items that arrive during a step wait for
+    /// its end. Most of them arrive during a step of a large channel, so these steps are half as
+    /// long.
     pub(super) fn cost(self) -> usize {
         match self {
             Self::Small => 1,
@@ -74,7 +75,7 @@ impl Scheduler {
         }
     }
 
-    /// Notes that a channel of this kind was served, with so many sends.
+    /// Records that a channel of this kind was served with this number of sends.
     pub(super) fn sent(&mut self, kind: Kind, sends: usize) {
         match kind {
             Kind::Small if self.large.is_empty() => {}

@@ -3,8 +3,8 @@
 //! Every publication of a channel passes the channel's sequencer. The sequencer gives it the next
 //! offset and forwards it, joined with the publications that arrived together with it, to each
 //! shard that has subscribers. A channel has one sequencer, so every subscriber sees the same order
-//! and no lock is needed. Pure: it sends nothing itself, [`Sequencer::dispatch`] hands the
-//! dispatches out.
+//! and no lock is needed. Pure: it sends nothing itself; [`Sequencer::dispatch`] hands out the
+//! dispatches.
 
 use std::collections::HashMap;
 use std::sync::Arc;

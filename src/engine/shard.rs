@@ -1,9 +1,9 @@
-//! A shard: one thread that owns its connections, its subscriber lists and its counters; nothing in
-//! it is shared.
+//! A shard: one thread that owns its connections, its subscriber lists and its counters. It shares
+//! none of them.
 //!
-//! Owns the loop that drains the inbox and goes on with the passes. What arrives during a pass
-//! becomes the next batch; between two chunks of a pass everything else on the thread has its turn.
-//! The life of a connection is in `connections`, the meaning of its messages in `events`.
+//! Owns the loop that drains the inbox and continues the passes. Frames that arrive during a pass
+//! become the next batch. Between two chunks of a pass, the other tasks of the thread run. The life
+//! of a connection is in `connections`, the meaning of its messages in `events`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -38,51 +38,50 @@ use crate::registry::ConnId;
 use crate::settings::Config;
 use crate::wire::event::EventError;
 
-/// Upgraded sockets that a shard registers before messages have their turn again: a tenth of a
-/// millisecond.
+/// Upgraded sockets that a shard registers before it returns to messages: a tenth of a millisecond.
 pub const UPGRADED_CHUNK: usize = 8;
-/// Inbox items that a shard takes before it goes on with its passes.
+/// Inbox items that a shard takes before it continues its passes.
 const INBOX_CHUNK: usize = 4096;
 
 /// A connection over TCP, with TLS or without.
 pub type Conn = Connection<Stream>;
 
-/// Between two looks at whether subscribers that are behind have caught up.
+/// Time between two checks whether subscribers that are behind have caught up.
 const PACE_INTERVAL: Duration = Duration::from_millis(1);
-/// Connections that a stats looks at before everything else has its turn.
+/// Connections that a request for statistics visits before the shard's other tasks run.
 const STATS_CHUNK: usize = 512;
 
 /// One thread's part of the node.
 pub struct Shard {
-    /// What all shards share.
+    /// The state that all shards share.
     pub engine: Arc<Engine>,
     pub(super) index: u16,
     pub(super) fanout: Box<dyn Fanout<Stream>>,
-    /// The shard's sockets: `readiness`.
+    /// The epoll set of the shard's sockets, see `readiness`.
     pub(super) set: mio::Registry,
     pub(super) connections: RefCell<Slab<Rc<Conn>>>,
     pub(super) channels: RefCell<Channels<Stream>>,
     sequencer: RefCell<Sequencer>,
     pages: PagePool,
     counters: Rc<DeliveryCounters>,
-    /// DeliveryCounters of what the server answers to single clients; part of `counters`.
+    /// Counters of the frames that answer a single client; they are included in `counters`.
     pub(super) answers: Rc<DeliveryCounters>,
     pub(super) closed: [Cell<u64>; CloseReason::ALL.len()],
     pub(super) aborted: Cell<u64>,
     pub(super) says: Cell<u64>,
-    /// What was done for connections since the last pause, in messages.
+    /// The work for connections since the last pause, in messages.
     round: Cell<u32>,
-    /// What the tokens of connections grant, by slot, where tokens are asked for.
+    /// The grants of the connections' tokens, by slot, if the server requires tokens.
     pub(super) grants: RefCell<HashMap<u32, Grant>>,
-    /// What each connection may send, by slot, if there is a limit.
+    /// The rate limiter of each connection, by slot, if there is a limit.
     pub(super) rate_limiters: RateLimiters,
     /// Messages that came too fast and were dropped.
     pub(super) ignored: Cell<u64>,
-    /// Sweeps of `keepalive`, counted in a circle: the clock of the connections.
+    /// Number of `keepalive` sweeps, which wraps around: the clock of the connections.
     pub(super) sweep: Cell<u16>,
-    /// Slots of connections that were not read to the end in their turn.
+    /// Slots of connections that have more to read.
     pub(super) unread: RefCell<VecDeque<u32>>,
-    /// Closing handshakes, by the moment at which they have lasted long enough.
+    /// Closing handshakes, by their deadline.
     pub(super) closing: RefCell<VecDeque<(Instant, u32, ConnId)>>,
     pub(super) closing_added: Notify,
     pub(super) drain_deadline: Cell<Option<Instant>>,
@@ -90,10 +89,10 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// The shard with this index, and the set of its sockets.
+    /// Creates the shard with this index, and the epoll set of its sockets.
     ///
     /// # Errors
-    /// When the kernel gives no epoll set.
+    /// When the kernel cannot create an epoll set.
     pub fn new(engine: Arc<Engine>, index: u16) -> io::Result<(Rc<Self>, mio::Poll)> {
         let set = mio::Poll::new()?;
         let config = &engine.config;
@@ -131,15 +130,14 @@ impl Shard {
         Ok((Rc::new(shard), set))
     }
 
-    /// Runs until a drain is over; the last figures.
+    /// Runs until a drain is over; returns the last statistics.
     ///
     /// # Errors
     /// When the epoll set fails.
     pub async fn run(self: Rc<Self>, set: mio::Poll) -> io::Result<ShardStats> {
         let ready = readiness::run(self.clone(), set);
         tokio::select! {
-            // Messages go before sockets that have become ready, and these before connections that
-            // end.
+            // The order of polling: messages first, then ready sockets, then connections that end.
             biased;
             never = self.work() => match never {},
             result = ready => match result? {},
@@ -157,7 +155,7 @@ impl Shard {
         &self.engine.inboxes[usize::from(self.index)]
     }
 
-    /// Drains the inbox and makes the passes, for ever.
+    /// Drains the inbox and makes the passes; never returns.
     async fn work(self: &Rc<Self>) -> std::convert::Infallible {
         let mut more = false;
         loop {
@@ -167,7 +165,7 @@ impl Shard {
                 if idle {
                     has_waited = self.inbox().pushed().await;
                 } else if paced {
-                    // Either is a reason to look again; the end of the time is none to complain.
+                    // After a push or the interval, the loop checks again; a timeout is no error.
                     let _ = timeout(PACE_INTERVAL, self.inbox().pushed()).await;
                 }
             }
@@ -181,7 +179,8 @@ impl Shard {
         }
     }
 
-    /// Registers some of the sockets that the front has handed over; whether there are more.
+    /// Registers some of the sockets that the front has handed over; returns whether there are
+    /// more.
     fn take_upgraded(&self) -> bool {
         for upgraded in std::iter::from_fn(|| self.engine.take_upgraded(self.index)).take(UPGRADED_CHUNK) {
             if let Err(error) = self.register(upgraded) {
@@ -191,7 +190,7 @@ impl Shard {
         self.engine.has_upgraded(self.index)
     }
 
-    /// Takes what is in the inbox; whether something may be left.
+    /// Takes the items of the inbox; returns whether some may be left.
     fn take_items(self: &Rc<Self>) -> bool {
         self.inbox().clear_signal();
         let mut barriers = Vec::new();
@@ -228,7 +227,7 @@ impl Shard {
         taken >= INBOX_CHUNK
     }
 
-    /// Gives a publication its place in its channel, and tells its origin.
+    /// Gives a publication its offset, and tells its origin.
     fn sequence(&self, mut publication: Publication) {
         self.inbox().release(publication.frame.wire().len());
         let result = self.sequencer.borrow_mut().sequence(&mut publication);
@@ -243,7 +242,7 @@ impl Shard {
         }
     }
 
-    /// Forwards what was sequenced, one item for each shard and channel.
+    /// Forwards the sequenced frames, one item for each shard and channel.
     fn forward(&self) {
         self.sequencer.borrow_mut().dispatch(|shard, dispatch| {
             if shard == self.index {
@@ -254,7 +253,7 @@ impl Shard {
         });
     }
 
-    /// Goes on with the passes, for one chunk.
+    /// Continues the passes for one chunk.
     fn step(&self) {
         let ended = self.channels.borrow_mut().step(
             &ChannelContext {
@@ -278,12 +277,12 @@ impl Shard {
         bound(&self.engine.config)
     }
 
-    /// Something was done for a connection that costs as much as so many messages.
+    /// Counts work for a connection, as the number of messages that cost the same.
     pub(super) fn spend(&self, messages: u32) {
         self.round.set(self.round.get() + messages);
     }
 
-    /// Lets everything else on the thread have its turn if enough has been done since it last had.
+    /// Lets the thread's other tasks run after [`MESSAGES_PER_ROUND`] of work.
     pub(super) async fn pause_if_due(&self) {
         if self.round.get() >= MESSAGES_PER_ROUND {
             self.round.set(0);
@@ -308,7 +307,7 @@ impl Shard {
         let _ = answer.send(report);
     }
 
-    /// The figures of this moment, without the kernel's.
+    /// The present statistics, without those of the kernel.
     fn report(&self) -> ShardStats {
         let (mut outbox_bytes, mut pending) = (0, 0);
         for (_, connection) in &*self.connections.borrow() {
