@@ -1,6 +1,6 @@
 //! The backlog of one connection: the frames that wait because its socket was full.
 //!
-//! # What slow clients get
+//! # The treatment of slow clients
 //! - An outbox exists only while something waits; the connection frees it when
 //!   [`Outbox::is_empty`].
 //! - Data waits in the order in which it was published, as references into shared batches, and is
@@ -56,9 +56,9 @@ impl Entry {
 /// The outcome of an offered batch; frames that are neither delivered nor pending were dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offered {
-    /// Frames, from the front, that the socket had taken whole before the offer.
+    /// Frames at the front that the socket had taken completely before the offer.
     pub delivered: usize,
-    /// Whether the frame after those is partly written; its rest waits.
+    /// Whether the next frame is partly written; its rest waits.
     pub started: bool,
     /// The other frames that wait now.
     pub queued: Range<usize>,
@@ -98,7 +98,7 @@ impl Bound {
     }
 }
 
-/// The argument of the next write, as [`Outbox::fill`] returns it.
+/// The next write, as [`Outbox::fill`] returns it.
 #[derive(Debug)]
 pub enum Write {
     /// Write this many of the slices, from the first.
@@ -359,7 +359,7 @@ mod tests {
         Bound { bytes_max, policy }
     }
 
-    /// All waiting bytes in the order of sending, in writes of at most `step` bytes.
+    /// All waiting bytes in the order of the writes, each of at most `step` bytes.
     fn drain(outbox: &mut Outbox, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         while !outbox.is_empty() {

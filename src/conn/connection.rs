@@ -28,7 +28,7 @@ use crate::wire::{Batch, Frame, Piece};
 pub enum Sent {
     /// The kernel has taken all of it.
     All,
-    /// Part of it waits or was dropped, which is counted already.
+    /// Part of it waits or was dropped; the counters include it already.
     Part(Offered),
     /// The socket has failed, or the connection is closing; the caller has to count the frames as
     /// dropped.
@@ -38,7 +38,7 @@ pub enum Sent {
 /// Whether a client that is silent needs a ping, or has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
-    /// It was not silent for long.
+    /// It has not been silent for the ping interval.
     Alive,
     /// It was silent for the ping interval: it needs a ping.
     PingDue,
@@ -72,28 +72,28 @@ pub struct Connection<S> {
     phase: Cell<Phase>,
     /// Whether a writer task is inside a frame: nothing else may write then.
     pub(super) writing: Cell<bool>,
-    /// Whether there may be more to read: it waits for its next turn.
+    /// Whether there may be more to read; then the connection waits for its next turn.
     pub unread: Cell<bool>,
-    /// The keepalive sweep of the last input, or of the last ping.
+    /// The keepalive sweep of the last input or ping.
     last_seen: Cell<u16>,
     /// Whether a ping was sent and no input has arrived since.
     ping_pending: Cell<bool>,
     pub(super) outbox: Cell<Option<Box<Outbox>>>,
-    /// The state of its writer task, if it has one: a pointer, so that connections without one pay
-    /// for no more.
+    /// The state of its writer task, if it has one. A pointer, so that connections without a task
+    /// spend only 8 bytes on it.
     writer: OnceCell<Box<WriterKind>>,
     decoder: Cell<Decoder>,
     /// The channels it is subscribed to.
     pub memberships: RefCell<SmallVec<[Membership; 2]>>,
-    /// The name that SET_NAME gave it; behind two pointers, so that connections without a name pay
-    /// for one.
+    /// The name that SET_NAME gave it. Behind two pointers, so that connections without a name
+    /// spend only 8 bytes on it.
     pub name: Cell<Option<Box<Box<str>>>>,
     /// Released when the connection is freed.
     _permit: Permit,
 }
 
-/// Together with the two counts of its `Rc`, 128 bytes; jemalloc's next size class has 160. mio's
-/// sockets are larger in debug builds.
+/// The connection and the two counts of its `Rc` take 128 bytes; jemalloc's next size class is 160.
+/// mio's sockets are larger in debug builds.
 const _: () = assert!(cfg!(debug_assertions) || size_of::<Connection<super::Stream>>() <= 112);
 
 impl<S> fmt::Debug for Connection<S> {
@@ -103,7 +103,7 @@ impl<S> fmt::Debug for Connection<S> {
 }
 
 impl<S: Socket> Connection<S> {
-    /// A new connection, whose upgrade is complete.
+    /// A new connection after its upgrade.
     pub fn new(id: ConnId, slot: u32, role: Role, socket: S, permit: Permit) -> Self {
         Self {
             id,
@@ -142,8 +142,8 @@ impl<S: Socket> Connection<S> {
         retry(|| self.socket.receive(buffer))
     }
 
-    /// Sends `batch` after everything that was sent before; the part that the socket does not take
-    /// waits, within `bound`.
+    /// Sends `batch` after all earlier frames. The part that the socket does not take waits, within
+    /// `bound`.
     pub fn send(&self, batch: &Rc<Batch>, bound: Bound) -> Sent {
         if self.phase.get() != Phase::Open {
             return Sent::Gone;
@@ -192,8 +192,8 @@ impl<S: Socket> Connection<S> {
         self.control(pong, Outbox::put_pong)
     }
 
-    /// Sends `close` ahead of data, which is dropped for `reason`, and enters `phase`; false when
-    /// the socket has failed.
+    /// Sends `close` ahead of data, drops the data for `reason`, and enters `phase`; false when the
+    /// socket has failed.
     pub fn close(&self, close: Frame, reason: DropReason, phase: Phase) -> bool {
         self.phase.set(phase);
         if let Some(writer) = self.writer.get() {
@@ -312,7 +312,7 @@ impl<S: Socket> Connection<S> {
         self.socket.shutdown_write();
     }
 
-    /// Drops everything that waits and ends a writer task: the connection is gone.
+    /// Drops all waiting frames and ends the writer task, because the connection is gone.
     pub fn abandon(&self, reason: DropReason) {
         self.catch_up();
         if let Some(mut outbox) = self.outbox.take() {
@@ -345,14 +345,14 @@ impl<S> Connection<S> {
         result
     }
 
-    /// Notes that input has arrived in this keepalive sweep.
+    /// Records that input has arrived in this keepalive sweep.
     pub fn note_input(&self, sweep: u16) {
         self.last_seen.set(sweep);
         self.ping_pending.set(false);
     }
 
-    /// Its liveness: a ping is due after `ping_after` silent sweeps, and the end after `end_after`
-    /// more without an answer.
+    /// Its liveness: a ping is due after `ping_after` silent sweeps; without an answer, the end is
+    /// due `end_after` sweeps later.
     pub fn liveness(&self, sweep: u16, ping_after: u16, end_after: u16) -> Liveness {
         let silent = sweep.wrapping_sub(self.last_seen.get());
         match self.ping_pending.get() {
@@ -395,7 +395,7 @@ impl<S> Connection<S> {
         Some(result)
     }
 
-    /// Keeps an outbox only if it holds something.
+    /// Stores the outbox, unless it is empty.
     pub(super) fn keep(&self, outbox: Box<Outbox>) {
         self.outbox.set((!outbox.is_empty()).then_some(outbox));
     }

@@ -52,7 +52,7 @@ pub struct Mailbox {
     /// Whether the task has taken a message that it has not finished.
     in_flight: Cell<bool>,
     ended: Cell<bool>,
-    /// The waker of the task, while that waits for the socket or for a message.
+    /// The waker of the task while it waits for the socket or for a message.
     waker: Cell<Option<Waker>>,
 }
 
@@ -79,7 +79,7 @@ impl Mailbox {
                 }
             }
             if self.sender.try_send(QueuedFrame { batch: batch.clone(), index }).is_err() {
-                // After the checks above only an ended mailbox rejects a message.
+                // After the checks above, only a mailbox that has ended rejects a message.
                 batch.counters().dropped(DropReason::Closed, (batch.frames() - index) as u64);
                 return offered;
             }
@@ -173,7 +173,7 @@ impl<S> Connection<S> {
     }
 }
 
-/// A message that is being written; on drop it is counted, however the task ends.
+/// A message that is being written. Its drop counts it, however the task ends.
 struct InFlight<'a> {
     queued: QueuedFrame,
     mailbox: &'a Mailbox,

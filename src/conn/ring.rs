@@ -7,13 +7,13 @@
 //!   ([`Connection::catch_up`]), so it keeps the items of the channels to which it was subscribed
 //!   when they were sent.
 //! - The backlog of a connection is its outbox and the items that it has not taken; both count
-//!   against one bound. An item is taken when it can be written, or at the bound, where
+//!   against one bound. A connection takes an item when it can write it, or at the bound, where
 //!   [`Outbox::offer`](crate::outbox::Outbox::offer) applies the policy.
-//! - A receipt may count a subscriber as pending whose frame was dropped before the pass reached
-//!   it: its memberships changed meanwhile, or the ring needed room, while it was at its bound. The
+//! - A receipt may count a subscriber as pending although its frame was dropped before the pass
+//!   reached it. This happens at the bound, when memberships change or the ring needs room. The
 //!   counters are exact.
 //! - No item is overwritten before every connection has taken it: at [`Ring::is_full`] the strategy
-//!   calls [`Connection::make_room`] on those that are last.
+//!   calls [`Connection::make_room`] on the connections that are furthest behind.
 //!
 //! The receivers are never awaited: a pending `recv` borrows its receiver, and the shard has to
 //! take items for a connection whose task waits. So the strategy wakes the tasks, and the ring
@@ -39,7 +39,7 @@ struct Item {
     batch: Rc<Batch>,
 }
 
-/// The size of an item, known without taking it.
+/// The size of an item, which is known before the item is taken.
 #[derive(Clone, Copy, Debug)]
 struct Note {
     channel: u32,
@@ -77,7 +77,7 @@ impl Ring {
         self.sender.len() == self.items_max
     }
 
-    /// Adds an item. The caller has made room, counts the item, and wakes the tasks.
+    /// Adds an item. The caller makes room before, counts the item, and wakes the tasks.
     pub fn send(&self, channel: u32, batch: &Rc<Batch>) {
         let mut notes = self.notes.borrow_mut();
         if notes.len() == self.items_max {
@@ -171,7 +171,7 @@ impl<S> Connection<S> {
                 }
             });
         } else if outbox_bytes.is_none() {
-            // Otherwise the task is due, or the socket is full and the readiness loop flushes.
+            // Otherwise the task will run, or the socket is full and the readiness loop flushes.
             cursor.writer.wake();
         }
         Noticed { offered: outcome, overflow: cursor.overflowed.get() }
@@ -198,7 +198,7 @@ impl<S> Connection<S> {
             taken(&batch, offered);
         }
         self.keep(outbox);
-        // As in `queue`: otherwise the task is due, or the socket is full.
+        // As in `queue`: otherwise the task will run, or the socket is full.
         if wake {
             cursor.writer.wake();
         }

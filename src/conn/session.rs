@@ -19,8 +19,8 @@ use crate::tls::Tls;
 
 /// Most bytes of a TLS record on the wire, of any version (RFC 5246, section 6.2.3).
 const WIRE_BYTES: usize = 5 + 16 * 1024 + 2048;
-/// Bytes of the wire that a TLS session reads in one turn: about 150 records without content, which
-/// cost it most.
+/// Bytes of the wire that a TLS session reads in one turn: about 150 records without content, the
+/// most expensive input.
 const TLS_READ_BYTES: usize = 4 * 1024;
 
 /// The buffers of a thread, allocated when its first session needs them.
@@ -38,7 +38,7 @@ thread_local! {
 
 type Traffic<'a> = WriteTraffic<'a, ServerConnectionData>;
 
-/// See the module.
+/// The TLS session of one client; the module describes it.
 pub struct Session {
     connection: UnbufferedServerConnection,
     /// The beginning of an incomplete record.
@@ -53,8 +53,8 @@ pub struct Session {
     ended: bool,
     /// Whether the last read of the socket returned bytes.
     more: bool,
-    /// Whether the session has failed. The library is not called any more: it would continue in
-    /// input that is gone.
+    /// Whether the session has failed. The library is not called any more: it would continue after
+    /// input that is lost.
     failed: bool,
     /// Whether `close_notify` was sent.
     closed: bool,
@@ -277,7 +277,7 @@ impl Session {
             }
             self.unsent.extend_from_slice(&record[sent..]);
             if sent == 0 {
-                // Perhaps only this call will flush the session's own messages.
+                // Perhaps no later call flushes the session's own messages.
                 return self.try_flush(socket);
             }
             Ok(self.unsent.is_empty())

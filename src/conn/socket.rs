@@ -78,12 +78,12 @@ impl Socket for TcpStream {
     }
 
     fn shutdown_write(&self) {
-        // It fails only when the peer has gone already: then there is nothing to end.
+        // It fails only when the peer has already disconnected: then there is nothing to end.
         let _ = self.shutdown(Shutdown::Write);
     }
 }
 
-/// Repeats a call that a signal interrupted before it did anything.
+/// Repeats a call that a signal interrupted before it had an effect.
 pub(super) fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {

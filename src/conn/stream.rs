@@ -1,7 +1,7 @@
 //! A client's socket, with TLS or without.
 //!
-//! Owns the TCP socket and the TLS session, if there is one; no other module knows which. It
-//! promises the same behaviour either way, and never blocks. A dropped stream with TLS sends
+//! Owns the TCP socket and the TLS session, if there is one. Its behaviour is the same with and
+//! without TLS, so no other module needs to know. It never blocks. A dropped stream with TLS sends
 //! `close_notify` if there is room.
 
 use std::cell::RefCell;

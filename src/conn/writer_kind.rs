@@ -1,10 +1,9 @@
 //! The writer task of a connection, for the strategies that have one; `direct` has none.
 //!
-//! Owns the choice between the kinds of writer, and the task that `wake` and `ring` share. That
-//! task flushes whenever it is woken, holds nothing but its connection, and ends when the
-//! connection is abandoned. It never waits for the socket: [`Connection::flush`] decides what is
-//! written, and the readiness loop calls it as well. So a task whose socket is full has nothing to
-//! do until it is woken again.
+//! Owns the choice between the kinds of writer, and the task that `wake` and `ring` share. The task
+//! flushes whenever it is woken, holds only its connection, and ends when the connection is
+//! abandoned. It never waits for the socket: when the socket is full, the readiness loop calls
+//! [`Connection::flush`] as well, and the task does nothing until it is woken again.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -29,7 +28,7 @@ pub(super) enum WriterKind {
 }
 
 impl WriterKind {
-    /// Drops what waits here for `reason`. The items of a ring were taken already, when the
+    /// Drops the waiting frames for `reason`. The items of a ring were taken already, when the
     /// connection left its channels.
     pub(super) fn clear(&self, reason: DropReason) {
         if let Self::Mailbox(mailbox) = self {
@@ -37,7 +36,7 @@ impl WriterKind {
         }
     }
 
-    /// Ends the task and drops what waits here.
+    /// Ends the task and drops the waiting frames.
     pub(super) fn end(&self, reason: DropReason) {
         match self {
             Self::Mailbox(mailbox) => mailbox.end(reason),
@@ -58,7 +57,7 @@ impl WriterKind {
 /// The state of the task of `wake` and `ring`.
 #[derive(Default)]
 pub(super) struct Writer {
-    /// The waker of a waiting task; none while the task is due to run.
+    /// The waker of a waiting task; none while the task is scheduled to run.
     waker: Cell<Option<Waker>>,
     ended: Cell<bool>,
 }
@@ -106,8 +105,8 @@ pub(super) fn write_when_woken<S: Socket>(connection: Rc<Connection<S>>) -> impl
 }
 
 impl<S> Connection<S> {
-    /// Whether its writer task has something to write and has not run yet: then the delay is not
-    /// the client's fault.
+    /// Whether its writer task has something to write and has not run yet; then the client does not
+    /// cause the delay.
     pub fn awaits_its_task(&self) -> bool {
         match self.writer() {
             None => false,
@@ -129,8 +128,8 @@ impl<S: Socket> Connection<S> {
         let mut outbox = waiting.unwrap_or_default();
         let offered = outbox.offer(batch, 0, bound);
         self.keep(outbox);
-        // If something waited already, the task is due, or the socket is full and the readiness
-        // loop will flush.
+        // If frames waited already, the task will run, or the socket is full and the readiness loop
+        // will flush.
         if wake && let Some(WriterKind::Outbox(writer)) = self.writer() {
             writer.wake();
         }
@@ -141,8 +140,8 @@ impl<S: Socket> Connection<S> {
     /// owner.
     pub(super) fn flush_in_task(&self) {
         if self.flush() == Flushed::Idle && matches!(self.phase(), Phase::Closed | Phase::Broken) {
-            // The close frame had waited for the task, and it was the last frame. The end of the
-            // stream tells the client, and the client's own end tells the shard.
+            // The close frame waited for the task, and was the last frame. Ending the stream makes
+            // the client end its side, which the shard notices.
             self.shutdown_write();
         }
     }
