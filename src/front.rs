@@ -27,30 +27,30 @@ use crate::error::ServerError;
 use crate::http::{self, HttpListener};
 use crate::net::BoundListener;
 
-/// How long a thread waits when it may not open another file and nothing can be closed, before it
-/// tries again.
+/// How long a thread waits before it accepts again, when it is at the limit of open files and no
+/// connection can be closed.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// Sockets accepted before the requests that have come have their turn.
+/// Sockets that a thread accepts before it handles the requests that have arrived.
 const ACCEPT_CHUNK: usize = 4;
-/// How long responses that are on their way have after the shards have ended.
+/// How long the last responses may take after the shards have ended.
 const LAST_RESPONSES: Duration = Duration::from_secs(1);
-/// Between two looks at whether they have left.
+/// Time between two checks whether the last responses have left.
 const LAST_RESPONSES_INTERVAL: Duration = Duration::from_millis(2);
-/// How much the front's threads step back behind the shards', see `nice(2)`: a request can wait
-/// longer than a delivery.
+/// The niceness of the front's threads, see `nice(2)`: the shards go first, because a request can
+/// wait longer than a delivery.
 const FRONT_NICE: libc::c_int = 5;
 
-/// See the module.
+/// The front's threads; the module describes it.
 pub struct Front {
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
 }
 
 impl Front {
-    /// Starts its threads. A thread that fails reports to `ended`.
+    /// Starts the threads. A thread that fails reports to `ended`.
     ///
     /// # Errors
-    /// When a thread or a runtime cannot be had.
+    /// When a thread or a runtime cannot be created.
     pub fn start(
         bound: Vec<BoundListener>,
         engine: &Arc<Engine>,
@@ -78,7 +78,7 @@ impl Front {
             let (stopped, ended, engine) = (stopped.clone(), ended.clone(), engine.clone());
             let body = move || {
                 if let Err(error) = run(&runtime, listeners, &engine, stopped) {
-                    // There is room; without a receiver nobody waits any more.
+                    // The channel has room. It fails only if the receiver, the server, is gone.
                     let _ = ended.try_send(Err(ServerError::Thread("an HTTP thread has failed", error)));
                 }
             };
@@ -90,7 +90,7 @@ impl Front {
     /// Closes the listeners, lets the last responses leave, and ends the threads.
     ///
     /// # Errors
-    /// When one of them has panicked.
+    /// When a thread has panicked.
     pub fn stop(self) -> Result<(), ServerError> {
         self.stop.send_replace(true);
         for thread in self.threads {
@@ -100,7 +100,7 @@ impl Front {
     }
 }
 
-/// Where administration is, without a path.
+/// The URL of administration, without a path.
 fn admin_url(bound: &[BoundListener]) -> Option<String> {
     let admin = bound.iter().filter(|bound| bound.config.admin);
     let by_ip = admin.filter_map(|bound| Some((bound.config.secure, bound.address.ip()?)));
@@ -133,7 +133,7 @@ fn run(
             accepting.spawn(accept(listener, http, engine.clone()));
         }
         let failed = tokio::select! {
-            // A sender that has gone means the same.
+            // An error means that the sender is gone, which stops the thread as well.
             _ = stopped.wait_for(|stopped| *stopped) => None,
             failed = accepting.join_next() => failed,
         };
@@ -149,13 +149,13 @@ fn run(
                 sleep(LAST_RESPONSES_INTERVAL).await;
             }
         };
-        // A client that has not read its last response by now loses it.
+        // After this timeout, a client that has not read its last response loses it.
         let _ = timeout(LAST_RESPONSES, all_gone).await;
         Ok(())
     })
 }
 
-/// Accepts for ever.
+/// Accepts sockets until the task is dropped.
 async fn accept(
     listener: AsyncFd<TcpListener>,
     http: Arc<HttpListener>,
@@ -189,7 +189,7 @@ async fn accept(
                     break;
                 }
                 Err(error) if is_full(&error) => {
-                    // The connection with the least progress gives its file to the next one.
+                    // Closing the connection with the least progress frees a file for the next one.
                     if http.make_room() {
                         engine.rejections.count(Rejection::Handshakes);
                         break;
@@ -200,7 +200,8 @@ async fn accept(
                     sleep(ACCEPT_BACKOFF).await;
                     break;
                 }
-                // The client has gone again (ECONNABORTED and the like): the next one counts.
+                // The client has already disconnected (ECONNABORTED and the like): accept the next
+                // one.
                 Err(error) => tracing::debug!("accept: {error}"),
             }
         }
@@ -209,7 +210,7 @@ async fn accept(
     }
 }
 
-/// One socket that does not block, and its peer's address if it has one.
+/// Accepts one non-blocking socket. Returns it with its peer's address, if it has one.
 fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: the kernel writes a valid address into `storage`, and its length into `length`; both
@@ -221,15 +222,15 @@ fn accept_one(listener: &TcpListener) -> io::Result<(TcpStream, Option<IpAddr>)>
         })
     };
     let (fd, peer) = accepted?;
-    // SAFETY: the kernel has just made it, for this owner alone.
+    // SAFETY: the kernel has just created the descriptor, and this is its only owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok((fd.into(), peer.as_socket().map(|peer| peer.ip())))
 }
 
-/// Lets the shards go before this thread when they share a core.
+/// Lowers the priority of this thread, so that shards on the same core go first.
 fn lower_priority() {
-    // SAFETY: no memory is involved. In Linux it is the calling thread that steps back, which is
-    // always granted.
+    // SAFETY: the call touches no memory. In Linux it lowers the priority of the calling thread
+    // only, which is always allowed.
     unsafe { libc::nice(FRONT_NICE) };
 }
 

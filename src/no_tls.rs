@@ -1,5 +1,5 @@
-//! In place of `tls` in a build without it: there is no certificate.
+//! Replaces `tls` in a build without TLS: no certificate exists.
 
-/// Nothing.
+/// Has no values in this build.
 #[derive(Debug)]
 pub enum Tls {}

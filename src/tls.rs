@@ -1,7 +1,7 @@
 //! The server's certificate and its private key, for `wss` clients.
 //!
-//! Owns the two files' names and what was last read from them. A reload that fails leaves
-//! everything as it was. What a client's session does is in `conn::session`.
+//! Owns the names of the two files and the certificate and key that were last read from them. A
+//! reload that fails changes nothing. A client's session is in `conn::session`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,17 +18,17 @@ use crate::keys::{self, KeyKind};
 /// Shortest RSA key in bits that the TLS library signs with.
 const RSA_BITS_MIN: usize = 2048;
 
-/// Why a certificate cannot be used.
+/// The reasons why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file could not be read, or has nothing of the kind in it.
+    /// A file could not be read, or has no certificate or no key in it.
     #[error("cannot read a {what} from {}: {}", path.display(), explain(source))]
     Read {
-        /// What was looked for.
+        /// The missing item: certificate or private key.
         what: &'static str,
-        /// Where.
+        /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The parser's error.
         source: pem::Error,
     },
     /// The key cannot be used.
@@ -36,10 +36,10 @@ pub enum TlsError {
     Key {
         /// The key's file.
         path: PathBuf,
-        /// Why, and what to do.
+        /// The reason, and the remedy.
         reason: String,
     },
-    /// The two do not belong together.
+    /// The key is not that of the certificate.
     #[error("the private key in {} is not that of the certificate in {}", key.display(), cert.display())]
     Mismatch {
         /// The certificate's file.
@@ -47,19 +47,19 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// The two cannot be read, or are of a kind that nobody verifies.
+    /// The library cannot read the two, or does not support their kind.
     #[error("cannot use {} with {}: {source}", cert.display(), key.display())]
     Unusable {
         /// The certificate's file.
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// What the library said.
+        /// The library's error.
         source: rustls::Error,
     },
 }
 
-/// Why a file has no private key that the server can use, as far as that can be told.
+/// The reason why a file has no private key that the server can use, if it is known.
 fn unusable_key(pem: &[u8]) -> Option<String> {
     let sections = keys::sections(pem);
     let Some(key) = sections.iter().find(|section| section.is_private_key()) else {
@@ -91,7 +91,7 @@ fn explain(error: &pem::Error) -> String {
     }
 }
 
-/// See the module.
+/// The certificate and key of the server; the module describes it.
 pub struct Tls {
     cert: PathBuf,
     key: PathBuf,
@@ -108,28 +108,28 @@ impl Tls {
     /// Reads a certificate chain and its private key, both in PEM form.
     ///
     /// # Errors
-    /// Which file is at fault, and why.
+    /// The file at fault, and the reason.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         let current = RwLock::new(read(cert, key)?);
         Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current })
     }
 
-    /// Reads both files again, for the connections to come.
+    /// Reads both files again, for later connections.
     ///
     /// # Errors
-    /// As [`Tls::load`]; what was read before stays in use.
+    /// As [`Tls::load`]; the earlier certificate and key stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let fresh = read(&self.cert, &self.key)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
 
-    /// Uses what `fresh` has read, for the connections to come.
+    /// Uses the certificate and key of `fresh` for later connections.
     pub fn adopt(&self, fresh: &Self) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh.current();
     }
 
-    /// What the next session is made from.
+    /// The configuration of the next session.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -145,7 +145,7 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
     let chain = chain.map_err(failed("certificate", cert))?;
     let private = PrivateKeyDer::from_pem_file(key);
-    // The cause of what follows, if it is in the key.
+    // If the key is at fault, this is the most exact error.
     if let Some(reason) = fs::read(key).ok().and_then(|pem| unusable_key(&pem)) {
         return Err(TlsError::Key { path: key.to_owned(), reason });
     }
@@ -160,8 +160,8 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         .map_err(unusable)?;
     // A WebSocket begins with HTTP/1.1 (RFC 6455, section 4.1).
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Who comes back may take up its session again: the server keeps nothing for it, and one ticket
-    // is enough.
+    // A client that reconnects may resume its session. The server stores nothing for that: the
+    // state is in the client's ticket, and one ticket is enough.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = ring::Ticketer::new().map_err(unusable)?;
     config.send_tls13_tickets = 1;

@@ -1,10 +1,10 @@
 //! The life of one HTTP connection: whole small publications first, then hyper and the router,
 //! until a request is granted a hand-over to a shard, the client ends, or the time is up.
 //!
-//! Owns the socket and its TLS session meanwhile. It promises that a request that has arrived is
-//! answered, also when it crosses the end of an idle connection, and that a socket that leaves has
-//! nothing of HTTP attached: an idle WebSocket costs none of the ~17 KiB that its HTTP connection
-//! did.
+//! Owns the socket and its TLS session meanwhile. It promises an answer to every request that has
+//! arrived, also to one that arrives while an idle connection is being closed. An upgraded socket
+//! keeps nothing of HTTP: an idle WebSocket costs none of the ~17 KiB that its HTTP connection
+//! took.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -102,7 +102,7 @@ pub(super) struct Upgrade<I> {
     pub(super) stream: I,
     /// The response head, which has not been sent.
     pub(super) head: Bytes,
-    /// What the client has sent behind its request.
+    /// Bytes that the client has sent behind its request.
     pub(super) leftover: Bytes,
     pub(super) granted: Granted,
 }
@@ -180,7 +180,7 @@ async fn end<I: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// What follows the requests that need no hyper.
+/// The next step after the requests that need no hyper.
 enum Next {
     /// The buffer holds the beginning of something else.
     Hyper,
@@ -337,9 +337,9 @@ struct Conversation<I> {
     stream: I,
     /// The response head of a hand-over.
     head: Bytes,
-    /// What the client has sent behind its last request.
+    /// Bytes that the client has sent behind its last request.
     leftover: Bytes,
-    /// What is still to be said.
+    /// The last response, if one is still to be sent.
     last: Option<Answer>,
 }
 
@@ -444,7 +444,7 @@ mod tests {
         })
     }
 
-    /// A listener that serves everything, to everybody.
+    /// A listener that serves every route to every client.
     fn listener() -> Arc<HttpListener> {
         let config = Config { admin_listen: Config::default().listen.pop(), open: true, ..Config::default() };
         let (_, served) = config.listeners().remove(0);

@@ -4,9 +4,9 @@
 //! At the bound the connections with the least progress are closed, several at once, the longest
 //! waiting first: those that have had their last response, then idle ones while they are more than
 //! half, then those with an unfinished request, then the other idle ones. A connection whose
-//! request is being answered is never closed. So a client that only holds connections keeps out
-//! nobody who sends a request. Each listener has a table of its own: a flood at one closes nothing
-//! at another.
+//! request is being answered is never closed. So a client that only holds connections does not keep
+//! out clients that send requests. Each listener has a table of its own: a flood at one closes
+//! nothing at another.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -152,14 +152,13 @@ impl HttpConn {
         !self.answered.load(Ordering::Relaxed)
     }
 
-    /// Whether bytes wait in the socket that nobody has read.
+    /// Whether unread bytes wait in the socket.
     pub(super) fn has_unread(&self) -> bool {
         self.peek() > 0
     }
 
-    /// Waits until the client has ended its sending side, or the socket has failed; behind input
-    /// that nobody reads it does not show. hyper does not look while a request is being
-    /// answered.
+    /// Waits until the client has ended its sending side, or the socket has failed. Unread input
+    /// hides the end. hyper does not check for the end while a request is being answered.
     pub(super) async fn ended(&self) {
         let has_ended = || match self.peek() {
             0 => true,

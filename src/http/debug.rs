@@ -1,5 +1,5 @@
-//! What the server says of itself: health, memory and metrics. The admin thread makes the latter
-//! two: a purge, or the lines of thousands of channels, would hold up other requests.
+//! The server's health, memory statistics and metrics. The admin thread produces the latter two,
+//! because a purge, or the lines of thousands of channels, would delay other requests.
 
 use std::sync::Arc;
 
@@ -43,14 +43,15 @@ pub(super) async fn panic(State(listener): State<Arc<HttpListener>>) -> Answer {
     text(StatusCode::ACCEPTED, "shard 0 will panic")
 }
 
-/// Answers with what the admin thread makes; there is none if a shard does not answer it.
+/// Answers with the admin thread's result, or with 503 if a shard does not answer.
 async fn ask<T>(
     engine: &Engine,
     request: impl FnOnce(oneshot::Sender<Option<T>>) -> AdminRequest,
     answer: impl FnOnce(T) -> Answer,
 ) -> Answer {
     let (sender, receiver) = oneshot::channel();
-    // What could not be sent has the sender in it: it has to be gone before anything is waited for.
+    // A failed send returns the request, which contains the sender. Drop it before waiting for the
+    // answer.
     if engine.admin.send(request(sender)).await.is_err() {
         return draining();
     }

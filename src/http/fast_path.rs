@@ -36,7 +36,7 @@ pub(super) fn handshake(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> 
     (!has_body && request.headers().contains_key(UPGRADE)).then_some((request, length))
 }
 
-/// What the bytes of a connection begin with.
+/// The kind of request that a connection's bytes begin with.
 #[expect(clippy::large_enum_variant, reason = "it is used up at once; a box would cost an allocation")]
 pub(super) enum Found {
     /// A whole publication, and its length in bytes.

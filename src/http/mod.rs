@@ -1,10 +1,8 @@
-//! The HTTP front: everything that a socket asks for before it is a WebSocket, or in place of being
-//! one.
+//! The HTTP part of the server: every request on a socket that is not a WebSocket, or not yet.
 //!
 //! Owns the listeners' routes and HTTP connections, on threads of its own. Shards get upgraded
-//! sockets and publications from here, and nothing else; no request of a stranger is parsed on a
-//! shard's thread. The only place that parses a request; what each route does is in `router` and
-//! the modules beside it.
+//! sockets and publications from here, and nothing else. Only this module parses requests, never on
+//! a shard's thread. The effect of each route is in `router` and the modules beside it.
 
 mod answer;
 pub mod body_kind;
@@ -51,7 +49,7 @@ const FIRST_READ_BYTES: usize = 4096;
 /// lost.
 const REJECT_READS: usize = 4;
 
-/// What the HTTP connections of one port share.
+/// The state that the HTTP connections of one port share.
 pub struct HttpListener {
     engine: Arc<Engine>,
     config: ListenerConfig,
@@ -160,16 +158,16 @@ fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressP
     }
 }
 
-/// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the end
-/// of the stream has to do: an answer would cost a handshake.
+/// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the
+/// socket is closed without an answer, which would cost a handshake.
 pub fn reject(listener: &HttpListener, mut stream: TcpStream, rejection: Rejection) {
     let answer = answer::last(listener, answer::rejected(rejection));
     if listener.config.secure {
         return;
     }
     let mut request = [0; FIRST_READ_BYTES];
-    // Closing a socket with unread input resets it, and the client may lose the answer. If anything
-    // fails here, only this client is concerned, and it is being turned away.
+    // Closing a socket with unread input resets it, and the client may lose the answer. An error
+    // here concerns only this client, which is being rejected.
     for _ in 0..REJECT_READS {
         if !matches!(stream.read(&mut request), Ok(FIRST_READ_BYTES)) {
             break;

@@ -1,4 +1,4 @@
-//! Which pages may connect, and which may publish (RFC 6455, section 10.2).
+//! The rules for which pages may connect and which may publish (RFC 6455, section 10.2).
 //!
 //! A browser names the origin of the page that sends a request, and a page cannot forge it; other
 //! clients name none, or any. So these rules keep pages of other sites from acting through their
@@ -51,7 +51,7 @@ pub enum OriginError {
     NotAllowed {
         /// The origin, escaped and shortened.
         origin: String,
-        /// What else may be the cause.
+        /// Another possible cause.
         hint: Hint,
     },
     /// The page may subscribe, but not publish without a token.

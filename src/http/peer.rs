@@ -1,9 +1,9 @@
 //! The address of a client behind a proxy: from the PROXY protocol, `Forwarded` (RFC 7239) or
 //! `X-Forwarded-For`.
 //!
-//! Owns the rule of whose word counts: only that of a proxy in `--trusted-proxy`. Of a chain of
-//! proxies the nearest address that is no trusted proxy counts: every address before it may be
-//! invented by the client.
+//! Owns the rule of trust: only a proxy in `--trusted-proxy` may name a client's address. In a
+//! chain of proxies, the client's address is the nearest one that is no trusted proxy: the client
+//! may have invented every address before it.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
 //! `GET /debug/pprof/…`: profiles of the running server. This module reads the request;
-//! [`crate::profile`] makes them, on a thread of its own.
+//! [`crate::profile`] makes the profile, on a thread of its own.
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -18,22 +18,22 @@ use super::{Answer, HttpListener};
 use crate::engine::AdminRequest;
 use crate::profile::{Format, NoProfile, Request, Subject, VALUES_ALLOCATED, VALUES_CPU, VALUES_LIVE};
 
-/// What `GET /debug/pprof/` answers.
+/// The answer to `GET /debug/pprof/`.
 pub(super) const INDEX: &str = "\
 /debug/pprof/heap                    what the heap holds and what has been allocated, for go tool pprof
 /debug/pprof/heap.svg                what the heap holds, as a flamegraph; ?sample=alloc_space: what has been allocated
 /debug/pprof/profile?seconds=30      CPU time of every thread over 1 to 120 seconds, for go tool pprof
 /debug/pprof/profile.svg?seconds=30  the same as a flamegraph; both: &frequency=100, 1 to 1000 samples a second";
 
-/// How long a CPU profile may take, in seconds; anything else is answered with 400.
+/// How long a CPU profile may take, in seconds; another value gets 400.
 const SECONDS: RangeInclusive<u32> = 1..=120;
 const SECONDS_DEFAULT: u32 = 30;
-/// Samples per second of a thread's CPU time; anything else is answered with 400. The default is
-/// that of Go, and costs a thread about 0.1 % of its time.
+/// Samples per second of a thread's CPU time; another value gets 400. The default is that of Go,
+/// and costs a thread about 0.1 % of its time.
 const FREQUENCY_HZ: RangeInclusive<u32> = 1..=1000;
 const FREQUENCY_HZ_DEFAULT: u32 = 100;
 
-/// What a path names.
+/// The profile that a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
     Heap,
@@ -53,10 +53,10 @@ impl Which {
         })
     }
 
-    /// What a query asks for.
+    /// The subject and the format that a query asks for.
     ///
     /// # Errors
-    /// A sentence that says what the query may be.
+    /// A sentence that says which values the query may have.
     fn wanted(self, query: Option<&str>) -> Result<(Subject, Format), String> {
         match self {
             Self::Heap => Ok((Subject::Heap, Format::Pprof)),
@@ -91,14 +91,14 @@ fn number(query: Option<&str>, name: &str, range: RangeInclusive<u32>, default: 
     number.ok_or_else(|| format!("{name} has to be a whole number from {} to {}", range.start(), range.end()))
 }
 
-/// Answers with a profile. It ends early when the client goes or the server drains.
+/// Answers with a profile. It ends early when the client disconnects or the server drains.
 pub(super) async fn profile(
     State(listener): State<Arc<HttpListener>>,
     Path(name): Path<String>,
     request: axum::extract::Request,
 ) -> Answer {
     if request.method() != Method::GET {
-        // An answer to HEAD would cost as much as the profile does.
+        // An answer to HEAD would cost as much as the profile itself.
         return method_not_allowed("GET");
     }
     let Some(which) = Which::of(&name) else {

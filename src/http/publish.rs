@@ -1,5 +1,5 @@
-//! `POST /publish` and `POST /publish/{channel}`: the body goes, verbatim, as one message to every
-//! subscriber.
+//! `POST /publish` and `POST /publish/{channel}`: sends the body, unchanged, as one message to
+//! every subscriber.
 
 use std::sync::Arc;
 
@@ -22,20 +22,20 @@ use super::{Answer, HttpListener};
 use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, ReceiptSum, ReplyTo};
 use crate::wire::Frame;
 
-/// What became of a publication to one channel, as the response says it.
+/// The result of a publication to one channel, as the response has it.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Published<'a> {
-    /// It has its offset.
+    /// The sequencer has given it an offset.
     Accepted { channel: &'a str, offset: u64, matched: u64 },
-    /// Its fan-out is over.
+    /// Every shard has finished its fan-out.
     Finished {
         channel: &'a str,
         offset: u64,
         #[serde(flatten)]
         sum: ReceiptSum,
     },
-    /// One of several channels has not taken it.
+    /// One of several channels has rejected it.
     Rejected { channel: &'a str, error: String },
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn publish(State(listener): State<Arc<HttpListener>>, request: 
     let body = read(body, &listener).await;
     let is_read = body.is_ok();
     if let (true, Some(conn)) = (is_read, head.extensions.get::<Arc<HttpConn>>()) {
-        // From here on it is not closed to make room.
+        // From here on, the connection is not closed to make room for another.
         conn.set(Progress::Busy);
     }
     let mut answer = execute(&listener, &head, body).await;
@@ -55,7 +55,7 @@ pub(super) async fn publish(State(listener): State<Arc<HttpListener>>, request: 
     answer
 }
 
-/// Publishes a body that was read, or says why it was not.
+/// Publishes the body, or answers why it could not be read.
 pub(super) async fn execute(listener: &HttpListener, head: &Parts, body: Result<Bytes, Box<Answer>>) -> Answer {
     match try_publish(listener, head, body).await {
         Ok(answer) => answer,
@@ -93,8 +93,8 @@ async fn try_publish(
             |error: PublishError| Published::Rejected { channel: channel.as_str(), error: error.to_string() };
         published.push(result.unwrap_or_else(rejected));
     }
-    // A publisher repeats a request that got 503: it must not, if some channel has the message
-    // already.
+    // Publishers repeat a request that got 503. If some channel has already accepted the message, a
+    // repeat would double it, so the status is 202.
     let is_rejected = |published: &Published<'_>| matches!(published, Published::Rejected { .. });
     let status = match published.iter().all(is_rejected) {
         true => StatusCode::SERVICE_UNAVAILABLE,
@@ -103,8 +103,8 @@ async fn try_publish(
     Ok(json(status, &published))
 }
 
-/// Publishes to one channel, and waits until the sequencer has taken it, or until the end of its
-/// fan-out.
+/// Publishes to one channel. Waits until the sequencer has accepted it; with a receipt, until the
+/// end of the fan-out.
 async fn publish_to<'a>(
     listener: &HttpListener,
     channel: &'a ChannelName,
@@ -116,7 +116,7 @@ async fn publish_to<'a>(
     let publication = Publication { channel: channel.clone(), frame, origin: Origin::Request(reply), receipt };
     let sequencer = listener.engine.enqueue(publication)?;
     let _waiting = Waiting::wake(&listener.engine, sequencer).await;
-    // A sequencer that does not answer has ended with the server.
+    // Without an answer, the sequencer has ended with the server.
     let accepted = accepted.await.unwrap_or(Err(PublishError::Draining))?;
     let (channel, offset) = (channel.as_str(), accepted.offset);
     let Some(sum) = sum else {
@@ -126,8 +126,8 @@ async fn publish_to<'a>(
     Ok(Published::Finished { channel, offset, sum })
 }
 
-/// The whole body: rejected by its announced length before it is read, and by its real one while it
-/// is.
+/// Reads the whole body. A body that is too long is rejected before the read by its announced
+/// length, or during the read by its real length.
 async fn read(body: axum::body::Body, listener: &HttpListener) -> Result<Bytes, Box<Answer>> {
     let bytes_max = listener.engine.config.message_bytes_max;
     let handshake_timeout = listener.engine.live().handshake_timeout;

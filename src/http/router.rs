@@ -150,7 +150,7 @@ pub(super) async fn respond(
     request.extensions_mut().insert(conn.clone());
     let Ok(response) = listener.routes().clone().call(request).await;
     let mut response = explain_method(response);
-    // The rest of a body that nobody has read would be taken for the next request.
+    // The unread rest of a body would be read as the next request.
     let is_unread = has_body && response.extensions().get::<BodyRead>().is_none();
     finish(listener, conn, &mut response, is_unread);
     if !conn.is_granted() {
@@ -186,7 +186,7 @@ pub(super) async fn publish_directly(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyRead;
 
-/// What every response needs.
+/// The headers and counts that every response needs.
 fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) {
     conn.note_response();
     answer::count(listener, response);
@@ -233,7 +233,7 @@ async fn preflight(State(listener): State<Arc<HttpListener>>, request: Request) 
     }
 }
 
-/// What a browser needs to let a page read the response.
+/// The headers by which a browser lets a page read the response.
 fn cors_headers(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap) -> HeaderMap {
     listener.with_origin_policy(peer, |policy| cors::answer_headers(policy, uri, headers))
 }

@@ -1,5 +1,5 @@
-//! Which WebSocket subprotocol is chosen (RFC 6455, sections 4.1 and 4.2.2), and the token that an
-//! offer may carry.
+//! The choice of the WebSocket subprotocol (RFC 6455, sections 4.1 and 4.2.2), and the token that
+//! an offer may carry.
 //!
 //! Owns the rules of `Sec-WebSocket-Protocol`. A page cannot set headers of a WebSocket, so it
 //! offers `bearer, TOKEN`: the answer then chooses `bearer`. Promises that a token is never chosen,
@@ -11,7 +11,7 @@ use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 /// The subprotocol behind which an offer carries a token.
 pub const BEARER: &str = "bearer";
 
-/// What an offer of subprotocols comes to.
+/// The result of an offer of subprotocols.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chosen<'a> {
     /// The value of `Sec-WebSocket-Protocol` in the answer; without one the answer has no such

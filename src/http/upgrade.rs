@@ -1,4 +1,4 @@
-//! From a request to a WebSocket (RFC 6455, section 4.2).
+//! The upgrade of a request to a WebSocket (RFC 6455, section 4.2).
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::engine::PendingSubscription;
 use crate::engine::publication::ChannelName;
 use crate::jwt::{Grant, TokenError, TokenKey};
 
-/// What a shard needs of a request that was granted a hand-over.
+/// The parts of a granted request that its shard needs.
 #[derive(Debug)]
 pub(super) struct Granted {
     pub(super) role: Role,
@@ -129,7 +129,7 @@ fn try_upgrade<B: Body>(
     Ok(Response::from_parts(head, Full::new(Bytes::new())))
 }
 
-/// What a token grants, if the server asks for one and it is for these channels.
+/// The grant of the token, if the server requires one and it allows these channels.
 fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) -> Result<Option<Grant>, TokenError> {
     let Some(key) = key else { return Ok(None) };
     let grant = key.verify(token.ok_or(TokenError::Missing)?)?;
@@ -137,7 +137,7 @@ fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) 
     Ok(Some(grant))
 }
 
-/// What RFC 6455, section 4.2.1 asks of a client's handshake.
+/// The checks of a client's handshake by RFC 6455, section 4.2.1.
 fn check<B: Body>(request: &Request<B>) -> Result<(), Box<Answer>> {
     let headers = request.headers();
     if !is_upgrade_request(request) {

@@ -1,9 +1,9 @@
 //! Wakes between a front thread and the shards, shared by the requests that are in progress at the
-//! same time: one system call does for many.
+//! same time: one system call serves many requests.
 //!
-//! Owns the shards that have got something of this thread and no wake, and the way back for
-//! replies. A shard that is noted is woken before the thread sleeps: by the guard of a publication,
-//! or by [`flush`].
+//! Owns the list of shards that this thread has given something to and not woken yet, and the queue
+//! for replies. Every shard in the list is woken before the thread sleeps: by the guard of a
+//! publication, or by [`flush`].
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
