@@ -2,9 +2,9 @@
 //!
 //! A [`Permit`] is taken when a WebSocket is granted and given back when it is dropped, wherever
 //! the connection ends. The number of permits of a shard is its load: the front hands a socket to
-//! the shard with the fewest. A client is rejected where the right answer can be given. The limit
-//! per address applies when a socket is accepted, all others when it asks for a WebSocket, so a
-//! full server still answers `/healthz` and publishers.
+//! the shard with the fewest. The limit per address applies when a socket is accepted. All other
+//! limits apply when a client asks for a WebSocket, so a full server still answers `/healthz` and
+//! publishers.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;

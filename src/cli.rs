@@ -110,7 +110,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// What clap says in its first paragraph, which tells what is wrong, and its hint, without usage.
+/// The first paragraph of clap's message, which names the error, and its hint, without usage.
 fn in_one_line(message: &str) -> String {
     let first = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
     let mut line = first.collect::<Vec<_>>().join(" ");
@@ -294,7 +294,7 @@ struct Shutdown {
     begun: Option<Instant>,
 }
 
-/// What a SIGTERM or SIGINT does.
+/// The effect of a SIGTERM or SIGINT.
 #[derive(Debug, PartialEq, Eq)]
 enum SignalAction {
     /// Begins the drain.

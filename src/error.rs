@@ -12,7 +12,7 @@ pub enum ServerError {
         address: String,
         /// The flag that names another address.
         flag: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A thread, a runtime or an epoll set could not be had, or failed.

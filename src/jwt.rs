@@ -1,10 +1,9 @@
-//! Which channels a client may subscribe to: signed tokens (JSON Web Token, RFC 7519, in the form
-//! of RFC 7515, section 7.1).
+//! Signed tokens that say which channels a client may subscribe to (JSON Web Token, RFC 7519, in
+//! the form of RFC 7515, section 7.1).
 //!
-//! A [`TokenKey`] verifies a token; the result is a [`Grant`]: the channels that the client may
-//! subscribe to, its name, and until when. Promises one reason for each rejected token, and that a
-//! claim counts only after the signature. Never logs a token or a secret, nor prints one in
-//! `Debug`.
+//! A [`TokenKey`] verifies a token; the result is a [`Grant`]: the client's channels, its name, and
+//! the expiry. Promises one reason for each rejected token, and that a claim counts only after the
+//! signature. Never logs a token or a secret, nor prints one in `Debug`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -112,7 +111,7 @@ pub enum KeyError {
     Compressed,
 }
 
-/// What a client may do by its token.
+/// The rights that a token gives its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The first second, since 1970, in which it is over; the leeway is added already.
@@ -301,7 +300,7 @@ impl TokenKey {
         matches!(*self.key, Key::Hs256 { secret_bytes, .. } if secret_bytes < SECRET_BYTES_MIN)
     }
 
-    /// What a token grants at this moment.
+    /// The grant of a token at this moment.
     ///
     /// # Errors
     /// Why it grants nothing.
@@ -309,7 +308,7 @@ impl TokenKey {
         self.verify_at(token, UNIX_EPOCH.elapsed().unwrap_or_default())
     }
 
-    /// What a token grants at a moment, in time since 1970.
+    /// The grant of a token at a moment, in time since 1970.
     ///
     /// # Errors
     /// Why it grants nothing.

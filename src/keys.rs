@@ -1,4 +1,4 @@
-//! What a key file holds: its PEM sections (RFC 7468), and the kind of a key in them.
+//! The content of a key file: its PEM sections (RFC 7468), and the kind of a key in them.
 //!
 //! Owns the reading of PEM and of as much DER as a public key takes (RFC 5280, RFC 8017, RFC 5480).
 //! Promises that a key is read exactly: no bytes are skipped, no length is guessed. Never decrypts,

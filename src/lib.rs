@@ -1,6 +1,6 @@
 //! Hydrant is a WebSocket fan-out server. A publisher posts one message; every subscriber of its
-//! channel gets it, at the price of the bare system call. This page is the map of the code. Each
-//! module opens with what it owns, what it promises and what it never does.
+//! channel gets it, for about the CPU cost of the system call alone. This page is the map of the
+//! code. Each module opens with what it owns, what it promises and what it never does.
 //!
 //! # Words
 //!
@@ -10,7 +10,7 @@
 //! | [`engine::publication::Publication`] | a frame on its way to the sequencer of its channel |
 //! | [`engine::publication::Dispatch`] | frames of one channel, in order, on their way from the sequencer to the shards |
 //! | [`wire::Batch`] | frames joined into one piece of memory, for one pass |
-//! | [`pages::Pages`] | the same bytes in memory that all sockets share, in place of a copy for each |
+//! | [`pages::Pages`] | bytes in memory that all sockets share, instead of one copy per socket |
 //! | [`engine::shard::Shard`] | one thread: a single-threaded tokio runtime that owns its connections, subscriber lists and counters |
 //! | [`engine::inbox::Inbox`] | a lock-free queue with one consumer; the way into a shard |
 //! | [`front::Front`] | the threads that accept sockets and speak HTTP and TLS |
@@ -51,7 +51,7 @@
 //! [`load`], the load generator, stands beside them: it uses [`settings`] only, and nothing but
 //! [`cli`] uses it.
 //!
-//! # The walk of one message
+//! # The path of one message
 //!
 //! 1. `http::publish` (or an event, or the tick) encodes it **once** into a `Frame` and pushes a
 //!    `Publication` into the inbox of its channel's **sequencer**, the shard
@@ -63,10 +63,10 @@
 //!    one order.
 //! 3. Each shard joins the pending frames of the channel into one `Batch` and begins a pass.
 //!    `direct` writes the batch to each subscriber's socket in turn: one system call, no task, no
-//!    copy, no reference count. A large batch lies in shared pages, and each socket refers to them:
-//!    then the kernel copies nothing either. After a chunk of [`engine::PASS_CHUNK`] sockets
-//!    everything else on the thread may run; channels with few subscribers go before those with
-//!    many (`engine::scheduler`). Frames that arrive meanwhile become the next batch: under load a
+//!    copy, no reference count. A large batch is in shared pages that each socket refers to, so the
+//!    kernel copies nothing either. After a chunk of [`engine::PASS_CHUNK`] sockets everything else
+//!    on the thread may run; channels with few subscribers go before those with many
+//!    (`engine::scheduler`). Frames that arrive meanwhile become the next batch: under load a
 //!    delivery gets cheaper. After a pass of several frames the next one lingers for a hundredth of
 //!    its time, so that a burst is not split. After a pass that left most subscribers behind, the
 //!    next waits for them once, at most [`settings::Config::pace_max`], so that a burst closes no
@@ -77,20 +77,20 @@
 //! 5. When the last shard has finished, the publisher gets the receipt that it asked for, and the
 //!    bytes no longer count as pending.
 //!
-//! # The walk of one connection
+//! # The path of one connection
 //!
 //! 1. A front thread accepts the socket. Its options are inherited from the listener: no system
 //!    call per connection sets one. The kernel hands over a socket together with its first bytes.
 //! 2. A WebSocket handshake that has arrived whole, as nearly all have, is answered without a task
 //!    and without hyper. Any other request gets an HTTP connection: small whole publications are
 //!    answered by `http::fast_path`, everything else by hyper and axum. At the bound the connection
-//!    with the least progress is closed (`http::conn_table`). With TLS, [`conn::Session`] lies
-//!    between.
+//!    with the least progress is closed (`http::conn_table`). With TLS, a [`conn::Session`] is
+//!    between the socket and HTTP.
 //! 3. A granted handshake takes a [`admission::Permit`] of the least-loaded shard, and its
 //!    subscriptions are announced to the sequencer of each channel. Then the socket goes to the
 //!    shard with the response head. The shard registers the connection in an epoll set of its own
 //!    and **then** sends the head: a client that has seen the 101 misses nothing that is published
-//!    later. Any response head can leave HTTP in this way, not only a 101.
+//!    later. Any response can leave HTTP in this way, not only a 101.
 //! 4. From here on the connection has no task, no buffer and no registration with tokio: under 250
 //!    bytes of heap (tokio's readiness record alone would be 256, a task 128).
 //! 5. Reads go through the shard's scratch buffer; [`wire::inbound`] decodes in place and keeps
@@ -101,16 +101,17 @@
 //!    Its socket is closed when both close frames have passed, when the peer has gone, or after
 //!    [`settings::Config::close_timeout`].
 //!
-//! # What is never there
+//! # Invariants
 //!
 //! - No unbounded queue. The inbox has no bound of its own, but every kind of item has one where it
 //!   comes from.
 //! - No lock and no allocation per subscriber on the way of a delivery (strategies with writer
 //!   tasks are exempt).
 //! - No guard of the `DashMap` held across a send or an await.
-//! - No slow client that delays a publisher or another client (most of a channel's subscribers
-//!   together can, once each time that they have caught up).
-//! - No request of a stranger on a shard's thread.
+//! - No slow client that delays a publisher or another client. One exception: when most subscribers
+//!   of a channel are behind, its next pass waits for them, at most [`settings::Config::pace_max`],
+//!   and then not again until they have caught up.
+//! - No HTTP request is parsed on a shard's thread.
 //! - No drop that is not counted, no close without a reason.
 //! - No partly written frame: it is finished, or its connection is closed.
 //!

@@ -1,7 +1,7 @@
-//! The memory of the process: the allocator, its figures, and the memory stats.
+//! The memory of the process: the allocator, its figures, and the memory statistics.
 //!
 //! Owns the choice of the allocator, every question to the allocator or the kernel about memory,
-//! and the stats of `GET /debug/mem`. A figure that does not exist is `None`, never a guess.
+//! and the statistics of `GET /debug/mem`. A figure that does not exist is `None`, never a guess.
 
 use std::io;
 use std::os::fd::RawFd;

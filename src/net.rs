@@ -1,8 +1,8 @@
 //! Opening the listeners: addresses, socket options, and sockets that systemd passes.
 //!
-//! Owns nothing that stays: a listener's sockets inherit what each client's socket needs, so that
-//! no system call per connection is spent on it. A client of a Unix socket travels as a `TcpStream`
-//! as well: all that is ever done with it works on any stream socket.
+//! Each client's socket inherits its options from the listener, so no system call per connection
+//! sets them. A client of a Unix socket is a `TcpStream` in the code as well: every operation on it
+//! works on any stream socket.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -26,13 +26,13 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub struct BoundListener {
     /// The socket; of any family.
     pub listener: TcpListener,
-    /// Where it is.
+    /// Its address.
     pub address: BoundAddress,
-    /// What it serves.
+    /// The configuration: what the listener serves.
     pub config: ListenerConfig,
 }
 
-/// Where a listener is open.
+/// The address of an open listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoundAddress {
     /// An address and a port.
@@ -116,7 +116,7 @@ pub fn bind(config: &Config, address: &ListenAddress, served: ListenerConfig) ->
     }
 }
 
-/// What a socket is bound to decides who can reach it.
+/// The address that a socket is bound to decides which clients can reach it.
 fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
     let local = socket.local_addr()?;
     let address = match local.as_socket() {
@@ -193,8 +193,8 @@ fn take_passed(config: &Config, fd: RawFd) -> io::Result<Socket> {
 fn set_options(config: &Config, socket: &Socket, is_tcp: bool) -> io::Result<()> {
     // The kernel doubles the value for its bookkeeping.
     socket.set_send_buffer_size(config.kernel_bytes_max)?;
-    // What a client sends faster than it is read waits at the client, not in megabytes that the
-    // kernel would take.
+    // If a client sends faster than the server reads, its bytes wait at the client; otherwise the
+    // kernel would take megabytes of them.
     socket.set_recv_buffer_size(config.kernel_bytes_max.max(READ_BYTES))?;
     if is_tcp {
         socket.set_tcp_nodelay(true)?;

@@ -93,7 +93,7 @@ fn same_port(one: Option<u16>, other: Option<u16>) -> bool {
     one == other || matches!((one, other), (None, Some(80 | 443)) | (Some(80 | 443), None))
 }
 
-/// What is before the path, the query and the fragment.
+/// The part before the path, the query and the fragment.
 fn without_path(text: &str) -> &str {
     text.split(['/', '?', '#']).next().unwrap_or_default()
 }

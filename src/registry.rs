@@ -1,6 +1,6 @@
 //! Every connection of the node by id, with the shard that owns it.
 //!
-//! Owns the map from [`ConnId`] to [`ConnHandle`] and the count of reserved connections. It serves
+//! Owns the map from [`ConnId`] to [`ConnHandle`] and the count of reserved connections. It is used
 //! to find one connection (direct sends, closing), to count and to list; the `mailbox` strategy
 //! iterates over it as well. The map consists of locked shards, so no step of a `direct` delivery
 //! touches it. It never lends an entry to a caller that sends or awaits: [`Registry::on_shard`]

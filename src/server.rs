@@ -79,7 +79,7 @@ impl Server {
         self.addresses().next().expect("a listener with an address")
     }
 
-    /// What its threads share, to publish and to ask for figures.
+    /// The state that its threads share, to publish and to ask for statistics.
     #[must_use]
     pub fn engine(&self) -> Arc<Engine> {
         self.engine.clone()
@@ -173,8 +173,8 @@ fn tick(engine: &Engine) {
     }
 }
 
-/// Answers in a task of its own, or a thread: a stats waits for the shards, a profile takes its
-/// time, and the admin thread waits for nobody.
+/// Answers in a task or thread of its own. Statistics wait for the shards, and a profile takes
+/// seconds, but the admin thread must not wait for a request.
 fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: AdminRequest) {
     let (engine, tracker) = (engine.clone(), tracker.clone());
     // The tasks end by themselves, at the latest after `STATS_TIMEOUT`. The receiver may have gone.
@@ -241,7 +241,7 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         let end = self.end.take().unwrap_or(Err(ServerError::Panicked("a shard")));
-        // There is room for every shard; without a receiver nobody waits any more.
+        // The channel has room for every shard. It fails only if the receiver is gone.
         let _ = self.ended.try_send(end);
     }
 }
@@ -270,7 +270,7 @@ fn run_shard(engine: Arc<Engine>, index: u16) -> ShardEnd {
     runtime.block_on(shard.run(set)).map_err(failed)
 }
 
-/// Waits until a shard ends although nobody drains: half a server is none.
+/// Waits until a shard ends without a drain: the server cannot run without it.
 async fn shard_failure(ended: &mut mpsc::Receiver<ShardEnd>) -> ServerError {
     match ended.recv().await {
         Some(Err(error)) => error,

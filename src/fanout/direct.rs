@@ -20,7 +20,8 @@ pub(super) struct Direct {
 
 impl Direct {
     /// Moves batches back to the heap when too few clients wait for them to be worth pages.
-    /// Otherwise two clients that never read could keep all pages of a shard from everybody else.
+    /// Otherwise two clients that never read could keep all pages of a shard from all other
+    /// clients.
     fn reclaim_pages(&self) {
         self.paged.borrow_mut().retain(|batch| {
             let Some(batch) = batch.upgrade() else { return false };

@@ -1,4 +1,4 @@
-//! `mailbox`: a walk of the `DashMap`, a bounded queue and a writer task per connection.
+//! `mailbox`: an iteration over the `DashMap`, a bounded queue and a writer task per connection.
 //!
 //! The usual first design, and the baseline of every comparison: each frame is queued for each
 //! subscriber on its own, wakes a task, and is written by fastwebsockets with its own header.

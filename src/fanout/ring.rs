@@ -1,4 +1,5 @@
-//! `ring`: one `tokio::sync::broadcast` per shard, from which each connection's writer task takes.
+//! `ring`: one `tokio::sync::broadcast` per shard, from which each connection's writer task takes
+//! the items.
 //!
 //! The pull design. A send puts one item into the ring, and a client that is behind costs a
 //! position in it, not a queue. The pass then wakes the tasks and checks whether a connection's

@@ -2,9 +2,9 @@
 //! writer task.
 //!
 //! The task writes everything that waits in one vectored write, so batches that arrive between the
-//! wake and the task's run are joined. Beside the system call that costs an outbox and a wake for
-//! each subscriber and batch. It pays when a connection gets small batches of several channels at a
-//! time, which `direct` writes one by one.
+//! wake and the task's run are joined. Its cost beside the system call is an outbox and a wake for
+//! each subscriber and batch. It pays off when a connection gets small batches of several channels
+//! at a time, which `direct` writes one by one.
 
 use std::rc::Rc;
 

@@ -1,5 +1,5 @@
-//! The port on which a server publishes and tells of its memory, where that is not the port of the
-//! clients: follows the `Link` header of a 404, and reads `/debug/mem`.
+//! Finds the port for publishing and memory statistics where it is not the clients' port: follows
+//! the `Link` header of a 404, and reads `/debug/mem`.
 //!
 //! It follows a URL of the same host only, so that no server can send a load, and its token,
 //! elsewhere. Servers without such a header work as before.

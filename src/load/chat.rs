@@ -1,6 +1,6 @@
-//! The article's test: clients connect over a ramp, set a name, say something now and then, receive
+//! The article's test: clients connect over a ramp, set a name, send messages at intervals, receive
 //! the server's tick, send LEAVE at the end of their session, and expect the server to close with
-//! 1000. They come back until the duration is over.
+//! 1000. They reconnect until the duration is over.
 //!
 //! Every session has its checks: it connected, it had no ERROR, it was closed with 1000 after
 //! LEAVE, and it got as many ticks as the server owes to a session of that length, plus or minus

@@ -100,7 +100,7 @@ pub(crate) struct ClientPool {
 }
 
 impl ClientPool {
-    /// A pool in which nobody is connected. Tokens begin at `first_token`.
+    /// A pool without connections. Tokens begin at `first_token`.
     ///
     /// # Errors
     /// When the URL needs TLS and this build has none.

@@ -1,4 +1,4 @@
-//! Why a load could not be run, or ended early.
+//! The reasons why a load could not run, or ended early.
 
 use std::io;
 

@@ -267,7 +267,7 @@ impl Fanout {
         let mut ended_early = process::interrupted().then(|| LoadError::interrupted().to_string());
         let elapsed_ns = outcome.unwrap_or_else(|error| {
             let now_ns = self.clock.now_ns();
-            // What would have been due later does not count as unsent.
+            // Messages that would have been due later do not count as unsent.
             plan.stop(now_ns);
             ended_early = Some(self.explain(error).to_string());
             now_ns - start_ns

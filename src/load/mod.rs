@@ -2,7 +2,7 @@
 //! counts exactly which messages arrive.
 //!
 //! One process with one thread and one mio event loop. It does as little work per delivery as
-//! possible, so that a measurement shows the server. It uses only `config` of this library, and
+//! possible, so that a measurement shows the server. It uses only `settings` of this library, and
 //! nothing in the server uses it.
 //!
 //! | file | owns |
@@ -20,15 +20,16 @@
 //! | `event_loop.rs` | the clock and the wait |
 //! | `process.rs`, `environment.rs` | the kernel's figures of a process; machine and commit |
 //! | `server_sample.rs`, `admin.rs` | cost and memory of the server; its administrative port |
-//! | `run.rs`, `error.rs` | one load from start to report; why there is none |
+//! | `run.rs`, `error.rs` | one load from start to report; its errors |
 //! | `counted.rs`, `report.rs`, `report_text.rs` | the figures; as JSON, and as one screen |
-//! | `progress.rs`, `secrets.rs` | the output meanwhile; what no output may contain |
+//! | `progress.rs`, `secrets.rs` | the progress output; the removal of secrets from all output |
 //!
-//! With a rate, latency counts from the time at which a message was due, not from when it could be
-//! sent. So no delay that a slow server causes is left out. If more than a hundredth of the
-//! messages could not be sent within the duration, the run fails; without a duration they are all
-//! sent, and only the latency shows how late. At every other pace a message is due when it is sent:
-//! the next one waits for the server, and latency does not include that wait.
+//! With a rate, latency counts from the time at which a message was due, not from the time at which
+//! it could be sent. So latency includes every delay that a slow server causes. If more than a
+//! hundredth of the messages could not be sent within the duration, the run fails; without a
+//! duration they are all sent, and only the latency shows how late. At every other pace a message
+//! is due when it is sent: the next one waits for the server, and latency does not include that
+//! wait.
 
 mod admin;
 mod chat;

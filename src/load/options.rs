@@ -377,7 +377,7 @@ impl Options {
         Err(wrong)
     }
 
-    /// What must not be printed.
+    /// The secrets, which must not be printed.
     pub(super) fn secrets(&self) -> Secrets {
         let urls = [self.url.to_string(), self.publish_url.to_string()];
         Secrets::new(self.token.as_deref(), urls.iter().map(String::as_str))

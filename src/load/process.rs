@@ -1,4 +1,4 @@
-//! Questions to the kernel about processes: the available cores, the core of a child, CPU time,
+//! Asks the kernel about processes: the available cores, the core of a child, CPU time,
 //! time spent waiting for a core, memory, the limit of open files. The only file of the load
 //! generator with `unsafe` in it.
 

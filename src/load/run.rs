@@ -81,7 +81,7 @@ fn empty(options: &Options, command: &str, client: ClientFigures) -> Report {
     }
 }
 
-/// What was measured of a load that publishes; the later parts are missing if it ended early.
+/// The measurements of a load that publishes; the later parts are missing if it ended early.
 #[derive(Default)]
 struct Measured {
     /// The handshakes of connecting, without those of connections that join again.

@@ -2,8 +2,8 @@
 //! time is over.
 //!
 //! Each thread has its own timer, because the process-wide one signals at most once a clock tick,
-//! whichever thread runs. A thread that starts while the profile is made is not in it; the threads
-//! of a server start with the server.
+//! whichever thread runs. A thread that starts during the profile is not in it; the threads of a
+//! server start with the server.
 
 use std::collections::HashMap;
 use std::mem::zeroed;

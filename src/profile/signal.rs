@@ -164,7 +164,7 @@ struct TimerInfo {
     signal: c_int,
     error: c_int,
     code: c_int,
-    /// What follows is a union, aligned for a pointer.
+    /// A union follows, aligned for a pointer.
     _padding: c_int,
     timer: c_int,
     overrun: c_int,

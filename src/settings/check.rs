@@ -1,4 +1,4 @@
-//! Which values work together, and which listeners come of them.
+//! Checks the values of settings against each other, and derives the listeners from them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -31,7 +31,7 @@ macro_rules! settings {
             $( $(#[doc = $made_doc:literal])+ $made:ident: $made_type:ty = $made_default:expr, )+
         }
     ) => {
-        /// What a server is built from. The sentence of each setting is its help, too.
+        /// The settings that a server is built from. The doc of each is also its help.
         #[derive(Clone, Debug)]
         pub struct Config {
             $( $(#[doc = $help])+ $(#[cfg($cfg)])? pub $field: $type, )+
@@ -68,7 +68,7 @@ macro_rules! settings {
 }
 
 impl Setting {
-    /// What an entry need not say.
+    /// The defaults of an entry's optional parts.
     const NEW: Self = Self {
         flag: "",
         was: &[],
@@ -380,7 +380,7 @@ settings! {
     }
 
     made {
-        /// Verifies the tokens of subscribers; without one, nobody needs a token to subscribe. Made
+        /// Verifies the tokens of subscribers; without it, subscribers need no token. Made
         /// of `jwt_secret`, `jwt_secret_file` or `jwt_key`.
         subscriber_key: Option<TokenKey> = None,
         /// The certificate with its key, if clients connect with TLS. Made of `tls_cert` and

@@ -1,4 +1,4 @@
-//! Where a value comes from, and what can be wrong with it.
+//! The origin of a value, and the errors of settings.
 
 use std::fmt;
 use std::io;
@@ -92,7 +92,7 @@ pub enum SettingsError {
     Value {
         /// The text and its origin.
         written: Written,
-        /// What to write instead.
+        /// The value to write instead.
         reason: String,
     },
     /// Values contradict each other; the first one that somebody wrote.
@@ -108,7 +108,7 @@ pub enum SettingsError {
     File {
         /// The setting and its origin.
         written: Written,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A file that a setting names has something else in it.
@@ -116,7 +116,7 @@ pub enum SettingsError {
     Content {
         /// The setting and its origin.
         written: Written,
-        /// What is wrong with it.
+        /// The error.
         reason: String,
     },
     /// A certificate or its key cannot be used.
@@ -128,7 +128,7 @@ pub enum SettingsError {
     ConfigFile {
         /// Its path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A line of that file is wrong.
@@ -144,6 +144,6 @@ pub struct FileError {
     pub path: PathBuf,
     /// The line, from 1.
     pub line: usize,
-    /// What is wrong, and what to write instead.
+    /// The error, and the value to write instead.
     pub reason: String,
 }

@@ -41,7 +41,7 @@ fn setting_of(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| is(setting.flag) || setting.was.iter().any(|flag| is(flag)))
 }
 
-/// What is wrong with a key that names no setting.
+/// The error of a key that names no setting.
 fn unknown(key: &str, value: &DeValue<'_>) -> String {
     if value.is_table() {
         return format!("[{key}]: all keys are at the top level: remove the table");

@@ -1,5 +1,5 @@
-//! Where a server listens, as the user writes it. Nothing here opens a socket or asks a name
-//! server.
+//! The addresses at which a server listens, as the user writes them. Nothing here opens a socket or
+//! asks a name server.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -36,7 +36,7 @@ impl Effective {
 pub struct Loaded {
     /// Their values.
     pub config: Config,
-    /// What each comes from, in the order of [`SETTINGS`].
+    /// The origin of each setting, in the order of [`SETTINGS`].
     pub effective: Vec<Effective>,
 }
 
@@ -79,7 +79,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
 }
 
 impl Loaded {
-    /// What is in effect for a flag.
+    /// The effective value of a flag.
     fn of(&self, flag: &str) -> &Effective {
         self.effective.iter().find(|effective| effective.setting.flag == flag).expect("every setting has a value")
     }
@@ -91,7 +91,7 @@ impl Loaded {
         SettingsError::Contradiction { written, source }
     }
 
-    /// Of settings that exclude each other, the one whose origin goes before counts.
+    /// Of two settings that exclude each other, the one with the overriding origin counts.
     fn choose_alternatives(&mut self) -> Result<(), SettingsError> {
         for flags in ALTERNATIVES {
             let rank = |flag: &&&'static str| self.of(flag).origin.rank();

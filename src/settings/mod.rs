@@ -38,7 +38,7 @@ pub struct Setting {
     pub was: &'static [&'static str],
     /// The heading that it has in `--help`.
     pub group: Group,
-    /// The value when nobody sets it, as a user would write it; empty for none.
+    /// The default value, as a user would write it; empty for none.
     pub default: &'static str,
     /// The unit, or the possible values.
     pub unit: &'static str,
@@ -148,7 +148,7 @@ pub enum Strategy {
     Mailbox,
 }
 
-/// What happens when a connection's backlog is full.
+/// The treatment of a client whose backlog is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SlowPolicy {
     /// Close the connection with 1013; what was pending for it counts as dropped.
@@ -159,7 +159,7 @@ pub enum SlowPolicy {
     DropOldest,
 }
 
-/// What happens to a client that sends too fast.
+/// The treatment of a client that sends too fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TooFastPolicy {
     /// Close the connection with 1008.

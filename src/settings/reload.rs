@@ -1,4 +1,4 @@
-//! Which settings of a running server change when the user's settings are loaded again. Pure.
+//! Decides which settings of a running server change on a reload. Pure.
 
 use super::{ConfigError, Form, Loaded, Setting};
 

@@ -1,4 +1,4 @@
-//! How the text of a setting becomes a value. Every error says what to write instead.
+//! Parses the text of a setting. Every error says what to write instead.
 
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -49,7 +49,7 @@ impl fmt::Debug for Secret {
 /// Reads a size with a unit, such as 64KiB, in bytes.
 ///
 /// # Errors
-/// What to write instead.
+/// The value to write instead.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
     let size = text.parse().ok().and_then(|size: ByteSize| usize::try_from(size.as_u64()).ok());
     size.ok_or_else(|| "write a number of bytes, for example 65536 or 64KiB".to_owned())
@@ -58,7 +58,7 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
 /// Reads a duration with a unit, such as 3s or 500ms; 0 needs none.
 ///
 /// # Errors
-/// What to write instead.
+/// The value to write instead.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);

@@ -1,7 +1,7 @@
 //! The decoder of what clients send: bytes in, whole messages out.
 //!
-//! Owns the partly received frame and message of one connection; a [`Decoder`] without one is 8
-//! bytes. A frame that arrived whole is unmasked in place and returned without a copy. Only a
+//! Owns the partly received frame and message of one connection; a [`Decoder`] without either takes
+//! 8 bytes. A frame that arrived whole is unmasked in place and returned without a copy. Only a
 //! partly received message is kept, in memory that grows with the bytes received, never with the
 //! length that a header announces. Every violation of RFC 6455 is a [`CloseReason`], reported at
 //! the first byte that shows it. Pure: no I/O, no clock.
