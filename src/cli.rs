@@ -171,7 +171,7 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
 
 /// The log is written by a thread of its own, which drops lines when it falls behind: a reader of
 /// the log that is slow, or has stopped, may not hold up a shard. The guard writes what is left.
-/// `None` if the thread cannot be had.
+/// `None` if the thread cannot be started.
 fn log_writer() -> Option<(NonBlocking, WorkerGuard)> {
     let builder = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX);
     // It panics without a thread; the sentence that says so is ours.

@@ -64,7 +64,7 @@ impl fmt::Display for BoundAddress {
 /// Opens the listeners of one configured address: one, or as many as a name has addresses.
 ///
 /// # Errors
-/// When the address is taken, cannot be had, or names nothing.
+/// When the address is in use, not available, or unknown.
 pub fn bind(config: &Config, address: &ListenAddress, served: ListenerConfig) -> io::Result<Vec<BoundListener>> {
     let open = |address: SocketAddr| of(listen_ip(config, address)?, served);
     match address {
@@ -132,8 +132,8 @@ fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
 
 fn listen_ip(config: &Config, address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // After a restart, connections of the last process may still be in TIME_WAIT. A second server
-    // is rejected all the same.
+    // After a restart, connections of the last process may still be in TIME_WAIT. The kernel still
+    // rejects a second server.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;

@@ -30,9 +30,9 @@ use crate::profile;
 use crate::settings::Config;
 use crate::wire::event;
 
-/// Between two samples of the peaks.
+/// Time between two samples of the peaks.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// The same when the heap has a bound: what comes in between is estimated.
+/// The same when the heap has a bound. The growth between two samples is estimated.
 const BOUNDED_SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Requests that may wait for the admin thread; more wait in their HTTP connections.
 const ADMIN_REQUESTS_MAX: usize = 16;

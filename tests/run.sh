@@ -97,7 +97,7 @@ release_lane() {
 
 debug_lane() {
   lane=debug
-  # Compilers give way to the programs of the other lane.
+  # Compilers have a lower priority than the programs of the other lane.
   renice -n 5 $BASHPID >/dev/null
   step format check_format
   step crates python3 tests/crates.py

@@ -227,7 +227,7 @@ impl<S: Socket> Stream<S> {
             // to.
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // A waiting outbox goes before the next frame. Inside a frame, the outbox waits for the end
+        // A waiting outbox is written before the next frame. Inside a frame, it waits for the end
         // of the frame.
         let blocked = !connection.writing.get() && connection.with_outbox(|outbox| !outbox.is_empty()).unwrap_or(false);
         if !blocked {

@@ -119,7 +119,7 @@ pub enum Item {
 pub struct ShardStats {
     /// The outcome of every frame for every subscriber.
     pub totals: Totals,
-    /// The same for each channel that has subscribers: in no order, and once for each shard that
+    /// The same for each channel that has subscribers: unordered, and once for each shard that
     /// has subscribers of it.
     pub channels: Vec<(ChannelName, Totals)>,
     /// Frames that wait in backlogs, counted in the backlogs.
@@ -466,7 +466,7 @@ impl Engine {
         self.begin_drain();
         // Two barriers: a publication that passed the check just before the flag was set may miss
         // the first one, but not the second. A shard that does not reach the barrier in time gets
-        // the drain all the same.
+        // the drain anyway.
         for _ in 0..2 {
             let _ = timeout_at(deadline, self.barrier()).await;
         }

@@ -169,7 +169,7 @@ impl Shard {
                     let _ = timeout(PACE_INTERVAL, self.inbox().pushed()).await;
                 }
             }
-            // Everything else on the thread has its turn, unless it has just had it.
+            // The thread's other tasks run first, unless they ran while the shard waited.
             if !has_waited {
                 yield_now().await;
             }

@@ -272,7 +272,7 @@ enum Over {
     Evicted,
     /// The server drains.
     Draining,
-    /// Its request head, or its next request, has not come in time.
+    /// Its request head, or its next request, has not arrived in time.
     Timeout,
 }
 
@@ -415,8 +415,8 @@ mod tests {
     }
 
     /// Runs an HTTP connection against `client`, through a pipe of so many bytes each way, with a
-    /// clock that moves only while both sides wait. The whole output of the server, and how long it
-    /// took.
+    /// clock that moves only while both sides wait. Returns the whole output of the server, and how
+    /// long it took.
     fn serve_through<F: Future<Output = DuplexStream>>(
         pipe_bytes: usize,
         client: impl FnOnce(DuplexStream) -> F,

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::upgrade::Granted;
 use crate::admission::AddressPermit;
 
-/// Between two looks at whether a client still waits for a response that takes long.
+/// Time between two checks whether a client still waits for a slow response.
 const END_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How far a connection has got.
@@ -271,12 +271,12 @@ const FLUSH_AFTER: usize = 64;
 /// meanwhile.
 const EVICTIONS_MAX: usize = 8;
 
-/// Evicts one connection, or up to a sixteenth of `most` of the same kind; how many. So a flood
-/// costs one look at all of them for many evictions.
+/// Evicts one connection, or up to a sixteenth of `most` of the same kind; returns their number. So
+/// in a flood one scan of the table serves many evictions.
 fn evict(conns: &mut Slab<Arc<HttpConn>>, most: usize) -> usize {
     let idle = conns.iter().filter(|(_, conn)| conn.progress() == Progress::Idle).count();
     let surplus_idle = idle.saturating_sub(conns.len() / 2);
-    // Which kind goes first, and how many of it may.
+    // The order in which kinds are closed, and how many of each kind may be.
     let rank = |progress| match progress {
         Progress::Done => Some((0, usize::MAX)),
         Progress::Idle if surplus_idle > 0 => Some((1, surplus_idle)),
@@ -290,7 +290,7 @@ fn evict(conns: &mut Slab<Arc<HttpConn>>, most: usize) -> usize {
     if number == 0 {
         return 0;
     }
-    // The least first, in no order among themselves: sorting all of them would take ten times as
+    // Selects those with the least progress, unsorted: sorting all of them would take ten times as
     // long.
     candidates.select_nth_unstable(number - 1);
     candidates.truncate(number);

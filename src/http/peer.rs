@@ -21,7 +21,7 @@ use crate::settings::Network;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Longest header of the PROXY protocol that is read, in bytes: version 2 with a few extensions.
 const PROXY_HEADER_BYTES_MAX: usize = 1024;
-/// Between two looks at a header of the PROXY protocol that comes in pieces.
+/// Time between two checks of a header of the PROXY protocol that arrives in pieces.
 const PROXY_HEADER_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Whether `address` is that of a trusted proxy.

@@ -30,8 +30,8 @@ impl<I> HttpStream<I> {
         Self { inner, conn, ahead, head: BytesMut::new() }
     }
 
-    /// The stream, the response head that the shard has to send, and what hyper has not taken of the
-    /// bytes that were read ahead.
+    /// The stream, the response head that the shard has to send, and what hyper has not taken of
+    /// the bytes that were read ahead.
     pub(super) fn into_parts(self) -> (I, Bytes, Bytes) {
         (self.inner, self.head.freeze(), self.ahead)
     }

@@ -84,7 +84,7 @@ impl AsyncRead for Transport {
                         return Poll::Ready(Err(error));
                     }
                     if session.has_more() {
-                        // Others have their turn first.
+                        // Other tasks run first.
                         context.waker().wake_by_ref();
                         return Poll::Pending;
                     }

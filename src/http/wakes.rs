@@ -23,7 +23,8 @@ thread_local! {
     static WAITING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Lets the requests of this thread share wakes; the future delivers their replies, for ever.
+/// Lets the requests of this thread share wakes; the future delivers their replies and never
+/// returns.
 pub(crate) fn share() -> impl Future<Output = Infallible> {
     let replies = Arc::<Replies>::default();
     REPLIES.set(Some(replies.clone()));

@@ -1,5 +1,4 @@
-//! Tracks which subscriber has received which message. Numbers and times come in as arguments; no
-//! I/O.
+//! Tracks which subscriber has received which message. Numbers and times are arguments; no I/O.
 //!
 //! Publications are numbered over the whole run. Each room has one order, and the first arrival at
 //! a position defines it; every other subscriber of the room has to receive the same publication

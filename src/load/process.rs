@@ -178,7 +178,7 @@ extern "C" fn on_interrupt(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on the first SIGINT or SIGTERM does not end this process, and [`interrupted`] tells of
+/// From now on the first SIGINT or SIGTERM does not end this process, and [`interrupted`] reports
 /// it. A second one ends it as usual.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! How many messages are to be published, and when. Time comes in as an argument.
+//! The number of messages to publish, and their times. Time is an argument.
 
 use super::options::Pace;
 use super::schedule::Schedule;

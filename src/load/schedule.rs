@@ -1,4 +1,4 @@
-//! Schedules, and random numbers. Time comes in as an argument.
+//! Schedules, and random numbers. Time is an argument.
 
 /// Messages at a steady rate. Due times do not depend on whether earlier messages could be sent in
 /// time, so latency counted from them omits nothing.

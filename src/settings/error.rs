@@ -95,7 +95,7 @@ pub enum SettingsError {
         /// The value to write instead.
         reason: String,
     },
-    /// Values contradict each other; the first one that somebody wrote.
+    /// Values contradict each other; names the first one that the user wrote.
     #[error("{}{source}", match written { Some(written) => format!("{written}: "), None => String::new() })]
     Contradiction {
         /// The text and its origin, unless the sentence says so itself.

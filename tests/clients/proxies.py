@@ -143,7 +143,7 @@ class Proxy:
         self.log.close()
 
     def publishing(self):
-        """Where publishers come in."""
+        """The URL for publishers."""
         if self.kind == "nginx":
             return f"http://127.0.0.1:{self.port}/internal/publish/room"
         return f"http://127.0.0.1:{self.internal}/publish/room"
@@ -224,7 +224,8 @@ def one_page(row, proxy, wanted, page=None):
 
 
 def whose_address(row, proxy, clients, spoofed="X-Forwarded-For"):
-    """With `--max-per-address 2`: two of one address come in, a third not, another address does."""
+    """With `--max-per-address 2`, two connections of one address are admitted and a third is not;
+    one of another address is."""
     sockets = []
     try:
         codes = []

@@ -261,7 +261,7 @@ def kept_connections(row):
 
 
 def limits(row):
-    """Half requests that take all files: /healthz answers all the same."""
+    """Half requests that take all files: /healthz still answers."""
     with Server("--max-handshakes", "100000", open_files=1024) as server:
         held = []
         host, port = server.clients.split(":")

@@ -126,7 +126,7 @@ def smuggling(server, stop):
 
 
 def missing_bodies(server, stop):
-    """Bodies that are announced and come in part or not at all."""
+    """Bodies that are announced and arrive in part or not at all."""
     wires, made, late = [post("room", b"x" * length, announced=1000) for length in (0, 1, 999)], Counter(), 0
 
     def once():

@@ -117,7 +117,8 @@ class Relay:
                 threading.Thread(target=self.pass_on, args=(source, target, fault()), daemon=True).start()
 
     def pass_on(self, source, target, fault):
-        # The relay gives way to the server and to bystanders, whose delay is measured.
+        # The relay has a lower priority than the server and the bystanders, whose delay is
+        # measured.
         os.nice(10)
 
         def send(piece):

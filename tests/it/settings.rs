@@ -116,7 +116,7 @@ fn an_error_names_what_the_user_wrote() {
     assert!(with("", &[], &[("HYDRANT_TICK", "3")]).starts_with("error: HYDRANT_TICK=3: "));
     assert!(with("", &[], &[("HYDRANT_MEMORY_MAX", "x")]).starts_with("error: HYDRANT_MEMORY_MAX=x: "));
     assert!(with("", &["--outbox-bytes", "1KiB"], &[]).starts_with("error: --outbox-bytes 1024 cannot hold"));
-    // A flag goes before a file, also where two settings exclude each other.
+    // A flag overrides a file, also where two settings exclude each other.
     assert_eq!(run(&["config", "check", "--token", "a"], &[("HYDRANT_TOKEN_FILE", "/nowhere")]).0, 0);
     assert!(error(&folder.0, &[], &[]).starts_with("error: --config FILE: Is a directory"));
     assert!(error(&folder.0.join("none"), &[], &[]).starts_with("error: --config FILE: No such file"));
