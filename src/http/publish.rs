@@ -8,12 +8,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::StatusCode;
 use hyper::body::Body as _;
+use hyper::header::{ACCEPT_ENCODING, HeaderValue};
 use hyper::http::request::Parts;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::answer::{draining, json, text, unavailable};
-use super::body_kind::BodyKind;
+use super::answer::{draining, json, text, unavailable, with};
+use super::body_kind::{BodyKind, UnsupportedBody};
 use super::conn_table::{HttpConn, Progress};
 use super::query::{self, PublishQuery};
 use super::router::BodyRead;
@@ -72,8 +73,7 @@ async fn try_publish(
     let PublishQuery { channels, receipt } =
         query::publish(head.uri.path().strip_prefix("/publish/"), head.uri.query())
             .map_err(|error| reject(StatusCode::BAD_REQUEST, error.to_string()))?;
-    let kind =
-        BodyKind::of(&head.headers).map_err(|error| reject(StatusCode::UNSUPPORTED_MEDIA_TYPE, error.to_string()))?;
+    let kind = BodyKind::of(&head.headers).map_err(|error| Box::new(unsupported(error)))?;
     let body = body?;
     let text = kind.text(&body).map_err(|error| reject(StatusCode::BAD_REQUEST, error.to_string()))?;
     let frame = text.map_or_else(|| Frame::binary(&body), Frame::text);
@@ -101,6 +101,15 @@ async fn try_publish(
         false => StatusCode::ACCEPTED,
     };
     Ok(json(status, &published))
+}
+
+/// 415. For an encoded body it names the coding that is accepted.
+fn unsupported(error: UnsupportedBody) -> Answer {
+    let answer = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error.to_string());
+    match error {
+        UnsupportedBody::Encoded => with(answer, ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+        UnsupportedBody::Several | UnsupportedBody::Type | UnsupportedBody::Charset => answer,
+    }
 }
 
 /// Publishes to one channel. Waits until the sequencer has accepted it; with a receipt, until the
