@@ -205,7 +205,7 @@ where
             fast_path::Found::Publication { request, body, length } => {
                 conn.set(Progress::Busy);
                 buffer.advance(length);
-                let closes = fast_path::closes(&request) || conn.ends_soon();
+                let closes = !router::client_keeps(&request) || conn.ends_soon();
                 let answer = router::publish_directly(listener, conn, request, body, closes).await;
                 let closes = closes || conn.ends_soon();
                 stream.write_all(&answer::whole(answer)).await?;

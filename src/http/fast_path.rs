@@ -84,11 +84,6 @@ pub(super) fn publication(bytes: &[u8], body_bytes_max: usize) -> Found {
     }
 }
 
-/// Whether the client asks for the end of the connection behind this request.
-pub(super) fn closes<B>(request: &Request<B>) -> bool {
-    request.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

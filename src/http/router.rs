@@ -15,7 +15,7 @@ use axum::routing::{any, get, post};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LINK, ORIGIN, WWW_AUTHENTICATE};
-use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
+use hyper::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 use tower_http::normalize_path::NormalizePath;
 use tower_service::Service;
 
@@ -146,13 +146,17 @@ pub(super) async fn respond(
     mut request: hyper::Request<Incoming>,
 ) -> Response<Body> {
     let has_body = !request.body().is_end_stream();
+    let (keeps, version) = (client_keeps(&request), request.version());
     conn.set(if has_body { Progress::Body } else { Progress::Busy });
     request.extensions_mut().insert(conn.clone());
     let Ok(response) = listener.routes().clone().call(request).await;
     let mut response = explain_method(response);
     // The unread rest of a body would be read as the next request.
     let is_unread = has_body && response.extensions().get::<BodyRead>().is_none();
-    finish(listener, conn, &mut response, is_unread);
+    if finish(listener, conn, &mut response, !keeps || is_unread) && version == Version::HTTP_10 {
+        // To a response of HTTP/1.1 hyper would add the client's `keep-alive`, beside `close`.
+        *response.version_mut() = version;
+    }
     if !conn.is_granted() {
         conn.set(Progress::Idle);
     }
@@ -186,21 +190,36 @@ pub(super) async fn publish_directly(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyRead;
 
-/// The headers and counts that every response needs.
-fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) {
+/// Whether the client lets the connection go on behind this request (RFC 9112, section 9.3). It
+/// never says yes where hyper says no.
+pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {
+    let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let (mut closes, mut keeps) = (false, request.version() >= Version::HTTP_11);
+    for option in values.flat_map(|value| value.split(',')).map(str::trim) {
+        closes |= option.eq_ignore_ascii_case("close");
+        keeps |= option.eq_ignore_ascii_case("keep-alive");
+    }
+    keeps && !closes
+}
+
+/// Adds the headers and counts that every response needs; whether it is the last one.
+fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) -> bool {
     conn.note_response();
     answer::count(listener, response);
     if conn.is_granted() {
-        return;
+        return false;
     }
-    if closes || conn.ends_soon() || listener.engine.is_draining() {
+    let is_last = closes || conn.ends_soon() || listener.engine.is_draining();
+    if is_last {
         conn.end_soon();
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // Beside `upgrade`, which a 426 has.
+        response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     } else {
         let seconds = listener.engine.live().keep_alive_timeout.as_secs();
         let timeout = HeaderValue::try_from(format!("timeout={seconds}")).expect("digits are header text");
         response.headers_mut().insert(KEEP_ALIVE, timeout);
     }
+    is_last
 }
 
 /// Lets only those through who may publish and administer.

@@ -151,6 +151,49 @@ fn request_kept(server: &TestServer, head: &str) -> (u16, Option<String>) {
 }
 
 #[test]
+fn only_a_kept_connection_announces_how_long() {
+    let server = TestServer::start(config());
+    let keeps = (None, true);
+    let closes = (Some("close"), false);
+    for (version, options, right) in [
+        ("1.1", &[][..], keeps),
+        ("1.1", &["keep-alive"], keeps),
+        ("1.1", &["x, Close"], closes),
+        ("1.1", &["close"], closes),
+        ("1.1", &["keep-alive", "close"], closes),
+        ("1.1", &["close", "keep-alive"], closes),
+        ("1.0", &[], closes),
+        ("1.0", &["x, Keep-Alive"], (Some("keep-alive"), true)),
+        ("1.0", &["keep-alive", "close"], closes),
+    ] {
+        for (line, body) in [("GET /healthz", ""), ("POST /publish", "hi"), ("POST /nothing", "")] {
+            let options: String = options.iter().map(|option| format!("Connection: {option}\r\n")).collect();
+            let length = body.len();
+            let request =
+                format!("{line} HTTP/{version}\r\nHost: localhost\r\n{options}Content-Length: {length}\r\n\r\n{body}");
+            let mut stream = begin(server.address, request.as_bytes());
+            let answer = read_answer(&mut stream);
+            let is_announced = answer.header("keep-alive") == Some("timeout=75");
+            assert_eq!((answer.header("connection"), is_announced), right, "{request}: {answer:?}");
+            match is_announced {
+                true => {
+                    stream.write_all(request.as_bytes()).unwrap();
+                    assert_eq!(read_answer(&mut stream).status, answer.status, "it goes on: {request}");
+                }
+                false => assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "it ends: {request}"),
+            }
+        }
+    }
+    // A body that nobody reads ends the connection, whatever the client asks for.
+    let unread = "POST /nothing HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 99999\r\n\r\nabc";
+    let answer = read_answer(&mut begin(server.address, unread.as_bytes()));
+    assert_eq!((answer.header("connection"), answer.header("keep-alive")), (Some("close"), None), "{answer:?}");
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let answer = read_answer(&mut begin(server.address, upgrade.as_bytes()));
+    assert_eq!((answer.status, answer.header("connection")), (426, Some("upgrade, close")));
+}
+
+#[test]
 fn a_kept_connection_is_closed_later_than_announced() {
     let server = TestServer::start(Config { keep_alive_timeout: Duration::from_millis(10), ..config() });
     let mut stream = TcpStream::connect(server.address).unwrap();
