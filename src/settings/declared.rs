@@ -153,7 +153,8 @@ settings! {
     /// Shared secret of subscribers' tokens (JWT with HS256). Every WebSocket then needs a token
     /// with `exp`, in `Authorization: Bearer`, as `?token=`, or as subprotocols `bearer, TOKEN`.
     /// The claim `channels` limits the token to these channels; `room-*` is every channel whose
-    /// name begins so.
+    /// name begins so. The claim `sub` is the client's name in its messages; with a token without
+    /// `sub` the client chooses its name.
     jwt_secret: Option<Secret> = parse_secret[""] {
         flag: "jwt-secret", group: Group::Auth, unit: "SECRET", form: Form::Secret, reloads: true,
     }
@@ -164,7 +165,7 @@ settings! {
     }
 
     /// File with a public key in PEM form, in place of a shared secret: RSA for RS256, or P-256 for
-    /// ES256.
+    /// ES256. The claims are those of `--jwt-secret`.
     jwt_key: Option<PathBuf> = parse_path[""] {
         flag: "jwt-key", group: Group::Auth, unit: "FILE", reloads: true,
     }
@@ -176,7 +177,8 @@ settings! {
     }
 
     /// Which channels a client's SAY reaches: none, the rooms that the client joined by name, or
-    /// these and `all`.
+    /// these and `all`. A SAY that names another channel gets an ERROR event; a SAY that names none
+    /// leaves such channels out without one.
     say: SayPolicy = parse_choice["rooms"] {
         flag: "say", group: Group::Auth, unit: "off|rooms|all", reloads: true,
     }

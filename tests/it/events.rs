@@ -47,6 +47,11 @@ fn say_in_all_is_counted_and_published_only_if_configured() {
             );
         }
         assert_eq!(server.publish("all", b"next").matched, 2);
+        // The sender got its own message, or nothing: no ERROR event, as it has named no channel.
+        if received > 0 {
+            assert!(sender.receive_text().contains("hello"));
+        }
+        assert_eq!(sender.receive_text(), "next", "{say:?}");
     }
 }
 

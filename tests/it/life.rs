@@ -209,6 +209,13 @@ fn help_names_every_flag_and_is_no_error() {
     {
         assert!(help.contains(flag) && help.contains("HYDRANT_"), "{flag}");
     }
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for sentence in [
+        "with a token without `sub` the client chooses its name",
+        "A SAY that names another channel gets an ERROR event",
+    ] {
+        assert!(help.contains(sentence), "{sentence}");
+    }
 }
 
 #[test]
