@@ -16,6 +16,7 @@ mod peer;
 mod profile;
 mod publish;
 pub mod query;
+mod request_body;
 mod router;
 mod stream;
 pub mod subprotocol;

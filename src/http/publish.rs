@@ -17,7 +17,6 @@ use super::answer::{draining, json, text, unavailable, with};
 use super::body_kind::{BodyKind, UnsupportedBody};
 use super::conn_table::{HttpConn, Progress};
 use super::query::{self, PublishQuery};
-use super::router::BodyRead;
 use super::wakes::{self, Waiting};
 use super::{Answer, HttpListener};
 use crate::engine::publication::{ChannelName, Origin, Publication, PublishError, Receipt, ReceiptSum, ReplyTo};
@@ -44,16 +43,11 @@ enum Published<'a> {
 pub(super) async fn publish(State(listener): State<Arc<HttpListener>>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
     let body = read(body, &listener).await;
-    let is_read = body.is_ok();
-    if let (true, Some(conn)) = (is_read, head.extensions.get::<Arc<HttpConn>>()) {
+    if let (true, Some(conn)) = (body.is_ok(), head.extensions.get::<Arc<HttpConn>>()) {
         // From here on, the connection is not closed to make room for another.
         conn.set(Progress::Busy);
     }
-    let mut answer = execute(&listener, &head, body).await;
-    if is_read {
-        answer.extensions_mut().insert(BodyRead);
-    }
-    answer
+    execute(&listener, &head, body).await
 }
 
 /// Publishes the body, or answers why it could not be read.

@@ -14,13 +14,16 @@ use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, LINK, ORIGIN, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, AUTHORIZATION, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, LINK, ORIGIN, WWW_AUTHENTICATE,
+};
 use hyper::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 use tower_http::normalize_path::NormalizePath;
 use tower_service::Service;
 
 use super::answer::{self, text, with};
 use super::conn_table::{HttpConn, Peer, Progress};
+use super::request_body::RequestBody;
 use super::{Answer, HttpListener, cors, debug, profile, publish, upgrade};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -146,14 +149,19 @@ pub(super) async fn respond(
     mut request: hyper::Request<Incoming>,
 ) -> Response<Body> {
     let has_body = !request.body().is_end_stream();
-    let (keeps, version) = (client_keeps(&request), request.version());
+    let (mut keeps, version) = (client_keeps(&request), request.version());
+    // With `Expect: 100-continue`, hyper asks for the body as soon as somebody reads it.
+    let expects_continue = request.headers().contains_key(EXPECT);
     conn.set(if has_body { Progress::Body } else { Progress::Busy });
     request.extensions_mut().insert(conn.clone());
-    let Ok(response) = listener.routes().clone().call(request).await;
+    let (head, body) = request.into_parts();
+    let body = RequestBody::new(body);
+    let Ok(response) = listener.routes().clone().call(hyper::Request::from_parts(head, body.clone())).await;
     let mut response = explain_method(response);
-    // The unread rest of a body would be read as the next request.
-    let is_unread = has_body && response.extensions().get::<BodyRead>().is_none();
-    if finish(listener, conn, &mut response, !keeps || is_unread) && version == Version::HTTP_10 {
+    if keeps && !body.is_read() {
+        keeps = !expects_continue && body.discard().await;
+    }
+    if finish(listener, conn, &mut response, !keeps) && version == Version::HTTP_10 {
         // To a response of HTTP/1.1 hyper would add the client's `keep-alive`, beside `close`.
         *response.version_mut() = version;
     }
@@ -185,10 +193,6 @@ pub(super) async fn publish_directly(
     finish(listener, conn, &mut answer, closes);
     answer
 }
-
-/// Marks the response of a handler that has read the whole body.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BodyRead;
 
 /// Whether the client lets the connection go on behind this request (RFC 9112, section 9.3). It
 /// never says yes where hyper says no.

@@ -144,6 +144,43 @@ fn a_response_that_leaves_a_body_unread_ends_the_connection() {
     assert_eq!((kept.0, kept.1.as_deref()), (202, None));
 }
 
+#[test]
+fn a_rejection_keeps_the_connection_if_the_body_was_read_whole() {
+    let server = TestServer::start(Config { token: Some("secret".into()), message_bytes_max: 100_000, ..config() });
+    let length = |bytes: usize| format!("Content-Length: {bytes}");
+    let chunked =
+        |data: &str| ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{data}\r\n0\r\n\r\n", data.len()));
+    let long = "x".repeat(17_000);
+    // The first is answered without hyper, the others by hyper.
+    for (line, (header, body), right) in [
+        ("POST /publish", (length(2), "hi".to_owned()), (401, None)),
+        ("POST /publish", chunked("hi"), (401, None)),
+        (
+            "POST /publish",
+            ("X: x\r\nExpect: 100-continue\r\nContent-Length: 2".to_owned(), "hi".to_owned()),
+            (401, Some("close")),
+        ),
+        ("POST /publish", (length(99_999), long.clone()), (401, Some("close"))),
+        ("POST /publish", chunked(&long), (401, Some("close"))),
+        ("POST /debug/mem/purge", (length(2), "hi".to_owned()), (401, None)),
+        ("POST /nothing", (length(2), "hi".to_owned()), (404, None)),
+        ("POST /nothing", chunked("hi"), (404, None)),
+        ("POST /healthz", (length(2), "hi".to_owned()), (405, None)),
+    ] {
+        let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n{body}");
+        let mut stream = begin(server.address, request.as_bytes());
+        let answer = read_answer(&mut stream);
+        assert_eq!((answer.status, answer.header("connection")), right, "{line} {header}");
+        match right.1 {
+            None => {
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+                assert_eq!(read_answer(&mut stream).status, 200, "{line} {header}");
+            }
+            Some(_) => assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "{line} {header}"),
+        }
+    }
+}
+
 /// The status and the header `Connection` of the answer on a connection that may be kept.
 fn request_kept(server: &TestServer, head: &str) -> (u16, Option<String>) {
     let answer = read_answer_to("POST", &mut begin(server.address, head.as_bytes()));
