@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::StatusCode;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -349,8 +350,12 @@ async fn converse<I>(listener: &Arc<HttpListener>, conn: &Arc<HttpConn>, stream:
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let service =
-        service_fn(|request| async move { Ok::<_, Infallible>(router::respond(listener, conn, request).await) });
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        // At once: hyper may read the body before the response is begun.
+        let body = request.body();
+        conn.note_head(!body.is_end_stream(), body.size_hint().exact().unwrap_or_default());
+        async move { Ok::<_, Infallible>(router::respond(listener, conn, request).await) }
+    });
     let mut connection = http1::Builder::new()
         .half_close(true)
         .max_headers(listener.engine.live().headers_max)
@@ -488,6 +493,29 @@ mod tests {
         // Later than announced, so that a request that was sent in time is answered.
         let announced = Config::default().keep_alive_timeout;
         assert!((announced + KEEP_ALIVE_GRACE..announced + 2 * KEEP_ALIVE_GRACE).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn a_request_that_has_begun_behind_another_has_the_time_of_a_head() {
+        let purge = "POST /debug/mem/purge HTTP/1.1\r\nHost: localhost\r\n";
+        for first in [
+            "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            &format!("{purge}Content-Length: 6\r\n\r\n\r\n\r\nab"),
+            &format!("{purge}Transfer-Encoding: chunked\r\n\r\n6\r\n\r\n\r\nab\r\n0\r\n\r\n"),
+        ] {
+            for (times, pieces) in [(1, 1), (3, 1), (1, 2), (2, 7)] {
+                let (output, took) = serve_with(|mut stream| async move {
+                    let begun = [&first.repeat(times), "GET /healthz HTTP/1.1\r\nHos"].concat();
+                    for piece in begun.as_bytes().chunks(begun.len().div_ceil(pieces)) {
+                        stream.write_all(piece).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                    stream
+                });
+                assert_eq!(output.matches("keep-alive: timeout=75\r\n").count(), times, "{first}: {output}");
+                assert!(in_time().contains(&took), "{took:?}, {first} {times} {pieces}: {output}");
+            }
+        }
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub(super) struct HttpConn {
     since_us: AtomicU64,
     evicted: AtomicBool,
     last: AtomicBool,
+    /// Bytes of its request's body, of known length, that have not been read from the stream.
+    body_bytes: AtomicU64,
     changed: Notify,
     /// It has had a response.
     answered: AtomicBool,
@@ -85,6 +87,7 @@ impl HttpConn {
             since_us: AtomicU64::default(),
             evicted: AtomicBool::default(),
             last: AtomicBool::default(),
+            body_bytes: AtomicU64::default(),
             changed: Notify::new(),
             answered: AtomicBool::default(),
             granted: AtomicBool::default(),
@@ -114,6 +117,21 @@ impl HttpConn {
         if matches!(self.progress(), Progress::New | Progress::Idle) {
             self.set(Progress::Head);
         }
+    }
+
+    /// A request head is complete; `body_bytes` is 0 for a chunked body.
+    pub(super) fn note_head(&self, has_body: bool, body_bytes: u64) {
+        self.set(if has_body { Progress::Body } else { Progress::Busy });
+        self.body_bytes.store(body_bytes, Ordering::Relaxed);
+    }
+
+    /// How many of the next `most` bytes of the stream are of the body of its request; they count
+    /// as read.
+    pub(super) fn take_body_bytes(&self, most: usize) -> usize {
+        let rest = self.body_bytes.load(Ordering::Relaxed);
+        let taken = rest.min(most as u64);
+        self.body_bytes.store(rest - taken, Ordering::Relaxed);
+        taken as usize
     }
 
     /// Whether it was closed to make room for another.

@@ -148,11 +148,9 @@ pub(super) async fn respond(
     conn: &Arc<HttpConn>,
     mut request: hyper::Request<Incoming>,
 ) -> Response<Body> {
-    let has_body = !request.body().is_end_stream();
     let (mut keeps, version) = (client_keeps(&request), request.version());
     // With `Expect: 100-continue`, hyper asks for the body as soon as somebody reads it.
     let expects_continue = request.headers().contains_key(EXPECT);
-    conn.set(if has_body { Progress::Body } else { Progress::Busy });
     request.extensions_mut().insert(conn.clone());
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body);

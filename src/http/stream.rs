@@ -1,16 +1,17 @@
 //! The byte stream under an HTTP connection, so that a socket can leave HTTP at any response.
 //!
 //! Owns the bytes that were read ahead of hyper, and the bytes that hyper writes once a request has
-//! been granted a hand-over: the shard sends those, after it has registered the connection. Never
-//! ends the sending side: hyper would be done while the rest of a response still waits for the
-//! socket.
+//! been granted a hand-over: the shard sends those, after it has registered the connection. hyper
+//! gets no byte of a request before it has answered the one in front, so that a request that has
+//! begun is seen. Never ends the sending side: hyper would be done while the rest of a response
+//! still waits for the socket.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::conn_table::HttpConn;
@@ -21,39 +22,66 @@ pub(super) struct HttpStream<I> {
     conn: Arc<HttpConn>,
     /// Read already, and not taken by hyper.
     ahead: Bytes,
+    /// Bytes of [`EMPTY_LINE`] that hyper has got last.
+    matched: usize,
     /// Written by hyper behind a granted hand-over.
     head: BytesMut,
 }
 
+/// Behind the head of a request, and behind a chunked body.
+const EMPTY_LINE: &[u8] = b"\r\n\r\n";
+
 impl<I> HttpStream<I> {
     pub(super) fn new(inner: I, conn: Arc<HttpConn>, ahead: Bytes) -> Self {
-        Self { inner, conn, ahead, head: BytesMut::new() }
+        Self { inner, conn, ahead, matched: 0, head: BytesMut::new() }
     }
 
-    /// The stream, the response head that the shard has to send, and what hyper has not taken of
-    /// the bytes that were read ahead.
+    /// The stream, the response head that the shard has to send, and what hyper has not got.
     pub(super) fn into_parts(self) -> (I, Bytes, Bytes) {
         (self.inner, self.head.freeze(), self.ahead)
     }
 }
 
+/// How many of the next `bytes` belong to the same request for sure: up to the end of a body of
+/// known length, else up to an empty line. An empty line inside a chunked body divides a read, no
+/// more. Nothing divides a request whose lines end without a carriage return.
+fn of_one_request(bytes: &[u8], matched: &mut usize, conn: &HttpConn) -> usize {
+    let length = conn.take_body_bytes(bytes.len());
+    if length > 0 {
+        *matched = 0;
+        return length;
+    }
+    for (index, &byte) in bytes.iter().enumerate() {
+        *matched = match byte == EMPTY_LINE[*matched] {
+            true => *matched + 1,
+            false => usize::from(byte == EMPTY_LINE[0]),
+        };
+        if *matched == EMPTY_LINE.len() {
+            *matched = 0;
+            return index + 1;
+        }
+    }
+    bytes.len()
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for HttpStream<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, conn, ahead, .. } = self.get_mut();
-        let before = buffer.filled().len();
+        let Self { inner, conn, ahead, matched, .. } = self.get_mut();
         if ahead.is_empty() {
-            let read = Pin::new(inner).poll_read(context, buffer);
-            if read.is_pending() {
-                return read;
+            let before = buffer.filled().len();
+            ready!(Pin::new(inner).poll_read(context, buffer))?;
+            let read = &buffer.filled()[before..];
+            if read.is_empty() {
+                return Poll::Ready(Ok(()));
             }
-            if buffer.filled().len() > before {
-                conn.note_input();
-            }
-            return read;
+            let length = of_one_request(read, matched, conn);
+            *ahead = Bytes::copy_from_slice(&read[length..]);
+            buffer.set_filled(before + length);
+        } else {
+            let most = ahead.len().min(buffer.remaining());
+            let length = of_one_request(&ahead[..most], matched, conn);
+            buffer.put_slice(&ahead.split_to(length));
         }
-        let length = ahead.len().min(buffer.remaining());
-        buffer.put_slice(&ahead[..length]);
-        ahead.advance(length);
         conn.note_input();
         Poll::Ready(Ok(()))
     }

@@ -8,8 +8,8 @@ use hydrant::settings::Config;
 use hydrant::wire::Frame;
 
 use crate::support::{
-    Answer, Client, HANDSHAKE, PATIENCE, Received, TestServer, begin, config, read_answer, read_answer_to, request,
-    two_ports,
+    Answer, Client, HANDSHAKE, PATIENCE, Received, TestServer, begin, config, masked, read_answer, read_answer_to,
+    request, two_ports,
 };
 
 #[test]
@@ -149,9 +149,14 @@ fn a_handshake_may_come_in_pieces_or_behind_another_request() {
     in_pieces.write_all(&handshake.as_bytes()[..20]).unwrap();
     let mut behind = TcpStream::connect(server.address).unwrap();
     let both = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n{handshake}");
-    behind.write_all(both.as_bytes()).unwrap();
+    // With a first message.
+    behind.write_all(&[both.as_bytes(), &masked(0x81, br#"{"event":"SUBSCRIBE","channel":"room"}"#)].concat()).unwrap();
     assert_eq!(read_answer(&mut behind).status, 200);
     assert_eq!(read_answer(&mut behind).status, 101);
+    assert_eq!(
+        Client { stream: behind.try_clone().unwrap() }.receive_text(),
+        r#"{"event":"SUBSCRIBED","channel":"room"}"#
+    );
     in_pieces.write_all(&handshake.as_bytes()[20..]).unwrap();
     assert_eq!(read_answer(&mut in_pieces).status, 101);
     assert_eq!(server.publish("room", b"x").matched, 2);
