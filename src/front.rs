@@ -32,8 +32,9 @@ use crate::net::BoundListener;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Sockets that a thread accepts before it handles the requests that have arrived.
 const ACCEPT_CHUNK: usize = 4;
-/// How long the last responses may take after the shards have ended.
-const LAST_RESPONSES: Duration = Duration::from_secs(1);
+/// How long the last requests and responses may take after the shards have ended: longer than HTTP
+/// connections take to end by themselves.
+const LAST_RESPONSES: Duration = Duration::from_secs(2);
 /// Time between two checks whether the last responses have left.
 const LAST_RESPONSES_INTERVAL: Duration = Duration::from_millis(2);
 /// The niceness of the front's threads, see `nice(2)`: the shards go first, because a request can

@@ -22,8 +22,8 @@ use std::hash::BuildHasher;
 use std::net::{IpAddr, TcpStream};
 use std::ops::AddAssign;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -228,8 +228,8 @@ pub struct Engine {
     addresses: Arc<Addresses>,
     /// The heap in bytes at the last sample, and the number of connections then.
     heap: (AtomicUsize, AtomicUsize),
-    /// The server is draining: it accepts nothing new.
-    draining: AtomicBool,
+    /// When the drain began: since then the server accepts nothing new.
+    draining_since: OnceLock<Instant>,
     drain_begun: Notify,
     /// Has new random keys in each process, so that no client can choose channel names that hit one
     /// shard.
@@ -254,7 +254,7 @@ impl Engine {
             publications: Counters::default(),
             addresses: Arc::default(),
             heap: Default::default(),
-            draining: AtomicBool::new(false),
+            draining_since: OnceLock::new(),
             drain_begun: Notify::new(),
             hasher: RandomState::new(),
         })
@@ -439,24 +439,23 @@ impl Engine {
     /// Whether the server is draining.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        // Acquire: pairs with the release in `drain`.
-        self.draining.load(Ordering::Acquire)
+        self.draining_since.get().is_some()
     }
 
-    /// Waits until the server drains.
-    pub async fn draining(&self) {
+    /// Waits until the server drains; returns when the drain began.
+    pub async fn draining(&self) -> Instant {
         let mut begun = pin!(self.drain_begun.notified());
         // From here on, no notification is missed.
         begun.as_mut().enable();
         if !self.is_draining() {
             begun.await;
         }
+        *self.draining_since.get_or_init(Instant::now)
     }
 
     /// Begins a drain: the server accepts nothing new.
     pub fn begin_drain(&self) {
-        // Release: pairs with the acquire in `is_draining`.
-        self.draining.store(true, Ordering::Release);
+        self.draining_since.get_or_init(Instant::now);
         self.drain_begun.notify_waiters();
     }
 

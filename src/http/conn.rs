@@ -40,6 +40,9 @@ const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an idle connection lives beyond the time that `Keep-Alive` announces: a request that
 /// was sent in time arrives.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(2);
+/// How long a drain waits for the next request of a kept connection, and for the rest of one that
+/// has begun: a publisher that sends one a second gets its last answer, with `Connection: close`.
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two tries to give a socket to a shard that has no room for it.
 const HAND_OVER_WAIT: Duration = Duration::from_millis(1);
 /// Largest publication, head and body together, that is read without hyper, in bytes.
@@ -123,11 +126,14 @@ where
     if !buffer.is_empty() {
         conn.note_input();
     }
+
     if let Next::End(last) = fast_requests(listener, conn, &mut stream, &mut buffer).await? {
         return end(stream, conn, last).await.map(|()| None);
     }
-    let Conversation { done, stream, head, leftover, last } =
-        converse(listener, conn, HttpStream::new(stream, conn.clone(), buffer.freeze())).await;
+    let begun = HttpStream::new(stream, conn.clone(), buffer.freeze());
+    let conversation = converse(listener, conn, begun).await;
+    let Conversation { done, head, leftover, last, .. } = conversation;
+    stream = conversation.stream;
     match (done, conn.take_grant()) {
         (Ok(()), Some(granted)) => Ok(Some(Upgrade { stream, head, leftover, granted })),
         (done, _) => {
@@ -271,7 +277,7 @@ async fn read_more<I: AsyncRead + Unpin>(stream: &mut I, buffer: &mut BytesMut) 
 enum Over {
     /// It was closed to make room.
     Evicted,
-    /// The server drains.
+    /// The server drains, and no request has come.
     Draining,
     /// Its request head, or its next request, has not arrived in time.
     Timeout,
@@ -285,7 +291,7 @@ fn deadline_timer(listener: &HttpListener) -> Sleep {
 
 /// Waits until a connection has to end.
 async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mut Sleep>) -> Over {
-    let deadline = || match conn.progress() {
+    let own_deadline = || match conn.progress() {
         Progress::New | Progress::Head => Some(conn.since() + listener.engine.live().handshake_timeout),
         Progress::Idle if !conn.ends_soon() => {
             Some(conn.since() + listener.engine.live().keep_alive_timeout + KEEP_ALIVE_GRACE)
@@ -293,33 +299,38 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mu
         _ => None,
     };
     let (mut evicted, mut draining) = (pin!(conn.evicted()), pin!(listener.engine.draining()));
+    let mut drain_deadline = None;
     poll_fn(|context| {
-        if !conn.ends_soon() {
-            if evicted.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Over::Evicted);
-            }
-            if draining.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Over::Draining);
-            }
+        let is_watched = !conn.ends_soon();
+        if is_watched && evicted.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Over::Evicted);
         }
-        let Some(deadline) = deadline() else { return Poll::Pending };
+        if drain_deadline.is_none()
+            && let Poll::Ready(since) = draining.as_mut().poll(context)
+        {
+            drain_deadline = Some(since + LAST_REQUEST_TIMEOUT);
+        }
+        // The response to a request that is being answered says that it is the last one.
+        let drain_deadline = drain_deadline.filter(|_| is_watched && conn.progress() != Progress::Busy);
+        let deadlines = [(own_deadline(), Over::Timeout), (drain_deadline, Over::Draining)];
+        let first = deadlines.into_iter().filter_map(|(deadline, over)| Some((deadline?, over)));
+        let Some((deadline, over)) = first.min_by_key(|&(deadline, _)| deadline) else { return Poll::Pending };
         loop {
             if timer.is_elapsed() || timer.deadline() > deadline {
                 timer.as_mut().reset(deadline);
             }
             ready!(timer.as_mut().poll(context));
             if Instant::now() >= deadline {
-                return Poll::Ready(Over::Timeout);
+                return Poll::Ready(over);
             }
         }
     })
     .await
 }
 
-/// The response to a request that has begun and is not whole. There is none behind earlier
-/// responses, which may not have left yet.
+/// The response to a request that has begun and is not whole. Every earlier response has left.
 fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<Answer> {
-    let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body) && conn.is_unanswered();
+    let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body);
     let answer = match over {
         _ if !has_begun => return None,
         Over::Timeout => {
@@ -380,7 +391,8 @@ where
             }
             (Progress::Busy, _) => conn.end_soon(),
             _ => {
-                last = last_words(listener, conn, over);
+                // Earlier responses of hyper's may not have left yet.
+                last = if conn.is_unanswered() { last_words(listener, conn, over) } else { None };
                 break Ok(());
             }
         }
@@ -479,6 +491,18 @@ mod tests {
             stream
         });
         assert!(output.starts_with("HTTP/1.1 408 "), "{output}");
+        assert!(in_time().contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn half_a_request_behind_a_response_is_answered_with_408() {
+        let (output, took) = serve_with(|mut stream| async move {
+            let both = b"POST /publish?x=1 HTTP/1.1\r\nContent-Length: 0\r\n\r\nPOST /publish HTTP/1.1\r\nHos";
+            stream.write_all(both).await.unwrap();
+            stream
+        });
+        let answers: Vec<_> = output.matches("HTTP/1.1 400 ").chain(output.matches("HTTP/1.1 408 ")).collect();
+        assert_eq!(answers.len(), 2, "{output}");
         assert!(in_time().contains(&took), "{took:?}");
     }
 

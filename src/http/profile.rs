@@ -117,7 +117,7 @@ pub(super) async fn profile(
     drop(request);
     let profile = tokio::select! {
         profile = profile => profile,
-        () = listener.engine.draining() => return draining(),
+        _ = listener.engine.draining() => return draining(),
         () = conn.ended() => return text(StatusCode::BAD_REQUEST, "the client did not wait for its profile"),
     };
     match profile {

@@ -126,6 +126,41 @@ fn an_idle_http_connection_does_not_hold_up_a_drain() {
 }
 
 #[test]
+fn a_drain_answers_the_next_request_of_a_kept_connection_and_then_closes_it() {
+    use std::io::Write;
+
+    let mut binary = Binary::start(&["--drain-timeout", "1h"]);
+    // One that is answered without hyper, and one of hyper's.
+    let publication = "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi";
+    let other = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut kept: Vec<_> = [(publication, 503), (other, 200)]
+        .into_iter()
+        .flat_map(|(request, status)| {
+            // Of the next request, nothing arrives before the drain, or the beginning.
+            [0, 20].map(|before| {
+                let mut stream = begin(binary.address, request.as_bytes());
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let answer = crate::support::read_answer(&mut stream);
+                assert_eq!((answer.status / 100, answer.header("connection")), (2, None));
+                stream.write_all(&request.as_bytes()[..before]).unwrap();
+                (stream, &request[before..], status)
+            })
+        })
+        .collect();
+    binary.signal(libc::SIGTERM);
+    binary.wait_for_line("draining");
+    for (stream, rest, _) in &mut kept {
+        stream.write_all(rest.as_bytes()).unwrap();
+    }
+    for (stream, rest, status) in &mut kept {
+        let answer = crate::support::read_answer(stream);
+        assert_eq!((answer.status, answer.header("connection")), (*status, Some("close")), "{rest}");
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    }
+    assert_eq!(binary.wait().code(), Some(0));
+}
+
+#[test]
 fn a_request_for_statistics_does_not_hold_up_a_drain() {
     use std::io::Write;
 
