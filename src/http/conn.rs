@@ -126,19 +126,25 @@ where
     if !buffer.is_empty() {
         conn.note_input();
     }
-
-    if let Next::End(last) = fast_requests(listener, conn, &mut stream, &mut buffer).await? {
-        return end(stream, conn, last).await.map(|()| None);
-    }
-    let begun = HttpStream::new(stream, conn.clone(), buffer.freeze());
-    let conversation = converse(listener, conn, begun).await;
-    let Conversation { done, head, leftover, last, .. } = conversation;
-    stream = conversation.stream;
-    match (done, conn.take_grant()) {
-        (Ok(()), Some(granted)) => Ok(Some(Upgrade { stream, head, leftover, granted })),
-        (done, _) => {
-            end(stream, conn, last).await?;
-            done.map_err(io::Error::other).map(|()| None)
+    loop {
+        if let Next::End(last) = fast_requests(listener, conn, &mut stream, &mut buffer).await? {
+            return end(stream, conn, last).await.map(|()| None);
+        }
+        let begun = HttpStream::new(stream, conn.clone(), buffer.freeze());
+        let conversation = converse(listener, conn, begun).await;
+        let Conversation { done, head, leftover, was_idle, last, .. } = conversation;
+        stream = conversation.stream;
+        match (done, conn.take_grant()) {
+            (Ok(()), Some(granted)) => return Ok(Some(Upgrade { stream, head, leftover, granted })),
+            (Ok(()), None) if was_idle && conn.has_unread() => {
+                // The next request has arrived while hyper ended: it is the last one.
+                conn.set(Progress::Head);
+                buffer = BytesMut::from(leftover);
+            }
+            (done, _) => {
+                end(stream, conn, last).await?;
+                return done.map_err(io::Error::other).map(|()| None);
+            }
         }
     }
 }
@@ -249,6 +255,8 @@ where
                 conn.end_soon();
                 conn.set(Progress::Head);
             }
+            // Every earlier response has left. Between the look above and the end of the sending
+            // side there is no await: a request that arrives in between is lost.
             _ => return Ok(Next::End(last_words(listener, conn, over))),
         }
     }
@@ -351,6 +359,8 @@ struct Conversation<I> {
     head: Bytes,
     /// Bytes that the client has sent behind its last request.
     leftover: Bytes,
+    /// It was idle for too long, and no request has come.
+    was_idle: bool,
     /// The last response, if one is still to be sent.
     last: Option<Answer>,
 }
@@ -372,7 +382,7 @@ where
         .max_headers(listener.engine.live().headers_max)
         .max_buf_size(listener.engine.live().header_bytes_max)
         .serve_connection(TokioIo::new(stream), service);
-    let mut last = None;
+    let (mut last, mut was_idle) = (None, false);
     let mut timer = pin!(deadline_timer(listener));
     let done = loop {
         let over = tokio::select! {
@@ -387,6 +397,7 @@ where
             }
             (Progress::Idle, _) => {
                 conn.end_soon();
+                was_idle = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
             (Progress::Busy, _) => conn.end_soon(),
@@ -403,7 +414,7 @@ where
     let Parts { io, read_buf, .. } = connection.into_parts();
     let (stream, head, ahead) = io.into_inner().into_parts();
     let leftover = if ahead.is_empty() { read_buf } else { [read_buf, ahead].concat().into() };
-    Conversation { done, stream, head, leftover, last }
+    Conversation { done, stream, head, leftover, was_idle, last }
 }
 
 /// Until a connection of hyper's is done and its last byte has left. Behind a request for an

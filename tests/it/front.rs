@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hydrant::admission::Rejection;
 use hydrant::origin::AllowedOrigins;
@@ -243,4 +243,43 @@ fn a_kept_connection_is_closed_later_than_announced() {
         std::thread::sleep(Duration::from_millis(40));
     }
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "in the end it is closed");
+}
+
+#[test]
+fn a_request_around_the_end_of_an_idle_connection_is_answered_unless_the_end_has_come() {
+    const CLIENTS: u32 = 800;
+    const STEP: Duration = Duration::from_micros(100);
+    /// The time beyond the announced one.
+    const GRACE: Duration = Duration::from_secs(2);
+    let keep_alive_timeout = Duration::from_millis(10);
+    let server = TestServer::start(Config { keep_alive_timeout, ..config() });
+    // One that is answered without hyper, and one of hyper's.
+    let requests = [
+        "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ];
+    let open = |number: u32| {
+        let request = requests[number as usize % 2];
+        let mut stream = begin(server.address, request.as_bytes());
+        read_answer(&mut stream);
+        let end = Instant::now() + keep_alive_timeout + GRACE;
+        (stream, request, end + number * STEP - CLIENTS / 2 * STEP)
+    };
+    let kept: Vec<_> = (0..CLIENTS).map(open).collect();
+    let mut sent = Vec::new();
+    for (mut stream, request, moment) in kept {
+        std::thread::sleep((moment - STEP).saturating_duration_since(Instant::now()));
+        while Instant::now() < moment {}
+        stream.set_nonblocking(true).unwrap();
+        // A client that sees the end opens another connection.
+        if stream.peek(&mut [0]).is_err() && stream.write_all(request.as_bytes()).is_ok() {
+            stream.set_nonblocking(false).unwrap();
+            sent.push(stream);
+        }
+    }
+    let number = sent.len();
+    let is_lost = |stream: &mut TcpStream| stream.read(&mut [0; 1024]).unwrap_or(0) == 0;
+    let lost = sent.into_iter().filter_map(|mut stream| is_lost(&mut stream).then_some(())).count();
+    // The request and the end can cross on their way.
+    assert!(lost * 50 <= number, "{lost} of {number} lost");
 }
