@@ -11,6 +11,9 @@
 //! - At the bound, `disconnect` queues nothing and reports [`Offered::overflow`]; `drop-newest`
 //!   queues the frames that still fit, from the front; `drop-oldest` drops the frames that have
 //!   waited longest until the rest fits.
+//! - An answer to a client's own message is never dropped while the client is connected: it has room
+//!   beyond the bound, and the connection ends when answers alone fill that
+//!   ([`Bound::of_answers`]).
 //! - Every offered frame is counted in its channel's counters: as delivered when the kernel has
 //!   taken its last byte, or as dropped with a reason.
 //!
@@ -89,7 +92,23 @@ pub struct Bound {
     pub policy: SlowPolicy,
 }
 
+/// Bytes of answers that may wait for a client beyond its bound, under a policy that drops: a few
+/// hundred of them.
+pub const ANSWERS_BYTES_MAX: usize = 64 * 1024;
+
 impl Bound {
+    /// The bound for answers. A client that sends and does not read reaches it, and is closed.
+    #[must_use]
+    pub fn of_answers(self) -> Self {
+        match self.policy {
+            SlowPolicy::Disconnect => self,
+            SlowPolicy::DropNewest | SlowPolicy::DropOldest => {
+                let bytes_max = self.bytes_max.saturating_add(ANSWERS_BYTES_MAX);
+                Self { bytes_max, policy: SlowPolicy::Disconnect }
+            }
+        }
+    }
+
     /// Most bytes of one batch: never more than an empty backlog holds, so that a burst closes no
     /// client that reads.
     #[must_use]
@@ -209,19 +228,23 @@ impl Outbox {
         }
     }
 
-    /// Drops whole frames from the front, except a partly written one, until at most `bytes_max`
-    /// bytes wait.
+    /// Drops whole frames from the front, except answers and a partly written one, until at most
+    /// `bytes_max` bytes wait.
     fn drop_oldest(&mut self, bytes_max: usize) {
-        let started = self.split_started_frame();
+        let mut oldest = self.split_started_frame();
         while self.bytes() > bytes_max {
-            let Some(entry) = self.data.get_mut(started) else { break };
+            let Some(entry) = self.data.get_mut(oldest) else { break };
+            if entry.batch.is_answer() {
+                oldest += 1;
+                continue;
+            }
             let next = entry.batch.end_of_frame_at(entry.start);
             entry.batch.counters().dropped(DropReason::Slow, 1);
             self.data_bytes -= next - entry.start;
             self.data_frames -= 1;
             entry.start = next;
             if entry.start == entry.end {
-                self.data.remove(started);
+                self.data.remove(oldest);
             }
         }
     }
@@ -478,6 +501,38 @@ mod tests {
         assert_eq!(drain(&mut outbox, 100), [&a.as_bytes()[48..], b"\x81\x62", f.as_bytes()].concat());
         let totals = final_totals(&counters);
         assert_eq!((totals.delivered, totals.dropped_slow), (2, 4));
+    }
+
+    #[test]
+    fn no_policy_drops_an_answer() {
+        for (policy, right) in [(SlowPolicy::DropNewest, "abcXY"), (SlowPolicy::DropOldest, "XYf")] {
+            let counters = Rc::default();
+            let mut outbox = Outbox::default();
+            let tight = bound(3 * (3 + ENTRY_BYTES), policy);
+            for message in ["a", "b", "c"] {
+                outbox.offer(&batch(&counters, &[message]), 0, tight);
+            }
+            for text in ["X", "Y"] {
+                counters.matched(1);
+                let answer = Rc::new(Batch::answer(Frame::text(text), counters.clone()));
+                let offered = outbox.offer(&answer, 0, tight.of_answers());
+                assert_eq!((offered.queued, offered.overflow), (0..1, false), "{policy:?}");
+            }
+            for message in ["d", "e", "f"] {
+                outbox.offer(&batch(&counters, &[message]), 0, tight);
+            }
+            let sent = drain(&mut outbox, 100);
+            let texts: String = sent.chunks(3).map(|frame| char::from(frame[2])).collect();
+            assert_eq!(texts, right, "{policy:?}");
+            assert_eq!(final_totals(&counters).delivered as usize, right.len());
+        }
+        let tight = bound(0, SlowPolicy::DropOldest);
+        let long = Frame::text(&"x".repeat(ANSWERS_BYTES_MAX));
+        let answer = Rc::new(Batch::answer(long, Rc::default()));
+        assert!(
+            Outbox::default().offer(&answer, 0, tight.of_answers()).overflow,
+            "beyond its room, it ends the client"
+        );
     }
 
     #[test]

@@ -30,6 +30,8 @@ use crate::wire::Batch;
 
 /// Frames that a `mailbox` connection's queue holds, beside the bound in bytes.
 pub const MAILBOX_FRAMES_MAX: usize = 1024;
+/// Answers for which it has room when it holds so many; see [`Bound::of_answers`].
+const ANSWERS_MAX: usize = 256;
 
 /// One waiting message.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ impl QueuedFrame {
 pub struct Mailbox {
     sender: mpsc::Sender<QueuedFrame>,
     receiver: RefCell<mpsc::Receiver<QueuedFrame>>,
+    /// An answer in front of the queue: it was the oldest when room was needed, and is not dropped.
+    front: Cell<Option<QueuedFrame>>,
     bytes: Cell<usize>,
     /// Whether the task has taken a message that it has not finished.
     in_flight: Cell<bool>,
@@ -60,22 +64,24 @@ impl Mailbox {
     /// Queues the messages of `batch`, within `bound`.
     pub fn offer(&self, batch: &Rc<Batch>, bound: Bound) -> Offered {
         let mut offered = Offered::default();
+        let kept_free = if batch.is_answer() { 0 } else { ANSWERS_MAX };
         for index in 0..batch.frames() {
             let bytes = batch.wire_bytes(index);
-            while self.bytes.get() + bytes > bound.bytes_max || self.sender.capacity() == 0 {
-                match bound.policy {
-                    SlowPolicy::DropOldest => {
-                        let Some(oldest) = self.take() else { break };
-                        oldest.batch.counters().dropped(DropReason::Slow, 1);
-                        if Rc::ptr_eq(&oldest.batch, batch) {
-                            offered.queued.start += 1;
-                        }
+            while self.bytes.get() + bytes > bound.bytes_max || self.sender.capacity() <= kept_free {
+                let oldest = (bound.policy == SlowPolicy::DropOldest).then(|| self.take_message()).flatten();
+                let Some(oldest) = oldest else {
+                    if bound.policy == SlowPolicy::DropOldest && !self.has_front() {
+                        // Nothing is left to drop.
+                        break;
                     }
-                    SlowPolicy::Disconnect | SlowPolicy::DropNewest => {
-                        batch.counters().dropped(DropReason::Slow, (batch.frames() - index) as u64);
-                        offered.overflow = bound.policy == SlowPolicy::Disconnect;
-                        return offered;
-                    }
+                    // Behind an answer in front, the newest are dropped under either policy.
+                    batch.counters().dropped(DropReason::Slow, (batch.frames() - index) as u64);
+                    offered.overflow = bound.policy == SlowPolicy::Disconnect;
+                    return offered;
+                };
+                oldest.batch.counters().dropped(DropReason::Slow, 1);
+                if Rc::ptr_eq(&oldest.batch, batch) {
+                    offered.queued.start += 1;
                 }
             }
             if self.sender.try_send(QueuedFrame { batch: batch.clone(), index }).is_err() {
@@ -106,7 +112,7 @@ impl Mailbox {
 
     /// Number of messages that wait or are being written.
     pub fn frames(&self) -> u64 {
-        self.receiver.borrow().len() as u64 + u64::from(self.in_flight.get())
+        self.receiver.borrow().len() as u64 + u64::from(self.in_flight.get()) + u64::from(self.has_front())
     }
 
     /// Bytes and messages that wait; a message that is being written counts as a message, not in
@@ -117,7 +123,7 @@ impl Mailbox {
 
     /// Whether a message waits for the task itself: no frame of the task waits for the socket.
     pub(super) fn is_due(&self) -> bool {
-        !self.in_flight.get() && !self.receiver.borrow().is_empty()
+        !self.in_flight.get() && (self.has_front() || !self.receiver.borrow().is_empty())
     }
 
     /// Wakes the task: the socket may have room.
@@ -128,13 +134,34 @@ impl Mailbox {
     }
 
     fn take(&self) -> Option<QueuedFrame> {
-        let queued = self.receiver.borrow_mut().try_recv().ok()?;
+        let queued = self.front.take().or_else(|| self.receiver.borrow_mut().try_recv().ok())?;
         self.bytes.set(self.bytes.get() - queued.bytes());
         Some(queued)
     }
 
+    /// As [`Mailbox::take`], unless it is an answer.
+    fn take_message(&self) -> Option<QueuedFrame> {
+        let queued = self.take()?;
+        if !queued.batch.is_answer() {
+            return Some(queued);
+        }
+        self.bytes.set(self.bytes.get() + queued.bytes());
+        self.front.set(Some(queued));
+        None
+    }
+
+    fn has_front(&self) -> bool {
+        let front = self.front.take();
+        let has_front = front.is_some();
+        self.front.set(front);
+        has_front
+    }
+
     async fn receive(&self) -> Option<QueuedFrame> {
         let queued = poll_fn(|context| {
+            if let Some(front) = self.front.take() {
+                return Poll::Ready(Some(front));
+            }
             let polled = self.receiver.borrow_mut().poll_recv(context);
             if polled.is_pending() {
                 // Closing the receiver does not wake its task.
@@ -151,10 +178,11 @@ impl Mailbox {
 /// Adds a mailbox to `connection`; the returned future writes its messages until the connection is
 /// abandoned.
 pub fn open<S: Socket + 'static>(connection: &Rc<Connection<S>>) -> impl Future<Output = ()> + use<S> {
-    let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX);
+    let (sender, receiver) = mpsc::channel(MAILBOX_FRAMES_MAX + ANSWERS_MAX);
     connection.set_writer(WriterKind::Mailbox(Mailbox {
         sender,
         receiver: RefCell::new(receiver),
+        front: Cell::default(),
         bytes: Cell::default(),
         in_flight: Cell::default(),
         ended: Cell::default(),

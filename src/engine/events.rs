@@ -152,9 +152,9 @@ impl Shard {
     /// Sends a frame to one client, after all earlier frames.
     pub(super) fn answer(&self, connection: &Rc<Conn>, frame: Frame) {
         connection.catch_up();
-        let batch = Rc::new(Batch::new(&[frame], self.answers.clone()));
+        let batch = Rc::new(Batch::answer(frame, self.answers.clone()));
         let bound = match connection.role {
-            Role::Events => self.bound(),
+            Role::Events => self.bound().of_answers(),
             // An echo connection is not read while its answers wait, so the size of one read is the
             // bound.
             Role::Echo => Bound { bytes_max: usize::MAX, ..self.bound() },

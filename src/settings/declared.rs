@@ -284,7 +284,8 @@ settings! {
     }
 
     /// How the server treats a client whose backlog is full: it closes the client with 1013, or it
-    /// drops and counts the newest or the oldest messages.
+    /// drops and counts the newest or the oldest messages. Answers to the client's own events are
+    /// never dropped: a client that sends events and does not read is closed.
     slow: SlowPolicy = parse_choice["disconnect"] {
         flag: "slow", group: Group::SlowClients, unit: "disconnect|drop-newest|drop-oldest",
     }

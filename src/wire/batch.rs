@@ -26,6 +26,7 @@ pub struct Batch {
     /// Where each frame ends; the last one is the length of the batch.
     ends: Box<[u32]>,
     counters: Rc<DeliveryCounters>,
+    is_answer: bool,
 }
 
 impl Batch {
@@ -55,8 +56,20 @@ impl Batch {
         Self::of(bytes, ends, counters)
     }
 
+    /// The answer to a message of one client, which no policy drops.
+    #[must_use]
+    pub fn answer(frame: Frame, counters: Rc<DeliveryCounters>) -> Self {
+        Self { is_answer: true, ..Self::new(&[frame], counters) }
+    }
+
     fn of(bytes: Bytes, ends: Box<[u32]>, counters: Rc<DeliveryCounters>) -> Self {
-        Self { bytes: bytes.into(), pages: RefCell::default(), ends, counters }
+        Self { bytes: bytes.into(), pages: RefCell::default(), ends, counters, is_answer: false }
+    }
+
+    /// Whether it answers a message of one client.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        self.is_answer
     }
 
     /// Moves the bytes into the pages that `hold` returns for them; with `None` they stay on the

@@ -181,6 +181,46 @@ fn control_frames_go_ahead_of_a_backlog() {
 }
 
 #[test]
+fn answers_are_not_dropped_with_messages() {
+    for fanout in STRATEGIES {
+        for slow in [SlowPolicy::DropNewest, SlowPolicy::DropOldest] {
+            let (server, mut stalled, _quick, _) = after_all_messages(fanout, slow);
+            stalled.text(r#"{"event":"SUBSCRIBE","channel":"mark"}"#);
+            stalled.text(r#"{"event":"DANCE"}"#);
+            stalled.text(r#"{"event":"UNSUBSCRIBE","channel":"room"}"#);
+            let publish = || server.publish("room", message(0).as_bytes());
+            until(|| (publish().matched == 1).then_some(()), || "they were not read".to_owned());
+            // Of these, more arrive than its backlog holds.
+            for text in (0..MESSAGES).map(message) {
+                server.publish("mark", text.as_bytes());
+            }
+            let mut answers = Vec::new();
+            while answers.len() < 3 {
+                let text = stalled.receive_text();
+                answers.extend((text.len() != 1024).then_some(text));
+            }
+            for (answer, right) in answers.iter().zip(["SUBSCRIBED", "UNKNOWN_EVENT", "UNSUBSCRIBED"]) {
+                assert!(answer.contains(&format!("\"{right}\"")), "{fanout:?} {slow:?}: {answers:?}");
+            }
+            // A client that sends and does not read is closed in the end.
+            let mut sender = Client::connect_narrow(server.address, "/ws");
+            sender.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            server.wait_for_connections(3);
+            let event = masked(0x81, br#"{"event":"DANCE"}"#).repeat(50);
+            until(
+                || {
+                    let failed = std::io::Write::write_all(&mut sender.stream, &event).is_err();
+                    (failed || server.engine.registry.len() == 2).then_some(())
+                },
+                || format!("{fanout:?} {slow:?}: it is still there"),
+            );
+            server.wait_for_connections(2);
+            assert_eq!(server.stats().closed[CloseReason::Slow as usize], 1, "{fanout:?} {slow:?}");
+        }
+    }
+}
+
+#[test]
 fn a_close_without_an_answer_is_aborted() {
     let server = TestServer::start(Config { close_timeout: Duration::from_millis(100), ..config() });
     let mut silent = server.client("/ws");
