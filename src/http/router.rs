@@ -192,8 +192,8 @@ pub(super) async fn publish_directly(
     answer
 }
 
-/// Whether the client lets the connection go on behind this request (RFC 9112, section 9.3). It
-/// never says yes where hyper says no.
+/// Whether the client lets the connection go on behind this request (RFC 9112, section 9.3). hyper
+/// agrees, except that it ends the connection behind a request with two lengths, which it hides.
 pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {
     let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let (mut closes, mut keeps) = (false, request.version() >= Version::HTTP_11);
