@@ -22,10 +22,19 @@ pub(super) struct HttpStream<I> {
     conn: Arc<HttpConn>,
     /// Read already, and not taken by hyper.
     ahead: Bytes,
-    /// Bytes of [`EMPTY_LINE`] that hyper has got last.
-    matched: usize,
+    division: Division,
     /// Written by hyper behind a granted hand-over.
     head: BytesMut,
+}
+
+/// Finds the place where the bytes of one request end, at the latest.
+#[derive(Default)]
+struct Division {
+    /// Bytes of [`EMPTY_LINE`] that were the last ones.
+    matched: usize,
+    /// Something else than line ends has come since the last end. hyper looks at its whole buffer
+    /// again for each piece that it gets, so line ends alone are no piece.
+    has_begun: bool,
 }
 
 /// Behind the head of a request, and behind a chunked body.
@@ -33,7 +42,7 @@ const EMPTY_LINE: &[u8] = b"\r\n\r\n";
 
 impl<I> HttpStream<I> {
     pub(super) fn new(inner: I, conn: Arc<HttpConn>, ahead: Bytes) -> Self {
-        Self { inner, conn, ahead, matched: 0, head: BytesMut::new() }
+        Self { inner, conn, ahead, division: Division::default(), head: BytesMut::new() }
     }
 
     /// The stream, the response head that the shard has to send, and what hyper has not got.
@@ -42,31 +51,36 @@ impl<I> HttpStream<I> {
     }
 }
 
-/// How many of the next `bytes` belong to the same request for sure: up to the end of a body of
-/// known length, else up to an empty line. An empty line inside a chunked body divides a read, no
-/// more. Nothing divides a request whose lines end without a carriage return.
-fn of_one_request(bytes: &[u8], matched: &mut usize, conn: &HttpConn) -> usize {
-    let length = conn.take_body_bytes(bytes.len());
-    if length > 0 {
-        *matched = 0;
-        return length;
-    }
-    for (index, &byte) in bytes.iter().enumerate() {
-        *matched = match byte == EMPTY_LINE[*matched] {
-            true => *matched + 1,
-            false => usize::from(byte == EMPTY_LINE[0]),
-        };
-        if *matched == EMPTY_LINE.len() {
-            *matched = 0;
-            return index + 1;
+impl Division {
+    /// How many of the next `bytes` belong to the same request for sure: up to the end of a body of
+    /// known length, else up to an empty line. An empty line inside a chunked body divides a read,
+    /// no more. Nothing divides a request whose lines end without a carriage return.
+    fn of_one_request(&mut self, bytes: &[u8], conn: &HttpConn) -> usize {
+        let length = conn.take_body_bytes(bytes.len());
+        if length > 0 {
+            *self = Self::default();
+            return length;
         }
+        for (index, &byte) in bytes.iter().enumerate() {
+            self.matched = match byte == EMPTY_LINE[self.matched] {
+                true => self.matched + 1,
+                false => usize::from(byte == EMPTY_LINE[0]),
+            };
+            self.has_begun |= self.matched == 0;
+            if self.matched == EMPTY_LINE.len() {
+                self.matched = 0;
+                if std::mem::take(&mut self.has_begun) {
+                    return index + 1;
+                }
+            }
+        }
+        bytes.len()
     }
-    bytes.len()
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for HttpStream<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, conn, ahead, matched, .. } = self.get_mut();
+        let Self { inner, conn, ahead, division, .. } = self.get_mut();
         if ahead.is_empty() {
             let before = buffer.filled().len();
             ready!(Pin::new(inner).poll_read(context, buffer))?;
@@ -74,12 +88,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for HttpStream<I> {
             if read.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let length = of_one_request(read, matched, conn);
+            let length = division.of_one_request(read, conn);
             *ahead = Bytes::copy_from_slice(&read[length..]);
             buffer.set_filled(before + length);
         } else {
             let most = ahead.len().min(buffer.remaining());
-            let length = of_one_request(&ahead[..most], matched, conn);
+            let length = division.of_one_request(&ahead[..most], conn);
             buffer.put_slice(&ahead.split_to(length));
         }
         conn.note_input();
@@ -103,5 +117,40 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for HttpStream<I> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::conn_table::Peer;
+
+    /// The pieces that hyper gets of `bytes`.
+    fn pieces(mut bytes: &[u8]) -> Vec<&[u8]> {
+        let conn = HttpConn::new(-1, Peer::default(), None);
+        let mut division = Division::default();
+        let mut pieces = Vec::new();
+        while !bytes.is_empty() {
+            let (piece, rest) = bytes.split_at(division.of_one_request(bytes, &conn));
+            pieces.push(piece);
+            bytes = rest;
+        }
+        pieces
+    }
+
+    #[test]
+    fn each_request_is_a_piece() {
+        let (first, second) = (&b"GET / HTTP/1.1\r\nA: b\r\n\r\n"[..], &b"GET /x HTTP/1.1\r\n\r\n"[..]);
+        assert_eq!(pieces(&[first, second, b"GET"].concat()), [first, second, b"GET"]);
+        assert_eq!(pieces(b"a\r\r\n\r\nb"), [&b"a\r\r\n\r\n"[..], b"b"]);
+        assert_eq!(pieces(b"a\n\nb"), [&b"a\n\nb"[..]]);
+    }
+
+    #[test]
+    fn line_ends_alone_are_no_piece() {
+        let line_ends = b"\r\n".repeat(5_000);
+        assert_eq!(pieces(&line_ends), [&line_ends[..]]);
+        let behind = [&b"\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n"].concat();
+        assert_eq!(pieces(&behind), [&behind[..]]);
     }
 }
