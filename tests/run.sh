@@ -69,12 +69,21 @@ mkdir -p $run
 export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 TIMEFORMAT='%R %U %S'
 
+# Ends at the first command that fails, also in a function.
+strictly() (
+  set -e
+  "$@"
+)
+
 # step NAME COMMAND…: runs a command, its output goes to the log. A failure ends the lane.
 step() {
-  local name=$1 status=0
+  local name=$1 status
   shift
   echo "$name" >"$run/$lane.now"
-  { time "$@" >"$run/$name.log" 2>&1 </dev/null || status=$?; } 2>"$run/$name.time"
+  set +e
+  { time strictly "$@" >"$run/$name.log" 2>&1 </dev/null; } 2>"$run/$name.time"
+  status=$?
+  set -e
   if [ $status != 0 ]; then
     { printf '\n== %s has failed (exit code %s): %s\n' "$name" $status "$*"; tail -n 100 "$run/$name.log"; } >&2
     exit 1

@@ -11,11 +11,11 @@ use std::mem::take;
 use std::rc::Rc;
 
 use arbitrary::Arbitrary;
-use hydrant::settings::SlowPolicy;
 use hydrant::metrics::{DeliveryCounters, DropReason, Totals};
 use hydrant::outbox::{Bound, ENTRY_BYTES, Offered, Outbox, Write};
 use hydrant::pages::PAGES_SUBSCRIBERS_MIN;
 use hydrant::pages::PagePool;
+use hydrant::settings::SlowPolicy;
 use hydrant::wire::frame::header_bytes;
 use hydrant::wire::{Batch, Frame};
 use libfuzzer_sys::fuzz_target;

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use hydrant::settings::Config;
 use hydrant::engine::publication::{Accepted, ChannelName, Origin, Publication, PublishError};
 use hydrant::engine::{Engine, Item};
 use hydrant::http::{HttpListener, serve_alone};
+use hydrant::settings::Config;
 use hydrant::wire::frame::header_bytes;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
