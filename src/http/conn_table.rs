@@ -55,6 +55,13 @@ pub(super) struct Peer {
     pub(super) is_trusted_proxy: bool,
 }
 
+impl Peer {
+    /// Whether it is on this machine: at a loopback address, or on a Unix socket.
+    pub(super) fn is_local(&self) -> bool {
+        self.address.is_none_or(|address| address.to_canonical().is_loopback())
+    }
+}
+
 /// One HTTP connection.
 #[derive(Debug)]
 pub(super) struct HttpConn {

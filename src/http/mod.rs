@@ -79,7 +79,8 @@ impl HttpListener {
     fn with_origin_policy<T>(&self, peer: Peer, ask: impl FnOnce(&OriginPolicy<'_>) -> T) -> T {
         let live = self.engine.live();
         let (loopback, trusted_proxy) = (self.config.loopback, peer.is_trusted_proxy);
-        ask(&OriginPolicy { allowed: &live.allow_origin, loopback, trusted_proxy })
+        let local_peer = peer.is_local();
+        ask(&OriginPolicy { allowed: &live.allow_origin, loopback, trusted_proxy, local_peer })
     }
 
     fn routes(self: &Arc<Self>) -> &Routes {

@@ -35,6 +35,8 @@ pub struct OriginPolicy<'a> {
     pub loopback: bool,
     /// The peer is a proxy of `--trusted-proxy`.
     pub trusted_proxy: bool,
+    /// The peer has a loopback address, or none (Unix sockets).
+    pub local_peer: bool,
 }
 
 /// A page may not do what it asks for: 403.
@@ -70,9 +72,10 @@ pub enum OriginError {
         /// The origin, escaped and shortened.
         origin: String,
     },
-    /// The host that was asked for may be another machine's.
+    /// The client may be on another machine, by its address or by the host that it asked for.
     #[error(
-        "without a token this route answers to this machine only: ask for localhost, or set --token or HYDRANT_TOKEN"
+        "without a token this route answers to this machine only: ask for localhost on it, or set --token or \
+         HYDRANT_TOKEN"
     )]
     NotThisMachine,
 }
@@ -142,9 +145,10 @@ impl OriginPolicy<'_> {
     }
 
     /// Whether a request **without a token** may publish or use an admin route, at a server that
-    /// has no token. The caller has checked that only this machine can connect. The pages that may
-    /// are those of the host that was asked for and those that `--allow-origin` names by their
-    /// host; `*`, `null` and `file://` can be any page.
+    /// has no token. The caller has checked that the listener is of this machine only. The address
+    /// of the peer counts as well: the kernel may redirect connections to loopback (DNAT). The
+    /// pages that may are those of the host that was asked for and those that `--allow-origin`
+    /// names by their host; `*`, `null` and `file://` can be any page.
     ///
     /// # Errors
     /// Why not, and what to set.
@@ -153,7 +157,7 @@ impl OriginPolicy<'_> {
             Some(header) => Some(parse(header)?),
             None => None,
         };
-        if !is_for_this_machine(uri, headers) {
+        if !self.local_peer || !is_for_this_machine(uri, headers) {
             return Err(OriginError::NotThisMachine);
         }
         match origin {
@@ -248,6 +252,7 @@ mod tests {
         patterns: &'a [&'a str],
         loopback: bool,
         trusted_proxy: bool,
+        foreign_peer: bool,
     }
 
     impl Case<'_> {
@@ -265,8 +270,8 @@ mod tests {
                 headers.append(ORIGIN, HeaderValue::from_bytes(origin.as_bytes()).unwrap());
             }
             let allowed = AllowedOrigins::parse(self.patterns).unwrap();
-            let (loopback, trusted_proxy) = (self.loopback, self.trusted_proxy);
-            ask(OriginPolicy { allowed: &allowed, loopback, trusted_proxy }, &headers)
+            let (loopback, trusted_proxy, local_peer) = (self.loopback, self.trusted_proxy, !self.foreign_peer);
+            ask(OriginPolicy { allowed: &allowed, loopback, trusted_proxy, local_peer }, &headers)
         }
 
         fn connect(self, origins: &[&str]) -> Result<(), OriginError> {
@@ -278,8 +283,14 @@ mod tests {
         }
     }
 
-    const PUBLIC: Case<'_> =
-        Case { host: "a.com", forwarded_host: None, patterns: &[], loopback: false, trusted_proxy: false };
+    const PUBLIC: Case<'_> = Case {
+        host: "a.com",
+        forwarded_host: None,
+        patterns: &[],
+        loopback: false,
+        trusted_proxy: false,
+        foreign_peer: false,
+    };
     const LOCAL: Case<'_> = Case { host: "localhost:3000", loopback: true, ..PUBLIC };
 
     #[test]
@@ -376,6 +387,15 @@ mod tests {
         // Not even if a trusted proxy says so: the proxy is open to the world.
         let proxied = Case { host: "a.com", forwarded_host: Some("localhost:3000"), trusted_proxy: true, ..LOCAL };
         assert_eq!(proxied.publish(&["http://localhost:3000"]), Err(OriginError::NotThisMachine));
+    }
+
+    #[test]
+    fn without_a_token_no_peer_of_another_machine_publishes() {
+        let redirected = Case { foreign_peer: true, ..LOCAL };
+        for origins in [&[][..], &["http://localhost:3000"]] {
+            assert_eq!(redirected.publish(origins), Err(OriginError::NotThisMachine), "{origins:?}");
+            assert_eq!(redirected.connect(origins), Ok(()), "subscribing needs no token");
+        }
     }
 
     #[test]

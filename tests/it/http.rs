@@ -1,11 +1,12 @@
 //! HTTP routes: the answer of each, and the requests that each rejects.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use hydrant::engine::publication::{ChannelName, Origin, Publication, PublishError};
 use hydrant::settings::Config;
 use hydrant::wire::Frame;
+use socket2::{Domain, Socket, Type};
 
 use crate::support::{
     Answer, Client, HANDSHAKE, PATIENCE, Received, TestServer, begin, config, masked, read_answer, read_answer_to,
@@ -334,4 +335,23 @@ fn the_metrics_show_the_delivery_counters() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
+}
+
+#[test]
+fn a_peer_of_another_address_may_not_publish_without_a_token() {
+    // Any address of this machine but loopback, as after DNAT; no packet leaves for it.
+    let outward = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    let Some(outward) = outward.ok().filter(|address| !address.ip().is_loopback()) else { return };
+    let server = TestServer::start(two_ports());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(outward.ip(), 0).into()).unwrap();
+    socket.connect(&server.addresses[1].into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx").unwrap();
+    let answer = read_answer(&mut stream);
+    assert!(answer.status == 403 && answer.body.contains("this machine only"), "{answer:?}");
+    assert_eq!(request(server.addresses[1], "POST", "/publish", &[], b"x").status, 202);
 }
