@@ -117,7 +117,8 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
     let (is_trusted_proxy, has_proxy_header) = {
         let live = listener.engine.live();
         let is_trusted = address.is_some_and(|address| peer::is_trusted(address, &live.trusted_proxy));
-        (is_trusted, is_trusted && live.proxy_protocol)
+        // Publishers and scrapers on the proxy's own machine connect to an admin-only listener.
+        (is_trusted, is_trusted && live.proxy_protocol && listener.config.websockets)
     };
     if has_proxy_header {
         tokio::spawn(conn::serve_proxied(listener.clone(), stream));

@@ -118,9 +118,10 @@ settings! {
         flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK", form: Form::List, reloads: true,
     }
 
-    /// Every connection from a `--trusted-proxy` begins with a header of the PROXY protocol,
-    /// version 1 or 2, with the client's address. The server closes a connection from there without
-    /// the header.
+    /// Expect a header of the PROXY protocol, version 1 or 2, at the beginning of each connection
+    /// from a `--trusted-proxy`. The server takes the client's address from it, and closes a
+    /// connection from there without the header. A port for administration alone expects no header:
+    /// a proxy in front of it must not send one.
     proxy_protocol: bool = parse_switch["false"] {
         flag: "proxy-protocol", group: Group::Proxies, form: Form::Switch, reloads: true,
     }

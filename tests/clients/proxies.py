@@ -77,7 +77,7 @@ backend clients
   server one {clients} {checked} {send}
 backend admin
   {reuse}
-  server one {admin} {checked} {send}
+  server one {admin} {checked}
 {pages_backend}
 """
 

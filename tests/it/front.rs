@@ -61,6 +61,20 @@ fn the_proxy_protocol_names_the_client() {
 }
 
 #[test]
+fn a_port_for_administration_alone_expects_no_proxy_header() {
+    let trusted_proxy = vec!["127.0.0.0/8".parse().unwrap()];
+    let server = TestServer::start(Config { trusted_proxy, proxy_protocol: true, ..two_ports() });
+    let admin = server.addresses[1];
+    assert_eq!(request(admin, "POST", "/publish", &[], b"x").status, 202);
+    assert_eq!(request(admin, "GET", "/metrics", &[], b"").status, 200);
+    // A header is no request there, so it cannot make its client local.
+    let head = "PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\nPOST /publish HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    assert_eq!(read_answer(&mut begin(admin, head.as_bytes())).status, 400);
+    let mut without = begin(server.address, handshake(&[]).as_bytes());
+    assert_eq!(without.read(&mut [0; 64]).unwrap_or_default(), 0, "clients' ports still expect it");
+}
+
+#[test]
 fn a_page_of_an_allowed_origin_publishes_and_reads_the_answer() {
     let allow_origin = AllowedOrigins::parse(&["https://app.example"]).unwrap();
     let server = TestServer::start(Config { allow_origin, ..two_ports() });
