@@ -61,6 +61,28 @@ fn the_proxy_protocol_names_the_client() {
 }
 
 #[test]
+fn behind_the_proxy_protocol_headers_of_another_trusted_proxy_count() {
+    let server = TestServer::start(Config {
+        trusted_proxy: ["127.0.0.1", "198.51.100.0/24"].map(|network| network.parse().unwrap()).into(),
+        proxy_protocol: true,
+        per_address_max: NonZeroUsize::new(1),
+        ..config()
+    });
+    let ask = |from: &str, headers: &[&str]| {
+        let head = format!("PROXY TCP4 {from} 192.0.2.9 1 2\r\n{}", handshake(headers));
+        let mut stream = begin(server.address, head.as_bytes());
+        (read_answer(&mut stream).status, stream)
+    };
+    let cdn = |client: &str| ask("198.51.100.7", &[&format!("X-Forwarded-For: {client}")]);
+    let (first, second, other) = (cdn("192.0.2.1"), cdn("192.0.2.1"), cdn("192.0.2.2"));
+    assert_eq!((first.0, second.0, other.0), (101, 429, 101));
+    let direct = ["192.0.2.3", "192.0.2.4"].map(|spoofed| ask("203.0.113.5", &[&format!("Forwarded: for={spoofed}")]));
+    assert_eq!(direct.each_ref().map(|(status, _)| *status), [101, 429], "a client may not name its address");
+    let page = |from: &str| ask(from, &["Origin: https://a.example", "X-Forwarded-Host: a.example"]).0;
+    assert_eq!((page("198.51.100.8"), page("203.0.113.6")), (101, 403));
+}
+
+#[test]
 fn a_port_for_administration_alone_expects_no_proxy_header() {
     let trusted_proxy = vec!["127.0.0.0/8".parse().unwrap()];
     let server = TestServer::start(Config { trusted_proxy, proxy_protocol: true, ..two_ports() });
