@@ -99,8 +99,10 @@ settings! {
         flag: "admin-listen", group: Group::Listen, unit: "ADDRESS",
     }
 
-    /// Allows publishing without a token also beyond loopback, and on a port that clients share.
-    /// Without this flag, the server rejects such publications.
+    /// Allows publishing and administration without a token, also beyond loopback and on a port that
+    /// clients share. Pages in browsers may then publish if they may connect: with
+    /// `--allow-origin '*'`, the pages of every site. Without this flag, the server rejects such
+    /// requests.
     open: bool = parse_switch["false"] {
         flag: "open", group: Group::Listen, form: Form::Switch,
     }

@@ -131,6 +131,16 @@ fn every_origin_does_not_open_publishing_without_a_token() {
 }
 
 #[test]
+fn an_open_server_lets_pages_publish_that_may_connect() {
+    let page = ["Origin: https://evil.example"];
+    let status = |allowed: &[&str]| {
+        let server = TestServer::start(Config { allow_origin: AllowedOrigins::parse(allowed).unwrap(), ..config() });
+        request(server.address, "POST", "/publish", &page, b"x").status
+    };
+    assert_eq!([&[][..], &["https://evil.example"], &["*"]].map(status), [403, 202, 202]);
+}
+
+#[test]
 fn pages_of_this_machine_subscribe_and_do_not_publish() {
     let server = TestServer::start(two_ports());
     let page = ["Origin: http://localhost:5173"];
