@@ -54,7 +54,8 @@ pub(super) fn moved(target: &Target, head: &Head<'_>) -> Result<Option<Target>, 
 /// Memory figures of a server, in bytes.
 #[derive(Clone, Copy, Deserialize)]
 pub(super) struct MemoryFigures {
-    pub(super) allocated_bytes: u64,
+    /// Not every allocator tells it.
+    pub(super) allocated_bytes: Option<u64>,
     pub(super) rss_bytes: u64,
 }
 

@@ -169,8 +169,8 @@ pub struct ProcessFigures {
 /// Growth of the server's memory for each connection, in bytes, by its own account.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct MemoryGrowth {
-    /// Heap in use.
-    pub heap_bytes_per_connection: i64,
+    /// Heap in use, if the server's allocator tells it.
+    pub heap_bytes_per_connection: Option<i64>,
     /// Resident memory.
     pub rss_bytes_per_connection: i64,
 }

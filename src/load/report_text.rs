@@ -156,8 +156,9 @@ impl fmt::Display for Report {
             }
         }
         if let Some(memory) = &self.memory {
-            let (heap, rss) = (signed(memory.heap_bytes_per_connection), signed(memory.rss_bytes_per_connection));
-            row("bytes per connection", format!("{heap} of heap, {rss} of resident memory, by /debug/mem"))?;
+            let heap = memory.heap_bytes_per_connection.map(|bytes| format!("{} of heap, ", signed(bytes)));
+            let (heap, rss) = (heap.unwrap_or_default(), signed(memory.rss_bytes_per_connection));
+            row("bytes per connection", format!("{heap}{rss} of resident memory, by /debug/mem"))?;
         }
         let client = &self.client;
         let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };

@@ -138,7 +138,10 @@ fn run_fanout(options: &Options, command: &str) -> Result<Report, LoadError> {
     let growth = |before: u64, with: u64| server_sample::per_connection((before, with), connections);
     let memory = memory_before.zip(memory).and_then(|(before, with)| {
         Some(MemoryGrowth {
-            heap_bytes_per_connection: growth(before.allocated_bytes, with.allocated_bytes)?,
+            heap_bytes_per_connection: before
+                .allocated_bytes
+                .zip(with.allocated_bytes)
+                .and_then(|(before, with)| growth(before, with)),
             rss_bytes_per_connection: growth(before.rss_bytes, with.rss_bytes)?,
         })
     });
