@@ -67,6 +67,8 @@ rm -rf $run
 mkdir -p $run
 # Every crate is compiled once here: what rustc would keep for the next time costs time.
 export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
+# Most tests wait most of their time.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
 TIMEFORMAT='%R %U %S'
 
 # Ends at the first command that fails, also in a function.
@@ -116,7 +118,7 @@ debug_lane() {
   step loom check_interleavings
   step test-mimalloc cargo test --quiet --lib --test it --no-default-features --features mimalloc
   # jemalloc as ARM binaries have it, with a real server; its C code is compiled once more.
-  step test-pages-64k env JEMALLOC_SYS_WITH_LG_PAGE=16 cargo test --quiet --lib --test it --no-default-features --features jemalloc mem
+  step test-pages-64k env JEMALLOC_SYS_WITH_LG_PAGE=16 cargo test --quiet --test it --no-default-features --features jemalloc mem
   # The test profile: figures have no meaning here, and five optimised programs take long to link.
   step benches cargo test --quiet --benches -- --test
   step test-doc cargo test --quiet --doc
