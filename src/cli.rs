@@ -20,7 +20,7 @@ pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
 use crate::server::{Server, ServerError};
-use crate::settings::{self, Config, Flags, Loaded, Reload};
+use crate::settings::{self, Flags, Loaded, Reload};
 
 /// Most log lines that wait to be written; further ones are dropped. Each takes 32 bytes and its
 /// text.
@@ -150,8 +150,8 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     mem::sample_heap(loaded.config.heap_sample);
     abort_on_panic();
     let clients_max = clients_of_open_files();
-    loaded.config.connections_max = within_open_files(&loaded.config, clients_max);
-    warn_of_short_secret(&loaded.config);
+    loaded.config.connections_max = within_open_files(&loaded, clients_max);
+    warn_of_short_secret(&loaded);
     let reloader = Reloader { flags: flags.clone(), loaded, level: level_handle, clients_max };
     match serve_until_signal(reloader) {
         Ok(()) => ExitCode::SUCCESS,
@@ -198,20 +198,24 @@ fn clients_of_open_files() -> usize {
 }
 
 /// Warns of a secret for tokens that can be guessed.
-fn warn_of_short_secret(config: &Config) {
+fn warn_of_short_secret(loaded: &Loaded) {
+    let config = &loaded.config;
     if config.subscriber_key.as_ref().is_some_and(TokenKey::is_short) {
+        let name = loaded.name_of(if config.jwt_secret.is_some() { "jwt-secret" } else { "jwt-secret-file" });
         tracing::warn!(
-            "--jwt-secret is shorter than {SECRET_BYTES_MIN} bytes, so it can be guessed from one token: set a longer one"
+            "{name}: the secret is shorter than {SECRET_BYTES_MIN} bytes, so it can be guessed from one token: set a \
+             longer one"
         );
     }
 }
 
 /// The bound of connections that open files allow; a larger one gets a warning.
-fn within_open_files(config: &Config, clients_max: usize) -> usize {
-    let wanted = config.connections_max;
+fn within_open_files(loaded: &Loaded, clients_max: usize) -> usize {
+    let wanted = loaded.config.connections_max;
     if wanted != usize::MAX && wanted > clients_max {
+        let name = loaded.name_of("max-connections");
         tracing::warn!(
-            "--max-connections {wanted} is more than the {clients_max} clients that the limit of open files allows: raise it (ulimit -n)"
+            "{name}: {wanted} is more than the {clients_max} clients that the limit of open files allows: raise it (ulimit -n)"
         );
     }
     wanted.min(clients_max)
@@ -339,8 +343,8 @@ impl Reloader {
             Ok(reload) => reload,
             Err(error) => return tracing::error!("not reloaded, all settings stay as they are: {error}"),
         };
-        loaded.config.connections_max = within_open_files(&loaded.config, self.clients_max);
-        warn_of_short_secret(&loaded.config);
+        loaded.config.connections_max = within_open_files(&loaded, self.clients_max);
+        warn_of_short_secret(&loaded);
         // It fails only without a log.
         let _ = self.level.reload(LevelFilter::from(loaded.config.log));
         engine.reload(loaded.config.clone());
@@ -372,6 +376,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::settings::Config;
 
     #[test]
     fn signals_within_a_second_are_one() {

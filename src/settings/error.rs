@@ -121,13 +121,20 @@ pub enum SettingsError {
     },
     /// A certificate or its key cannot be used.
     #[cfg(feature = "tls")]
-    #[error("--tls-cert and --tls-key: {0}")]
-    Tls(#[from] crate::tls::TlsError),
+    #[error("{cert} and {key}: {source}")]
+    Tls {
+        /// The certificate's setting, as the user named it.
+        cert: String,
+        /// The key's setting, as the user named it.
+        key: String,
+        /// The error.
+        source: crate::tls::TlsError,
+    },
     /// The file of `--config` cannot be read.
-    #[error("--config {}: {source}: name a readable file", path.display())]
+    #[error("{written}: {source}: name a readable file")]
     ConfigFile {
-        /// Its path.
-        path: PathBuf,
+        /// The flag or the variable, and the path.
+        written: String,
         /// The kernel's error.
         source: io::Error,
     },

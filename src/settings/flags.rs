@@ -14,8 +14,8 @@ const CONFIG: &str = "config";
 /// more.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
-    /// The file of `--config`.
-    pub(super) file: Option<PathBuf>,
+    /// The file of `--config`, and whether a flag or a variable names it.
+    pub(super) file: Option<(PathBuf, Origin)>,
     /// Each with its origin; a list's texts are joined with commas.
     pub(super) written: Vec<(&'static Setting, String, Origin)>,
 }
@@ -80,7 +80,11 @@ impl FromArgMatches for Flags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.file = matches.get_one::<PathBuf>(CONFIG).cloned();
+        let origin = match matches.value_source(CONFIG) {
+            Some(ValueSource::EnvVariable) => Origin::Variable(variable(CONFIG)),
+            _ => Origin::Flag,
+        };
+        self.file = matches.get_one::<PathBuf>(CONFIG).map(|path| (path.clone(), origin));
         for setting in SETTINGS {
             let origin = match matches.value_source(setting.flag) {
                 Some(ValueSource::CommandLine) => Origin::Flag,

@@ -29,6 +29,15 @@ impl Effective {
     fn written(&self) -> Written {
         Written::new(self.setting, &self.text, &self.origin)
     }
+
+    /// Its flag, variable or key, whichever the user wrote.
+    fn name(&self) -> String {
+        match &self.origin {
+            Origin::Flag | Origin::Default => format!("--{}", self.setting.flag),
+            Origin::Variable(name) => name.clone(),
+            Origin::File { path, line, key } => format!("{}:{line}: {key}", path.display()),
+        }
+    }
 }
 
 /// Settings that work together.
@@ -49,8 +58,12 @@ const ALTERNATIVES: [&[&str]; 2] = [&["token", "token-file"], &["jwt-secret", "j
 /// One line that names the flag, the variable or the line of the file that the user wrote.
 pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
     let in_file = match &flags.file {
-        Some(path) => {
-            let failed = |source| SettingsError::ConfigFile { path: path.clone(), source };
+        Some((path, origin)) => {
+            let written = match origin {
+                Origin::Variable(name) => format!("{name}={}", path.display()),
+                _ => format!("--config {}", path.display()),
+            };
+            let failed = |source| SettingsError::ConfigFile { written, source };
             file::parse(&fs::read_to_string(path).map_err(failed)?, path)?
         }
         None => Vec::new(),
@@ -79,6 +92,15 @@ pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
 }
 
 impl Loaded {
+    /// The flag, the variable or the key that the user wrote for a setting, to name it in an error.
+    ///
+    /// # Panics
+    /// When there is no such flag.
+    #[must_use]
+    pub fn name_of(&self, flag: &str) -> String {
+        self.of(flag).name()
+    }
+
     /// The effective value of a flag.
     fn of(&self, flag: &str) -> &Effective {
         self.effective.iter().find(|effective| effective.setting.flag == flag).expect("every setting has a value")
@@ -129,7 +151,13 @@ impl Loaded {
         .map(|key| key.with_leeway(self.config.token_leeway));
         #[cfg(feature = "tls")]
         match (&self.config.tls_cert, &self.config.tls_key) {
-            (Some(cert), Some(key)) => self.config.tls = Some(Tls::load(cert, key)?.into()),
+            (Some(cert), Some(key)) => {
+                let failed = |source| {
+                    let (cert, key) = (self.name_of("tls-cert"), self.name_of("tls-key"));
+                    SettingsError::Tls { cert, key, source }
+                };
+                self.config.tls = Some(Tls::load(cert, key).map_err(failed)?.into());
+            }
             (None, None) => {}
             (cert, _) => {
                 let (given, missing) = if cert.is_some() { ("tls-cert", "tls-key") } else { ("tls-key", "tls-cert") };

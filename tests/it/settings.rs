@@ -120,8 +120,39 @@ fn an_error_names_what_the_user_wrote() {
     assert_eq!(run(&["config", "check", "--token", "a"], &[("HYDRANT_TOKEN_FILE", "/nowhere")]).0, 0);
     assert!(error(&folder.0, &[], &[]).starts_with("error: --config FILE: Is a directory"));
     assert!(error(&folder.0.join("none"), &[], &[]).starts_with("error: --config FILE: No such file"));
+    let (_, _, err) = run(&["config", "check"], &[("HYDRANT_CONFIG", "/nowhere")]);
+    assert!(err.starts_with("error: HYDRANT_CONFIG=/nowhere: No such file"), "{err}");
     let (code, _, err) = run(&["--tikc", "3s"], &[]);
     assert!(code == 64 && err.contains("--tick"), "{err}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn an_error_of_a_certificate_names_both_settings_as_the_user_wrote_them() {
+    let folder = Folder::new("certificate");
+    let file = folder.file("h.toml", "\ntls_key = \"/nowhere\"\n");
+    let with = |arguments: &[&str], variables: &[(&str, &str)]| error(&file, arguments, variables);
+    let by_variable = with(&[], &[("HYDRANT_TLS_CERT", "/nowhere")]);
+    let begin = "error: HYDRANT_TLS_CERT and FILE:2: tls_key: cannot read a certificate";
+    assert!(by_variable.starts_with(begin), "{by_variable}");
+    let by_flag = with(&["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], &[]);
+    assert!(by_flag.starts_with("error: --tls-cert and --tls-key: cannot read a certificate"), "{by_flag}");
+}
+
+#[test]
+fn a_warning_names_what_the_user_wrote() {
+    let folder = Folder::new("warnings");
+    let secret = folder.file("secret", "short");
+    let text = format!("jwt_secret_file = {secret:?}\nmax_connections = 1_000_000_000\n");
+    let file = folder.file("h.toml", &text);
+    let path = file.to_str().unwrap();
+    let mut binary = Binary::start(&["--shards", "1", "--config", path]);
+    for warning in [":1: jwt_secret_file: the secret is shorter than", ":2: max_connections: 1000000000 is more than"] {
+        let named = binary.seen.iter().any(|line| line.contains(&format!("{path}{warning}")));
+        assert!(named, "{warning}: {:?}", binary.seen);
+    }
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
 }
 
 #[test]
