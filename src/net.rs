@@ -14,10 +14,8 @@ use std::{env, fmt, fs, process};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::engine::READ_BYTES;
-use crate::settings::{Config, ListenAddress, ListenerConfig};
+use crate::settings::{Config, FIRST_PASSED_FD, ListenAddress, ListenerConfig};
 
-/// The first descriptor that systemd passes (`sd_listen_fds(3)`).
-const FIRST_PASSED_FD: RawFd = 3;
 /// Connections that the kernel completes and queues for the front.
 pub const LISTEN_BACKLOG: i32 = 4096;
 

@@ -145,11 +145,13 @@ impl HostOrigin {
     }
 }
 
-/// `localhost`, a name below it (RFC 6761, section 6.3), or a loopback address.
-fn is_loopback_host(host: &str) -> bool {
+/// Whether a host is this machine by its name: `localhost`, a name below it, or a loopback address.
+/// Browsers resolve names below `localhost` themselves and nobody can register one (RFC 6761,
+/// section 6.3), so DNS rebinding cannot use them.
+pub(crate) fn is_loopback_host(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    let named = host == "localhost" || host.ends_with(".localhost");
-    named || address.is_ok_and(|address| address.to_canonical().is_loopback())
+    let is_named = host.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost"));
+    is_named || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// One value of `--allow-origin`.

@@ -5,13 +5,11 @@
 //! visitors' browsers, and restrict no other client. Owns the rules; [`crate::origin`] compares
 //! origins. Never knows a token: the caller checks it first.
 
-use std::net::IpAddr;
-
 use hyper::header::{FORWARDED, HOST, HeaderName, HeaderValue, ORIGIN, VIA};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Uri};
 
-use crate::origin::{AllowedOrigins, Origin, shown};
+use crate::origin::{AllowedOrigins, Origin, is_loopback_host, shown};
 
 /// The host that a client asked a proxy for.
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -236,9 +234,7 @@ fn is_this_machine(authority: &Authority) -> bool {
     if !port.is_empty() && !port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit())) {
         return false;
     }
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    is_loopback_host(authority.host())
 }
 
 #[cfg(test)]
@@ -411,13 +407,22 @@ mod tests {
     fn only_this_machine_has_a_loopback_name() {
         let path = Uri::from_static("/publish");
         let is = |host: &str| is_for_this_machine(&path, &HeaderMap::from_iter([(HOST, host.parse().unwrap())]));
-        for own in ["localhost", "LOCALHOST:3000", "127.0.0.1", "127.1.2.3:80", "[::1]:3000", "[::ffff:127.0.0.1]"] {
+        for own in [
+            "localhost",
+            "LOCALHOST:3000",
+            "app.Localhost:3000",
+            "127.0.0.1",
+            "127.1.2.3:80",
+            "[::1]:3000",
+            "[::ffff:127.0.0.1]",
+        ] {
             assert!(is(own), "{own}");
         }
         for other in [
             "",
             "a.com",
             "localhost.a.com",
+            "xlocalhost",
             "127.0.0.1.a.com",
             "10.0.0.1:80",
             "[::2]",

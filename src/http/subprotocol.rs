@@ -8,6 +8,8 @@
 use hyper::HeaderMap;
 use hyper::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 
+use crate::settings::is_subprotocol;
+
 /// The subprotocol behind which an offer carries a token.
 pub const BEARER: &str = "bearer";
 
@@ -59,7 +61,7 @@ pub fn choose<'a>(headers: &'a HeaderMap, configured: &[String]) -> Result<Chose
         let value = value.to_str().map_err(|_| SubprotocolError::Name)?;
         // A list may have empty elements (RFC 9110, section 5.6.1.2).
         for name in value.split(',').map(|name| name.trim_matches([' ', '\t'])).filter(|name| !name.is_empty()) {
-            if !is_name(name) {
+            if !is_subprotocol(name) {
                 return Err(SubprotocolError::Name);
             }
             offered.push(name);
@@ -82,13 +84,6 @@ pub fn choose<'a>(headers: &'a HeaderMap, configured: &[String]) -> Result<Chose
         listed.or_else(|| offered.iter().find(|&&name| name == BEARER))
     };
     Ok(Chosen { subprotocol: subprotocol.copied(), token })
-}
-
-/// Whether a client may offer this name, and so whether it may be configured: a token of RFC 9110,
-/// section 5.6.2.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn has_repetition(names: &[&str]) -> bool {

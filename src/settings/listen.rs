@@ -7,8 +7,10 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::origin::is_loopback_host;
+
 /// The first descriptor that systemd passes to a service (`sd_listen_fds(3)`).
-const FIRST_PASSED_FD: RawFd = 3;
+pub(crate) const FIRST_PASSED_FD: RawFd = 3;
 
 /// One address of `--listen`, `--tls-listen` or `--admin-listen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl ListenAddress {
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Ip(address) => address.ip().to_canonical().is_loopback(),
-            Self::Name { host, .. } => host.eq_ignore_ascii_case("localhost"),
+            Self::Name { host, .. } => is_loopback_host(host),
             Self::Unix(_) => true,
             Self::Any { .. } | Self::Systemd | Self::Fd(_) => false,
         }
@@ -159,7 +161,9 @@ mod tests {
 
     #[test]
     fn loopback_is_this_machine() {
-        for text in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "3000", "unix:/a"] {
+        for text in
+            ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "a.localhost:1", "3000", "unix:/a"]
+        {
             assert!(text.parse::<ListenAddress>().unwrap().is_loopback(), "{text}");
         }
         for text in ["0.0.0.0:1", "[::]:1", ":1", "example.com:1", "systemd", "fd:3"] {

@@ -23,11 +23,12 @@ pub use check::{ConfigError, FRAME_EXTRA_BYTES};
 pub use declared::{Config, SETTINGS};
 pub use error::{FileError, Origin, SettingsError};
 pub use flags::{Flags, misspelt_variables};
+pub(crate) use listen::FIRST_PASSED_FD;
 pub use listen::ListenAddress;
 pub use load::{Effective, Loaded, load};
 pub use print::template;
 pub use reload::Reload;
-pub use value::{Network, Secret, parse_bytes, parse_duration};
+pub use value::{Network, Secret, is_subprotocol, parse_bytes, parse_duration};
 
 /// One setting, however the user writes it.
 #[derive(Debug)]

@@ -174,11 +174,17 @@ pub(super) fn parse_origins(text: &str) -> Result<AllowedOrigins, String> {
     AllowedOrigins::parse(&parse_texts(text)).map_err(|error| error.to_string())
 }
 
-/// Names of subprotocols: tokens of HTTP (RFC 6455, section 4.1; RFC 9110, section 5.6.2).
+/// Whether a text can be the name of a subprotocol: a token of HTTP (RFC 6455, section 4.1; RFC
+/// 9110, section 5.6.2).
+#[must_use]
+pub fn is_subprotocol(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// Names of subprotocols.
 pub(super) fn parse_subprotocols(text: &str) -> Result<Vec<String>, String> {
     let names = parse_texts(text);
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    match names.iter().find(|name| name.is_empty() || !name.bytes().all(is_token)) {
+    match names.iter().find(|name| !is_subprotocol(name)) {
         Some(wrong) => Err(format!("{wrong:?} is no subprotocol: write for example chat.v1")),
         None => Ok(names),
     }
