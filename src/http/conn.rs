@@ -83,8 +83,7 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
         }
     };
     // In a chain of proxies, the header names the one before, and that one's headers count.
-    let is_trusted_proxy =
-        address.is_some_and(|address| peer::is_trusted(address, &listener.engine.live().trusted_proxy));
+    let is_trusted_proxy = address.is_some() && peer::is_trusted(address, &listener.engine.live().trusted_proxy);
     let peer = Peer { address, is_trusted_proxy };
     match super::permit_address(&listener, peer) {
         Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new()).await,

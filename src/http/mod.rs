@@ -116,7 +116,7 @@ impl HttpListener {
 pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: Option<IpAddr>) {
     let (is_trusted_proxy, has_proxy_header) = {
         let live = listener.engine.live();
-        let is_trusted = address.is_some_and(|address| peer::is_trusted(address, &live.trusted_proxy));
+        let is_trusted = peer::is_trusted(address, &live.trusted_proxy);
         // Publishers and scrapers on the proxy's own machine connect to an admin-only listener.
         (is_trusted, is_trusted && live.proxy_protocol && listener.config.websockets)
     };

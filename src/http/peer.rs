@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::settings::Network;
+use crate::settings::TrustedProxy;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Longest header of the PROXY protocol that is read, in bytes: version 2 with a few extensions.
@@ -24,13 +24,13 @@ const PROXY_HEADER_BYTES_MAX: usize = 1024;
 /// Time between two checks of a header of the PROXY protocol that arrives in pieces.
 const PROXY_HEADER_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Whether `address` is that of a trusted proxy.
-pub(super) fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
-    trusted.iter().any(|network| network.contains(address))
+/// Whether a peer at `address`, or at a Unix socket, is a trusted proxy.
+pub(super) fn is_trusted(address: Option<IpAddr>, trusted: &[TrustedProxy]) -> bool {
+    trusted.iter().any(|proxy| proxy.is(address))
 }
 
 /// The client's address by the headers of a trusted proxy; `None` if they name none.
-pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[Network]) -> Option<IpAddr> {
+pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[TrustedProxy]) -> Option<IpAddr> {
     let values = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let mut chain: Vec<_> = values(FORWARDED).flat_map(|value| value.split(',')).map(forwarded_element).collect();
     if chain.is_empty() {
@@ -42,7 +42,7 @@ pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[Network]) -> Option<
     for hop in chain.into_iter().rev() {
         let Some(hop) = hop else { break };
         nearest = Some(hop);
-        if !is_trusted(hop, trusted) {
+        if !is_trusted(nearest, trusted) {
             break;
         }
     }
@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    fn networks(texts: &[&str]) -> Vec<Network> {
+    fn networks(texts: &[&str]) -> Vec<TrustedProxy> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 

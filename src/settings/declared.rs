@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::value::{
-    Network, Secret, parse_bytes, parse_bytes_or_none, parse_choice, parse_cores, parse_count, parse_count_or_any,
+    Secret, TrustedProxy, parse_bytes, parse_bytes_or_none, parse_choice, parse_cores, parse_count, parse_count_or_any,
     parse_duration, parse_duration_or_none, parse_heap_sample, parse_level, parse_limit, parse_list, parse_optional,
     parse_origins, parse_path, parse_rate, parse_secret, parse_subprotocols, parse_switch,
 };
@@ -87,7 +87,9 @@ settings! {
     /// the flag. Forms: `127.0.0.1:3000`; `localhost:3000` for every address of the name; `3000`
     /// for that port of 127.0.0.1; `:3000` for that port of every address of the machine;
     /// `unix:/run/hydrant.sock`; `systemd` or `fd:3` for a socket that systemd passes. With port 0
-    /// the kernel chooses, and the log names the port.
+    /// the kernel chooses, and the log names the port. The umask of the server decides which users
+    /// may connect to a `unix:` socket (007: its user and group); for a socket that systemd passes,
+    /// `SocketMode` does.
     listen: Vec<ListenAddress> = parse_list["127.0.0.1:3000"] {
         flag: "listen", group: Group::Listen, unit: "ADDRESS", form: Form::List,
     }
@@ -113,11 +115,11 @@ settings! {
         flag: "http-threads", group: Group::Listen, unit: "COUNT", form: Form::Number,
     }
 
-    /// Trusted proxies: networks such as `10.0.0.0/8`, or addresses. Behind one of them, limits and
-    /// logs use the client's address from `Forwarded` or `X-Forwarded-For`, and the server compares
-    /// the origin of a page with `X-Forwarded-Host`.
-    trusted_proxy: Vec<Network> = parse_list[""] {
-        flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK", form: Form::List, reloads: true,
+    /// Trusted proxies: networks such as `10.0.0.0/8`, addresses, or `unix` for every peer of a Unix
+    /// socket. Behind one of them, limits and logs use the client's address from `Forwarded` or
+    /// `X-Forwarded-For`, and the server compares the origin of a page with `X-Forwarded-Host`.
+    trusted_proxy: Vec<TrustedProxy> = parse_list[""] {
+        flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK|unix", form: Form::List, reloads: true,
     }
 
     /// Expect a header of the PROXY protocol, version 1 or 2, at the beginning of each connection

@@ -28,7 +28,7 @@ pub use listen::ListenAddress;
 pub use load::{Effective, Loaded, load};
 pub use print::template;
 pub use reload::Reload;
-pub use value::{Network, Secret, is_subprotocol, parse_bytes, parse_duration};
+pub use value::{Secret, TrustedProxy, is_subprotocol, parse_bytes, parse_duration};
 
 /// One setting, however the user writes it.
 #[derive(Debug)]

@@ -145,27 +145,38 @@ pub(super) fn parse_list<T: FromStr<Err = String>>(text: &str) -> Result<Vec<T>,
     text.split(',').map(|item| item.trim().parse()).collect()
 }
 
-/// A network of proxies: `10.0.0.0/8`, or one address.
+/// Proxies whose headers count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network(ipnet::IpNet);
+pub enum TrustedProxy {
+    /// Those of a network: `10.0.0.0/8`, or one address.
+    Network(ipnet::IpNet),
+    /// `unix`: every peer of a Unix socket.
+    Unix,
+}
 
-impl Network {
-    /// Whether the address belongs to it; an IPv4 address that is written as IPv6 counts as IPv4.
+impl TrustedProxy {
+    /// Whether a peer belongs to them; `None` is one of a Unix socket. An IPv4 address that is
+    /// written as IPv6 counts as IPv4.
     #[must_use]
-    pub fn contains(&self, address: std::net::IpAddr) -> bool {
-        self.0.contains(&address.to_canonical())
+    pub fn is(&self, peer: Option<std::net::IpAddr>) -> bool {
+        match (self, peer) {
+            (Self::Network(network), Some(address)) => network.contains(&address.to_canonical()),
+            (Self::Unix, None) => true,
+            _ => false,
+        }
     }
 }
 
-impl FromStr for Network {
+impl FromStr for TrustedProxy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "unix" {
+            return Ok(Self::Unix);
+        }
         let address = text.parse().map(|address: std::net::IpAddr| ipnet::IpNet::from(address.to_canonical()));
-        address
-            .or_else(|_| text.parse())
-            .map(Self)
-            .map_err(|_| format!("{text:?} is no network: write for example 10.0.0.0/8, 192.168.1.7 or fd00::/8"))
+        let wrong = |_| format!("{text:?} is no network: write for example 10.0.0.0/8, 192.168.1.7, fd00::/8 or unix");
+        address.or_else(|_| text.parse()).map(Self::Network).map_err(wrong)
     }
 }
 
@@ -252,13 +263,20 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_a_prefix_or_an_address() {
-        let contains =
-            |network: &str, address: &str| network.parse::<Network>().unwrap().contains(address.parse().unwrap());
+    fn a_trusted_proxy_is_a_network_an_address_or_unix() {
+        let contains = |text: &str, address: &str| {
+            let trusted: TrustedProxy = text.parse().unwrap();
+            assert_eq!(trusted.is(None), text == "unix");
+            trusted.is(Some(address.parse().unwrap()))
+        };
         assert!(contains("10.0.0.0/8", "10.1.2.3") && contains("10.0.0.0/8", "::ffff:10.1.2.3"));
         assert!(contains("192.168.1.7", "192.168.1.7") && !contains("192.168.1.7", "192.168.1.8"));
         assert!(contains("fd00::/8", "fd01::1") && !contains("fd00::/8", "10.1.2.3"));
-        assert!("10.0.0.0/40".parse::<Network>().unwrap_err().contains("10.0.0.0/8"));
+        assert!(!contains("unix", "127.0.0.1"));
+        for wrong in ["10.0.0.0/40", "unix:/run/hydrant.sock"] {
+            let error = wrong.parse::<TrustedProxy>().unwrap_err();
+            assert!(error.contains("10.0.0.0/8") && error.ends_with("or unix"), "{error}");
+        }
     }
 
     #[test]

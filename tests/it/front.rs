@@ -4,13 +4,14 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use hydrant::admission::Rejection;
 use hydrant::origin::AllowedOrigins;
 use hydrant::settings::Config;
 
-use crate::support::{HANDSHAKE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports};
+use crate::support::{HANDSHAKE, PATIENCE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports};
 
 fn handshake(more: &[&str]) -> String {
     let headers = [&HANDSHAKE[..], more].concat().join("\r\n");
@@ -58,6 +59,36 @@ fn the_proxy_protocol_names_the_client() {
     assert_eq!((first.0, second.0, other.0), (101, 429, 101));
     let mut without = begin(server.address, handshake(&[]).as_bytes());
     assert_eq!(without.read(&mut [0; 64]).unwrap_or_default(), 0, "closed without an answer");
+}
+
+#[test]
+fn a_proxy_at_a_unix_socket_is_trusted_as_unix() {
+    let path = std::env::temp_dir().join(format!("hydrant-front-{}.sock", std::process::id()));
+    let start = |trusted: &str, proxy_protocol| {
+        let mut listen = config().listen;
+        listen.push(format!("unix:{}", path.display()).parse().unwrap());
+        let trusted_proxy = vec![trusted.parse().unwrap()];
+        let per_address_max = NonZeroUsize::new(1);
+        TestServer::start(Config { listen, trusted_proxy, proxy_protocol, per_address_max, ..config() })
+    };
+    let ask = |header: &str, headers: &[&str]| {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(format!("{header}{}", handshake(headers)).as_bytes()).unwrap();
+        (read_answer(&mut stream).status, stream)
+    };
+    let page = ["Origin: https://a.example", "X-Forwarded-Host: a.example"];
+    for (trusted, right, of_page) in [("unix", [101, 429, 101], 101), ("127.0.0.1", [101; 3], 403)] {
+        let _server = start(trusted, false);
+        let streams = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|it| ask("", &[&format!("X-Forwarded-For: {it}")]));
+        assert_eq!(streams.each_ref().map(|(status, _)| *status), right, "{trusted}");
+        assert_eq!(ask("", &page).0, of_page, "{trusted}");
+    }
+    let _server = start("unix", true);
+    let streams =
+        ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|it| ask(&format!("PROXY TCP4 {it} 192.0.2.9 1 2\r\n"), &[]));
+    assert_eq!(streams.each_ref().map(|(status, _)| *status), [101, 429, 101]);
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
