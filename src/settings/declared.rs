@@ -96,7 +96,8 @@ settings! {
 
     /// Address of publishing and administration: `/publish`, `/metrics` and `/debug`. Default:
     /// 127.0.0.1 and the port of the first `--listen` plus 1. If it is also an address of
-    /// `--listen`, that port serves everything. It never speaks TLS.
+    /// `--listen`, that port serves everything, with TLS if `--listen` has it. An address of its own
+    /// never speaks TLS.
     admin_listen: Option<ListenAddress> = parse_optional[""] {
         flag: "admin-listen", group: Group::Listen, unit: "ADDRESS",
     }
@@ -175,15 +176,15 @@ settings! {
         flag: "jwt-key", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// Longest difference between the clocks of the server and of a token's issuer, for `exp`,
-    /// `nbf` and `iat`.
+    /// Longest difference between the clocks of the server and of a token's issuer, for `exp` and
+    /// `nbf`.
     token_leeway: Duration = parse_duration["5s"] {
         flag: "token-leeway", group: Group::Auth, unit: "DURATION", form: Form::Number, reloads: true,
     }
 
     /// Which channels a client's SAY reaches: none, the rooms that the client joined by name, or
     /// these and `all`. A SAY that names another channel gets an ERROR event; a SAY that names none
-    /// leaves such channels out without one.
+    /// leaves such channels out, and gets no error.
     say: SayPolicy = parse_choice["rooms"] {
         flag: "say", group: Group::Auth, unit: "off|rooms|all", reloads: true,
     }
@@ -220,11 +221,11 @@ settings! {
         flag: "max-per-address", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most HTTP connections of a listener: those whose request is not finished, and idle ones. At
-    /// the bound, the server closes the connection with the least progress to accept a new one;
-    /// half of the bound is kept for connections without a finished request. If the server is
-    /// answering all of them, the new one gets 503; with TLS the server closes it without an
-    /// answer.
+    /// Most HTTP connections of a listener, with idle ones and those of publishers, but without
+    /// WebSockets. At the bound, the server closes the connection with the least progress to accept
+    /// a new one. Idle connections are closed first while they are more than half of all. If the
+    /// server is answering all of them, the new one gets 503; with TLS the server closes it without
+    /// an answer.
     handshakes_max: usize = parse_count["4096"] {
         flag: "max-handshakes", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
@@ -269,8 +270,8 @@ settings! {
         reloads: true,
     }
 
-    /// Most bytes from one client in a second, plus one message of `--message-bytes`; at the bound
-    /// `--too-fast` decides. 0: any number.
+    /// Most bytes from one client in a second. A burst may exceed it once by a message of
+    /// `--message-bytes`. At the bound `--too-fast` decides. 0: any number.
     client_bytes_max: Option<NonZeroUsize> = parse_bytes_or_none["0"] {
         flag: "client-byte-rate", was: &["client-bytes"], group: Group::Limits, unit: "BYTES", form: Form::Number,
         reloads: true,
@@ -324,7 +325,8 @@ settings! {
         flag: "ping-interval", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
 
-    /// How long a client may stay silent after a ping; then it is closed with 1011.
+    /// How long the server waits for the answer to a ping, or for anything else from the client.
+    /// Then it closes the client with 1011.
     idle_timeout: Duration = parse_duration["10s"] {
         flag: "idle-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number,
     }
