@@ -10,8 +10,8 @@ use super::{Config, ListenAddress, ListenerConfig, Setting};
 const ADMIN_PORT: u16 = 3001;
 /// The shortest timeout.
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
-/// Most bytes of a request's head that can be allowed.
-const HEADER_BYTES_MAX: usize = MIB;
+/// The bounds of `--max-header-bytes`. hyper has no smaller buffer.
+const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 * KIB..=MIB;
 /// Most headers of a request that can be allowed.
 const HEADERS_MAX: usize = 1024;
 /// The shortest tick.
@@ -152,8 +152,8 @@ impl Config {
         if !(4 * KIB..=64 * MIB).contains(&self.kernel_bytes_max) {
             return outside("kernel-bytes", "4KiB to 64MiB");
         }
-        if !(KIB..=HEADER_BYTES_MAX).contains(&self.header_bytes_max) {
-            return outside("max-header-bytes", "1KiB to 1MiB");
+        if !HEADER_BYTES.contains(&self.header_bytes_max) {
+            return outside("max-header-bytes", "8KiB to 1MiB");
         }
         if !(8..=HEADERS_MAX).contains(&self.headers_max) {
             return outside("max-headers", "8 to 1024");
@@ -227,6 +227,9 @@ mod tests {
         assert!(rejected(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(rejected(|c| c.token = Some("".into())).contains("--token"));
         assert!(rejected(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
+        for outside in [|c: &mut Config| c.header_bytes_max = 8 * KIB - 1, |c| c.header_bytes_max = MIB + 1] {
+            assert!(rejected(outside).contains("--max-header-bytes is outside of its range: set it to 8KiB to 1MiB"));
+        }
         assert!(rejected(|c| c.headers_max = 1).contains("--max-headers"));
         assert!(rejected(|c| c.proxy_protocol = true).contains("--trusted-proxy"));
         assert!(rejected(|c| c.listen.clear()).contains("--listen"));

@@ -253,7 +253,8 @@ settings! {
         flag: "message-fragments", group: Group::Limits, unit: "COUNT", form: Form::Number,
     }
 
-    /// Longest request line and headers of a request, together; longer ones get 431.
+    /// Longest request line and headers of a request, together: from 8KiB to 1MiB. Longer ones get
+    /// 431.
     header_bytes_max: usize = parse_bytes["16KiB"] {
         flag: "max-header-bytes", group: Group::Limits, unit: "BYTES", form: Form::Number, reloads: true,
     }

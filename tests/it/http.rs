@@ -355,3 +355,16 @@ fn a_peer_of_another_address_may_not_publish_without_a_token() {
     assert!(answer.status == 403 && answer.body.contains("this machine only"), "{answer:?}");
     assert_eq!(request(server.addresses[1], "POST", "/publish", &[], b"x").status, 202);
 }
+
+#[test]
+fn the_lowest_limit_of_a_head_serves_shorter_ones() {
+    const LOWEST: usize = 8 * 1024;
+    let server = TestServer::start(Config { header_bytes_max: LOWEST, ..config() });
+    // hyper answers both paths.
+    for path in ["/healthz", "/metrics"] {
+        assert_eq!(request(server.address, "GET", path, &[], b"").status, 200);
+        let long = format!("X: {}", "x".repeat(LOWEST));
+        assert_eq!(request(server.address, "GET", path, &[&long], b"").status, 431);
+    }
+    assert!(Config { header_bytes_max: LOWEST - 1, ..config() }.check().is_err());
+}
