@@ -19,7 +19,7 @@ pub mod writer_kind;
 
 pub use self::connection::{Connection, Flushed, Liveness, Sent};
 pub use self::session::Session;
-pub use self::socket::Socket;
+pub use self::socket::{PlainHttp, Socket};
 pub use self::stream::Stream;
 
 /// The meaning of a client's messages.

@@ -13,7 +13,7 @@ use std::{fmt, io};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus, WriteTraffic};
 
-use super::socket::{Socket, retry};
+use super::socket::{PlainHttp, Socket, retry};
 use super::stream::TLS_SEND_BYTES;
 use crate::tls::Tls;
 
@@ -49,6 +49,8 @@ pub struct Session {
     plain_taken: usize,
     /// Encrypted bytes that the socket has not taken.
     unsent: Vec<u8>,
+    /// Whether bytes have arrived.
+    begun: bool,
     /// Whether the client has ended its side: no more input follows.
     ended: bool,
     /// Whether the last read of the socket returned bytes.
@@ -83,6 +85,7 @@ impl Session {
             plain,
             plain_taken: 0,
             unsent,
+            begun: false,
             ended: false,
             more: false,
             failed: false,
@@ -95,7 +98,8 @@ impl Session {
     /// bounded by the bytes that it reads, even if their records hold no payload.
     ///
     /// # Errors
-    /// As [`Socket::receive`]; `InvalidData` when the client violates the TLS protocol.
+    /// As [`Socket::receive`]; `InvalidData` when the client violates the TLS protocol, with
+    /// [`PlainHttp`] when it begins with plain HTTP.
     pub fn receive(&mut self, socket: &impl Socket, buffer: &mut [u8]) -> io::Result<usize> {
         if self.plain.is_empty() && !self.ended {
             if self.failed {
@@ -140,6 +144,14 @@ impl Session {
             let room = (kept + TLS_READ_BYTES).min(incoming.len());
             let read = retry(|| socket.receive(&mut incoming[kept..room]))?;
             self.ended |= read == 0;
+            let is_first = !std::mem::replace(&mut self.begun, true);
+            // No type of a TLS record is a letter (RFC 8446, section 5.1), and every HTTP method
+            // begins with one.
+            if is_first && read > 0 && incoming[0].is_ascii_alphabetic() {
+                self.failed = true;
+                let plain = PlainHttp { begin: incoming[..read].to_vec() };
+                return Err(io::Error::new(io::ErrorKind::InvalidData, plain));
+            }
             if self.closed {
                 // Input after our close_notify is discarded.
                 return Ok(());

@@ -83,6 +83,14 @@ impl Socket for TcpStream {
     }
 }
 
+/// The error of a TLS session whose client begins with plain HTTP.
+#[derive(Debug, thiserror::Error)]
+#[error("plain HTTP on a port for TLS")]
+pub struct PlainHttp {
+    /// The bytes that have arrived.
+    pub begin: Vec<u8>,
+}
+
 /// Repeats a call that a signal interrupted before it had an effect.
 pub(super) fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {

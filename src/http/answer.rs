@@ -1,12 +1,16 @@
 //! The responses: every rejection is one sentence of plain text that says what to do.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use hyper::{Response, StatusCode};
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE,
+};
+use hyper::http::uri::Authority;
+use hyper::{Response, StatusCode, Uri};
 use serde::Serialize;
 
 use super::origin::OriginError;
@@ -15,6 +19,9 @@ use crate::admission::Rejection;
 
 /// Seconds after which a publisher or a client that was rejected may try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
+
+/// Most headers of a plain request whose URL with TLS is found.
+const URL_HEADERS_MAX: usize = 64;
 
 /// A response of plain text; for a rejection, the sentence that says what to do instead.
 pub(super) fn text(status: StatusCode, sentence: &str) -> Answer {
@@ -63,6 +70,21 @@ pub(super) fn rejected_origin(listener: &HttpListener, error: &OriginError) -> A
         tracing::warn!(silent, "403: {error}");
     }
     rejected_because(Rejection::Origin, &error.to_string())
+}
+
+/// The URL with TLS of a request that begins with these bytes: by its host, or by the server's
+/// address if the head is not whole.
+pub(super) fn secure_url(begin: &[u8], address: Option<SocketAddr>) -> Option<String> {
+    let mut headers = [httparse::EMPTY_HEADER; URL_HEADERS_MAX];
+    let mut head = httparse::Request::new(&mut headers);
+    let is_whole = head.parse(begin).is_ok_and(|status| status.is_complete());
+    let (path, headers) = if is_whole { (head.path, &*head.headers) } else { (None, &[][..]) };
+    let header = |name: HeaderName| headers.iter().find(|header| header.name.eq_ignore_ascii_case(name.as_str()));
+    let host = header(HOST).and_then(|host| Authority::try_from(host.value).ok());
+    let host = host.map(|host| host.to_string()).or_else(|| Some(address?.to_string()))?;
+    let scheme = if header(UPGRADE).is_some() { "wss" } else { "https" };
+    let path = path.and_then(|path| path.parse::<Uri>().ok());
+    Some(format!("{scheme}://{host}{}", path.as_ref().map_or("", Uri::path)))
 }
 
 /// Counts a response, if it is one that is counted.
@@ -143,4 +165,21 @@ pub(super) fn body(status: StatusCode, content_type: HeaderValue, body: Bytes) -
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     with(answer, CONTENT_TYPE, content_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_with_tls_has_the_host_of_the_request() {
+        let url = |begin: &str| secure_url(begin.as_bytes(), Some(([127, 0, 0, 1], 3000).into())).unwrap();
+        assert_eq!(url("GET /ws?token=x HTTP/1.1\r\nhost: a.example:1\r\n\r\n"), "https://a.example:1/ws");
+        assert_eq!(url("GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"), "wss://a/ws");
+        for other in ["G", "GET /ws HTTP/1.1\r\nHost: a.example\r\n", "GET /ws\r\n\r\n"] {
+            assert_eq!(url(other), "https://127.0.0.1:3000", "{other}");
+        }
+        assert_eq!(url("GET / HTTP/1.1\r\nHost: <b>\r\n\r\n"), "https://127.0.0.1:3000/");
+        assert_eq!(secure_url(b"GET", None), None);
+    }
 }

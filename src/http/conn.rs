@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use super::transport::Transport;
 use super::upgrade::Granted;
 use super::{Answer, HttpListener, answer, fast_path, peer, router, wakes};
 use crate::admission::{AddressPermit, Rejection};
+use crate::conn::PlainHttp;
 use crate::engine::Upgraded;
 
 /// How long the rest of a request that was answered early is read and thrown away, so that the
@@ -93,7 +95,12 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
 
 async fn run(listener: &Arc<HttpListener>, stream: std::net::TcpStream, entry: Entry, ahead: Bytes) -> io::Result<()> {
     let tls = listener.engine.config.tls.as_deref().filter(|_| listener.config.secure);
-    let stream = Transport::new(stream, tls)?;
+    let mut stream = Transport::new(stream, tls)?;
+    if tls.is_some()
+        && let ControlFlow::Break(last) = begin_tls(listener, &entry.conn, &mut stream).await?
+    {
+        return end(stream, &entry.conn, last).await;
+    }
     if let Some(upgrade) = serve_stream(listener, &entry.conn, stream, ahead).await? {
         drop(entry);
         let (stream, session) = upgrade.stream.into_parts()?;
@@ -101,6 +108,29 @@ async fn run(listener: &Arc<HttpListener>, stream: std::net::TcpStream, entry: E
         wakes::flush(&listener.engine);
     }
     Ok(())
+}
+
+/// Waits until a TLS session begins. A client that begins with plain HTTP gets its answer without
+/// TLS. Breaks with the last response, if the client gets one.
+async fn begin_tls(
+    listener: &HttpListener,
+    conn: &HttpConn,
+    stream: &mut Transport,
+) -> io::Result<ControlFlow<Option<Answer>>> {
+    let timer = pin!(deadline_timer(listener));
+    let begun = tokio::select! {
+        biased;
+        begun = stream.begin() => begun,
+        _ = time_is_up(listener, conn, timer) => return Ok(ControlFlow::Break(None)),
+    };
+    let Err(error) = begun else { return Ok(ControlFlow::Continue(())) };
+    let Some(PlainHttp { begin }) = error.get_ref().and_then(|error| error.downcast_ref()) else { return Err(error) };
+    let sentence = match answer::secure_url(begin, stream.local_address()) {
+        Some(url) => format!("this port needs TLS: connect to {url}"),
+        None => "this port needs TLS: connect with https or wss".to_owned(),
+    };
+    stream.end_tls();
+    Ok(ControlFlow::Break(Some(answer::last(listener, answer::text(StatusCode::BAD_REQUEST, &sentence)))))
 }
 
 /// A stream that leaves HTTP.

@@ -4,6 +4,7 @@
 //! hyper reads and writes it through tokio; an upgrade takes both apart again.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -28,6 +29,31 @@ impl Transport {
     pub(super) fn new(tcp: std::net::TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
         let session = tls.map(|tls| Session::new(tls).map(Box::new)).transpose()?;
         Ok(Self { tcp: TcpStream::from_std(tcp)?, session })
+    }
+
+    /// Waits until the client has begun its TLS session.
+    ///
+    /// # Errors
+    /// [`PlainHttp`](crate::conn::PlainHttp) when it begins with plain HTTP; anything else when the
+    /// stream has failed.
+    pub(super) async fn begin(&mut self) -> io::Result<()> {
+        let Self { tcp, session: Some(session) } = self else { return Ok(()) };
+        loop {
+            match session.receive(tcp, &mut []) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.readable().await?,
+                begun => return begun.map(drop),
+            }
+        }
+    }
+
+    /// Goes on without TLS.
+    pub(super) fn end_tls(&mut self) {
+        self.session = None;
+    }
+
+    /// The local address, unless it is a Unix socket.
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        self.tcp.local_addr().ok()
     }
 
     /// The socket, which the runtime watches no more, and the session.

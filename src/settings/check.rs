@@ -227,7 +227,9 @@ mod tests {
         assert!(rejected(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(rejected(|c| c.token = Some("".into())).contains("--token"));
         assert!(rejected(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
-        for outside in [|c: &mut Config| c.header_bytes_max = 8 * KIB - 1, |c| c.header_bytes_max = MIB + 1] {
+        for outside in
+            [|c: &mut Config| c.header_bytes_max = 8 * KIB - 1, |c: &mut Config| c.header_bytes_max = MIB + 1]
+        {
             assert!(rejected(outside).contains("--max-header-bytes is outside of its range: set it to 8KiB to 1MiB"));
         }
         assert!(rejected(|c| c.headers_max = 1).contains("--max-headers"));

@@ -17,7 +17,8 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 
 use crate::support::{
-    Binary, Client, PATIENCE, Received, STRATEGIES, TestServer, config, masked, narrow_stream, read_answer, until,
+    Binary, Client, HANDSHAKE, PATIENCE, Received, STRATEGIES, TestServer, begin, config, masked, narrow_stream,
+    read_answer, until,
 };
 
 const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys");
@@ -115,7 +116,7 @@ fn records_may_come_in_any_pieces() {
     assert_eq!(client.receive_text(), "slowly");
     // Messages behind the handshake, sent before its answer has come.
     let mut stream = dial(server.address);
-    let head = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", crate::support::HANDSHAKE.join("\r\n"));
+    let head = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
     stream.write_all(&[head.as_bytes(), &masked(0x81, b"early"), &masked(0x81, message.as_bytes())].concat()).unwrap();
     assert_eq!(read_answer(&mut stream).status, 101);
     let mut client = Client { stream };
@@ -172,9 +173,7 @@ fn slow_clients_over_tls_are_counted() {
 fn broken_tls_ends_its_own_connection_and_no_other() {
     let server = TestServer::start(Config { handshake_timeout: Duration::from_secs(4), ..secure() });
     let mut bystander = connect(server.address, "/ws/room");
-    let mut plain = TcpStream::connect(server.address).unwrap();
-    plain.set_read_timeout(Some(PATIENCE)).unwrap();
-    plain.write_all(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut plain = begin(server.address, b"\x80GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut answer = Vec::new();
     // The server sends an alert and closes.
     plain.read_to_end(&mut answer).unwrap();
@@ -198,6 +197,40 @@ fn broken_tls_ends_its_own_connection_and_no_other() {
     server.stats_until(|report| report.closed[CloseReason::Disconnected as usize] == 1);
     publish(server.address, "room", b"still here");
     assert_eq!(bystander.receive_text(), "still here");
+}
+
+#[test]
+fn plain_http_on_the_tls_port_gets_400_in_plain_text() {
+    let server = TestServer::start(secure());
+    let address = server.address;
+    let upgrade = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n\r\n", HANDSHAKE.join("\r\n"));
+    let post = format!("POST /publish HTTP/1.1\r\nHost: [::1]:9\r\nContent-Length: 9999\r\n\r\n{}", "x".repeat(9999));
+    for (request, url) in [
+        (&*upgrade, "wss://localhost/ws".to_owned()),
+        (&*post, "https://[::1]:9/publish".to_owned()),
+        ("g", format!("https://{address}")),
+    ] {
+        let mut stream = begin(address, request.as_bytes());
+        let answer = read_answer(&mut stream);
+        assert_eq!((answer.status, answer.header("connection")), (400, Some("close")), "{request}");
+        assert_eq!(answer.body, format!("this port needs TLS: connect to {url}\n"));
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "{request}");
+    }
+    assert!(server.engine.http_errors.series().any(|(status, number)| (status, number) == ("400", 3)));
+    drop(connect(address, "/ws/room"));
+}
+
+#[test]
+fn a_silent_client_of_the_tls_port_ends_with_the_handshake_timeout_or_gives_way() {
+    let brief = Config { handshake_timeout: Duration::from_millis(20), ..secure() };
+    let server = TestServer::start(brief);
+    assert_eq!(begin(server.address, b"").read(&mut [0]).unwrap(), 0, "closed after --handshake-timeout");
+    let server = TestServer::start(Config { handshakes_max: 1, ..secure() });
+    // The kernel hands over silent sockets late, and in either order.
+    let mut silent = [(); 2].map(|()| begin(server.address, b""));
+    silent.iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+    let mut ended = || silent.iter_mut().filter_map(|stream| stream.read(&mut [0]).ok()).next();
+    assert_eq!(until(&mut ended, || "neither was evicted".to_owned()), 0);
 }
 
 #[test]
@@ -226,8 +259,14 @@ fn garbage_on_the_tls_port_harms_no_other_client() {
                 stream.write_all(&[before, bytes, after].concat()).unwrap();
                 stream.shutdown(std::net::Shutdown::Write).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                // Any answer will do, as long as the connection ends.
-                let _ = stream.read_to_end(&mut Vec::new());
+                let mut answer = Vec::new();
+                let ended = stream.read_to_end(&mut answer);
+                if before.is_empty() && bytes.starts_with(b"GET") {
+                    assert!(ended.is_ok() && answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
+                } else {
+                    // Any answer will do, as long as the connection ends.
+                    assert!(!answer.starts_with(b"HTTP/"), "{bytes:?} {answer:?}");
+                }
             }
         }
     }
