@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::conn_table::{Entry, HttpConn, Peer, Progress};
-use super::stream::HttpStream;
+use super::stream::{self, HttpStream};
 use super::transport::Transport;
 use super::upgrade::Granted;
 use super::{Answer, HttpListener, answer, fast_path, peer, router, wakes};
@@ -211,13 +211,23 @@ async fn end<I: AsyncRead + AsyncWrite + Unpin>(
     last: Option<Answer>,
 ) -> io::Result<()> {
     conn.set(Progress::Done);
-    if let Some(last) = last {
-        stream.write_all(&answer::whole(last)).await?;
+    let end_output = async {
+        if let Some(last) = last {
+            stream.write_all(&answer::whole(last)).await?;
+        }
+        stream.shutdown().await
+    };
+    tokio::select! {
+        biased;
+        ended = end_output => ended?,
+        // An evicted connection does not wait for its client.
+        () = conn.evicted() => return Ok(()),
     }
-    stream.shutdown().await?;
     let mut thrown_away = [0; 4096];
     let linger = async { while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {} };
     tokio::select! {
+        // First: input that is left unread resets the connection, and the answer may be lost.
+        biased;
         () = linger => {}
         () = sleep(LINGER_TIMEOUT) => {}
         () = conn.evicted() => {}
@@ -372,13 +382,14 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mu
 fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<Answer> {
     let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body);
     let answer = match over {
-        _ if !has_begun => return None,
+        _ if !has_begun || conn.has_said_last() => return None,
         Over::Timeout => {
             let sentence = "the request did not arrive in time (--handshake-timeout)";
             answer::text(StatusCode::REQUEST_TIMEOUT, sentence)
         }
         Over::Draining => answer::draining(),
-        Over::Evicted => return None,
+        // Counted as rejected when it was evicted.
+        Over::Evicted => answer::unavailable("the server has too many unfinished requests: try again later"),
     };
     Some(answer::last(listener, answer))
 }
@@ -414,7 +425,7 @@ where
         .max_headers(listener.engine.live().headers_max)
         .max_buf_size(listener.engine.live().header_bytes_max)
         .serve_connection(TokioIo::new(stream), service);
-    let (mut last, mut was_idle) = (None, false);
+    let (mut unfinished, mut was_idle) = (None, false);
     let mut timer = pin!(deadline_timer(listener));
     let done = loop {
         let over = tokio::select! {
@@ -434,8 +445,7 @@ where
             }
             (Progress::Busy, _) => conn.end_soon(),
             _ => {
-                // Earlier responses of hyper's may not have left yet.
-                last = if conn.is_unanswered() { last_words(listener, conn, over) } else { None };
+                unfinished = Some(over);
                 break Ok(());
             }
         }
@@ -444,9 +454,11 @@ where
         answer::count_unread(listener, error);
     }
     let Parts { io, read_buf, .. } = connection.into_parts();
-    let (stream, head, ahead) = io.into_inner().into_parts();
+    let stream::Parts { inner, head, ahead, has_unsent } = io.into_inner().into_parts();
+    // Nothing may follow a part of a response.
+    let last = unfinished.filter(|_| !has_unsent).and_then(|over| last_words(listener, conn, over));
     let leftover = if ahead.is_empty() { read_buf } else { [read_buf, ahead].concat().into() };
-    Conversation { done, stream, head, leftover, was_idle, last }
+    Conversation { done, stream: inner, head, leftover, was_idle, last }
 }
 
 /// Until a connection of hyper's is done and its last byte has left. Behind a request for an
@@ -481,20 +493,28 @@ mod tests {
         pipe_bytes: usize,
         client: impl FnOnce(DuplexStream) -> F,
     ) -> (String, Duration) {
+        serve_conn(pipe_bytes, |stream, _, _| client(stream))
+    }
+
+    /// As [`serve_through`], for a client that knows its connection at the server.
+    fn serve_conn<F: Future<Output = DuplexStream>>(
+        pipe_bytes: usize,
+        client: impl FnOnce(DuplexStream, Arc<HttpConn>, Arc<HttpListener>) -> F,
+    ) -> (String, Duration) {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
         runtime.unwrap().block_on(async {
             let listener = listener();
             let (ours, theirs) = duplex(pipe_bytes);
             let begun = Instant::now();
+            let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
             let server = async {
-                let conn = Arc::new(HttpConn::new(-1, Peer::default(), None));
                 // An error means that the client has gone.
                 if let Ok(Some(mut upgrade)) = serve_stream(&listener, &conn, ours, Bytes::new()).await {
                     upgrade.stream.write_all(&upgrade.head).await.unwrap();
                 }
             };
             let client = async {
-                let mut stream = client(theirs).await;
+                let mut stream = client(theirs, conn.clone(), listener.clone()).await;
                 let mut output = String::new();
                 stream.read_to_string(&mut output).await.unwrap();
                 output
@@ -547,6 +567,97 @@ mod tests {
         let answers: Vec<_> = output.matches("HTTP/1.1 400 ").chain(output.matches("HTTP/1.1 408 ")).collect();
         assert_eq!(answers.len(), 2, "{output}");
         assert!(in_time().contains(&took), "{took:?}");
+    }
+
+    /// Beginnings of a request, and how far the connection is then.
+    fn beginnings() -> [(String, Progress); 4] {
+        let upload = "POST /publish HTTP/1.1\r\nHost: localhost\r\n";
+        [
+            ("GET /healthz HTTP/1.1\r\nHos".to_owned(), Progress::Head),
+            (upload.to_owned(), Progress::Head),
+            (format!("{upload}Content-Length: 20000\r\n\r\n{}", "x".repeat(17_000)), Progress::Body),
+            (format!("{upload}Transfer-Encoding: chunked\r\n\r\n5\r\nab"), Progress::Body),
+        ]
+    }
+
+    /// Requests that are answered whole: none, one without hyper, one of hyper's.
+    const BEFORE: [&str; 3] = [
+        "",
+        "POST /publish?x=1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ];
+
+    async fn reaches(conn: &HttpConn, progress: Progress) {
+        while conn.progress() != progress {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The number of responses, and the last one.
+    fn responses(output: &str) -> (usize, &str) {
+        (output.matches("HTTP/1.1 ").count(), output.rsplit_once("HTTP/1.1 ").map_or("", |(_, last)| last))
+    }
+
+    #[test]
+    fn a_request_that_has_begun_is_answered_when_its_connection_is_evicted() {
+        for before in BEFORE {
+            for (begun, progress) in beginnings() {
+                let (output, _) = serve_conn(64 * 1024, |mut stream, conn, _| async move {
+                    stream.write_all(before.as_bytes()).await.unwrap();
+                    if !before.is_empty() {
+                        reaches(&conn, Progress::Idle).await;
+                    }
+                    stream.write_all(begun.as_bytes()).await.unwrap();
+                    reaches(&conn, progress).await;
+                    conn.evict();
+                    stream
+                });
+                let (number, last) = responses(&output);
+                assert_eq!(number, 1 + usize::from(!before.is_empty()), "{output}");
+                assert!(last.starts_with("503 ") && last.contains("connection: close\r\n"), "{output}");
+                assert!(last.contains("retry-after: 1\r\n") && last.ends_with("try again later\n"), "{output}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_request_or_room_for_its_answer_an_evicted_connection_just_ends() {
+        for (pipe_bytes, begun, progress) in [(64, "", Progress::New), (8, "POST /pu", Progress::Head)] {
+            let (output, took) = serve_conn(pipe_bytes, |mut stream, conn, _| async move {
+                stream.write_all(begun.as_bytes()).await.unwrap();
+                reaches(&conn, progress).await;
+                conn.evict();
+                reaches(&conn, Progress::Done).await;
+                stream
+            });
+            assert!(output.len() <= 8 && took.is_zero(), "{took:?} {output}");
+        }
+    }
+
+    #[test]
+    fn half_a_request_on_a_kept_connection_is_answered_when_its_time_is_up() {
+        for before in BEFORE {
+            for (begun, progress) in beginnings() {
+                for drains in [false, true] {
+                    let (output, took) = serve_conn(64 * 1024, |mut stream, conn, listener| {
+                        let both = [before, &begun].concat();
+                        async move {
+                            stream.write_all(both.as_bytes()).await.unwrap();
+                            reaches(&conn, progress).await;
+                            if drains {
+                                listener.engine.begin_drain();
+                            }
+                            stream
+                        }
+                    });
+                    let (number, last) = responses(&output);
+                    assert_eq!(number, 1 + usize::from(!before.is_empty()), "{drains} {output}");
+                    assert!(last.starts_with(if drains { "503 " } else { "408 " }), "{drains} {output}");
+                    assert!(last.contains("connection: close\r\n"), "{drains} {output}");
+                    assert!(drains && took < Duration::from_secs(2) || in_time().contains(&took), "{took:?}");
+                }
+            }
+        }
     }
 
     #[test]

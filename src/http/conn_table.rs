@@ -77,8 +77,8 @@ pub(super) struct HttpConn {
     /// Bytes of its request's body, of known length, that have not been read from the stream.
     body_bytes: AtomicU64,
     changed: Notify,
-    /// It has had a response.
-    answered: AtomicBool,
+    /// A response with `Connection: close` has begun.
+    said_last: AtomicBool,
     granted: AtomicBool,
     grant: Mutex<Option<Granted>>,
     of_address: Mutex<Option<AddressPermit>>,
@@ -96,7 +96,7 @@ impl HttpConn {
             last: AtomicBool::default(),
             body_bytes: AtomicU64::default(),
             changed: Notify::new(),
-            answered: AtomicBool::default(),
+            said_last: AtomicBool::default(),
             granted: AtomicBool::default(),
             grant: Mutex::default(),
             of_address: Mutex::new(of_address),
@@ -146,7 +146,7 @@ impl HttpConn {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    fn evict(&self) {
+    pub(super) fn evict(&self) {
         self.evicted.store(true, Ordering::Relaxed);
         self.changed.notify_one();
     }
@@ -167,14 +167,15 @@ impl HttpConn {
         self.last.load(Ordering::Relaxed)
     }
 
-    /// A response to it has begun.
-    pub(super) fn note_response(&self) {
-        self.answered.store(true, Ordering::Relaxed);
+    /// A response that says that it is the last one has begun.
+    pub(super) fn note_last_response(&self) {
+        self.end_soon();
+        self.said_last.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has had no response yet.
-    pub(super) fn is_unanswered(&self) -> bool {
-        !self.answered.load(Ordering::Relaxed)
+    /// Whether no response may follow.
+    pub(super) fn has_said_last(&self) -> bool {
+        self.said_last.load(Ordering::Relaxed)
     }
 
     /// Whether unread bytes wait in the socket.

@@ -206,14 +206,13 @@ pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {
 
 /// Adds the headers and counts that every response needs; whether it is the last one.
 fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) -> bool {
-    conn.note_response();
     answer::count(listener, response);
     if conn.is_granted() {
         return false;
     }
     let is_last = closes || conn.ends_soon() || listener.engine.is_draining();
     if is_last {
-        conn.end_soon();
+        conn.note_last_response();
         // Beside `upgrade`, which a 426 has.
         response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     } else {

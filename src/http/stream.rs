@@ -25,6 +25,19 @@ pub(super) struct HttpStream<I> {
     division: Division,
     /// Written by hyper behind a granted hand-over.
     head: BytesMut,
+    /// hyper has begun to write a response that has not left whole.
+    has_unsent: bool,
+}
+
+/// The parts of an [`HttpStream`].
+pub(super) struct Parts<I> {
+    pub(super) inner: I,
+    /// The response head that the shard has to send.
+    pub(super) head: Bytes,
+    /// Bytes that hyper has not got.
+    pub(super) ahead: Bytes,
+    /// A response of hyper's has not left whole.
+    pub(super) has_unsent: bool,
 }
 
 /// Finds the place where the bytes of one request end, at the latest.
@@ -42,12 +55,12 @@ const EMPTY_LINE: &[u8] = b"\r\n\r\n";
 
 impl<I> HttpStream<I> {
     pub(super) fn new(inner: I, conn: Arc<HttpConn>, ahead: Bytes) -> Self {
-        Self { inner, conn, ahead, division: Division::default(), head: BytesMut::new() }
+        Self { inner, conn, ahead, division: Division::default(), head: BytesMut::new(), has_unsent: false }
     }
 
-    /// The stream, the response head that the shard has to send, and what hyper has not got.
-    pub(super) fn into_parts(self) -> (I, Bytes, Bytes) {
-        (self.inner, self.head.freeze(), self.ahead)
+    pub(super) fn into_parts(self) -> Parts<I> {
+        let Self { inner, head, ahead, has_unsent, .. } = self;
+        Parts { inner, head: head.freeze(), ahead, has_unsent }
     }
 }
 
@@ -103,16 +116,20 @@ impl<I: AsyncRead + Unpin> AsyncRead for HttpStream<I> {
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for HttpStream<I> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { inner, conn, head, .. } = self.get_mut();
+        let Self { inner, conn, head, has_unsent, .. } = self.get_mut();
         if conn.is_granted() {
             head.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
+        *has_unsent = true;
         Pin::new(inner).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
+        ready!(Pin::new(&mut self.inner).poll_flush(context))?;
+        // hyper calls this when it has written its buffer, and each response is in there whole.
+        self.has_unsent = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
