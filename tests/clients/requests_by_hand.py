@@ -166,38 +166,38 @@ def events(row):
     the room in it."""
     with Server() as server:
         listener = connect(server.url("/ws?channel=a&channel=b"), proxy=None)
-        speaker = connect(server.url("/ws?channel=a&channel=b"), proxy=None)
+        sender = connect(server.url("/ws?channel=a&channel=b"), proxy=None)
 
-        def said(socket, event):
+        def send(socket, event):
             socket.send(json.dumps(event))
 
-        def heard(socket):
+        def receive(socket):
             return json.loads(socket.recv(LIMIT))
 
-        said(speaker, {"event": "SUBSCRIBE", "channel": "c"})
-        answer = heard(speaker)
+        send(sender, {"event": "SUBSCRIBE", "channel": "c"})
+        answer = receive(sender)
         row.check(
             "answers",
             "SUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c",
             f"SUBSCRIBE: {answer}",
         )
-        said(speaker, {"event": "UNSUBSCRIBE", "channel": "c"})
-        answer = heard(speaker)
+        send(sender, {"event": "UNSUBSCRIBE", "channel": "c"})
+        answer = receive(sender)
         row.check(
             "answers",
             "UNSUBSCRIBE" in str(answer.get("event")) and answer.get("channel") == "c",
             f"UNSUBSCRIBE: {answer}",
         )
-        said(speaker, {"event": "SAY", "message": "to both"})
-        rooms = sorted(message.get("channel") for message in (heard(listener), heard(listener)))
+        send(sender, {"event": "SAY", "message": "to both"})
+        rooms = sorted(message.get("channel") for message in (receive(listener), receive(listener)))
         row.equal("answers", rooms, ["a", "b"], "the rooms of a message to both")
-        said(speaker, {"event": "SAY", "channel": "b", "message": "to b"})
-        message = heard(listener)
+        send(sender, {"event": "SAY", "channel": "b", "message": "to b"})
+        message = receive(listener)
         row.equal(
             "answers", (message.get("channel"), message.get("message")), ("b", "to b"), "SAY with a channel"
         )
         listener.close()
-        speaker.close()
+        sender.close()
 
 
 def kept_connections(row):
@@ -222,16 +222,17 @@ def kept_connections(row):
         )
         text = wired(server, b"GET /healthz HTTP/1.0\r\n\r\n", half_close=True)
         row.check("answers", text.startswith(b"HTTP/1.") and b" 200 " in text[:20], f"HTTP/1.0: {text[:200]!r}")
+        publish = b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\n"
         for half in (
-            b"POST /publish/room HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf",
-            b"GET /hea",
+            publish + b"Content-Length: 10\r\n\r\nhalf",
+            publish + b"Transfer-Encoding: chunked\r\n\r\n9\r\nhalf",
         ):
             text = wired(server, half, server.admin, half_close=True)
-            row.check(
-                "answers",
-                text == b"" or text.startswith(b"HTTP/1.1 400"),
-                f"a request that ends halfway: {text[:200]!r}",
-            )
+            good = text.startswith(b"HTTP/1.1 400 ")
+            row.check("answers", good, f"a request that ends in its body: {text[:200]!r}")
+        # Before the end of its head it is no request yet: hyper ends the connection in silence.
+        text = wired(server, publish, server.admin, half_close=True)
+        row.equal("answers", text, b"", "the answer to a request that ends in its head")
         subscriber = Subscriber(server, "room")
         server.publish("room", "the end")
         row.equal("answers", subscriber.until("the end"), ["the end"], "nothing of half a request")

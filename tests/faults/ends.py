@@ -80,7 +80,7 @@ class Subscribers:
                 raise ConnectionError("no answer to a handshake")
             answer += piece
         if b" 101 " not in answer:
-            raise ConnectionError("refused")
+            raise ConnectionError("rejected")
         return stream
 
     def stop(self):
@@ -182,7 +182,7 @@ class Pacer:
 
     def __init__(self, address):
         self.address, self.stopping, self.stream = address, False, None
-        # For each message: the time, and "accepted", "refused" or "unanswered".
+        # For each message: the time, and "accepted", "unconnected" or "unanswered".
         self.results = []
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
@@ -196,7 +196,7 @@ class Pacer:
         try:
             self.stream = self.stream or socket.create_connection(self.address, 5)
         except OSError:
-            return "refused"
+            return "unconnected"
         try:
             self.stream.sendall(post("bystanders", message))
             answer = self.stream.recv(4096)
@@ -247,10 +247,10 @@ def sigkill(binary, cores, times=3):
                 wrong.append(f"{len(missing)} messages are missing that no kill explains")
             if got != sorted(set(got), key=int):
                 wrong.append("messages were repeated or reordered")
-            if any(results[name][1] == "refused" for name in got):
+            if any(results[name][1] == "unconnected" for name in got):
                 wrong.append("a message was delivered whose publisher had no connection")
-    refused, unanswered = (sum(result == which for _, result in pacer.results) for which in ("refused", "unanswered"))
-    if not refused:
+    unconnected, unanswered = (sum(result == which for _, result in pacer.results) for which in ("unconnected", "unanswered"))
+    if not unconnected:
         wrong.append("no publisher noticed that the server was down")
     heap = lambda: server.memory()["allocated_bytes"] - baseline
     if not wait_until(lambda: server.metrics()["hydrant_connections"] == 0):
@@ -262,5 +262,5 @@ def sigkill(binary, cores, times=3):
         "name": "SIGKILL and restart", "lost": lost, "wrong": wrong[:3], "heap": left, "p99": None,
         "did": f"killed {times} times and restarted at once on the same port, {CLIENTS} bystanders, {len(results) / (time.monotonic() - pacer.results[0][0]):,.0f} messages per second",
         "waited": f"first message at most {max(waited) * 1000:.0f} ms after the kill",
-        "told": f"{len(accepted):,} messages accepted, {refused} without a connection, {unanswered} without an answer",
+        "told": f"{len(accepted):,} messages accepted, {unconnected} without a connection, {unanswered} without an answer",
     }  # fmt: skip
