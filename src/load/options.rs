@@ -67,8 +67,9 @@ pub struct Arguments {
     /// URL for subscribers; with wss:// any certificate is accepted
     #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
     url: String,
-    /// URL for publishing by POST [default: --url with http or https, and /publish in place of /ws;
-    /// if that is answered with 404 and a Link header, the port of the same host that it names]
+    /// URL for publishing by POST [default: --url with http or https, and /publish in place of
+    /// /ws]. If the server answers the default URL with 404 and a Link header, the load publishes at
+    /// the port that the header names
     #[arg(long)]
     publish_url: Option<String>,
     /// Bearer token for publishing; the environment hides it from other users of this machine
@@ -84,8 +85,8 @@ pub struct Arguments {
     /// New connections per second; 0 is as fast as the server answers, with 64 handshakes in flight
     #[arg(long, default_value_t = 0)]
     ramp: u32,
-    /// Source addresses, used in turn [default: the kernel's choice; towards a 127.x server
-    /// 127.0.0.1, then .2 and so on, for 20,000 connections each]
+    /// Source addresses, used in turn [default: the kernel's choice]. For a server at 127.x the
+    /// default is 127.0.0.1 for 20,000 connections, then 127.0.0.2 for the next, and so on
     #[arg(long, value_delimiter = ',')]
     source: Vec<IpAddr>,
     /// How long messages are published; for idle, how long clients stay; for chat, how long clients
@@ -99,7 +100,7 @@ pub struct Arguments {
     #[arg(long, value_parser = parse_bytes, default_value = "100")]
     payload: usize,
     /// Messages per second, on a schedule [default: 10]. Latency counts from the time on the
-    /// schedule; with --in-flight and --flood it counts from the send, without the wait before it
+    /// schedule. With --in-flight or --flood there is no schedule, so latency counts from the send
     #[arg(long, conflicts_with_all = ["in_flight", "flood"])]
     rate: Option<f64>,
     /// Messages in flight at once; a message is in flight until every subscriber has received it
@@ -146,7 +147,7 @@ pub struct Arguments {
     /// long after the start of the last one
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     session: Duration,
-    /// chat: interval of the server's own messages, its --tick; 0: the load expects none
+    /// chat: the server's --tick, the interval of its own messages; 0: the load expects none
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
     /// Processes of the server on this machine, separated by commas or given several times: the
