@@ -97,7 +97,8 @@ pub struct Bound {
 pub const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 
 impl Bound {
-    /// The bound for answers. A client that sends and does not read reaches it, and is closed.
+    /// The bound for answers; at it, the server closes the client. Only a client that sends and does
+    /// not read gets there.
     #[must_use]
     pub fn of_answers(self) -> Self {
         match self.policy {

@@ -129,7 +129,7 @@ pub(super) fn whole(answer: Answer) -> Vec<u8> {
     let mut answer = with(answer, CONTENT_LENGTH, HeaderValue::from(length));
     let mut wire = head(&answer);
     // It is in memory: one frame, at once.
-    if let Some(Some(Ok(frame))) = futures_now(answer.body_mut().frame())
+    if let Some(Some(Ok(frame))) = output_if_ready(answer.body_mut().frame())
         && let Some(data) = frame.data_ref()
     {
         wire.extend_from_slice(data);
@@ -137,8 +137,8 @@ pub(super) fn whole(answer: Answer) -> Vec<u8> {
     wire
 }
 
-/// The result of a future that is ready at once.
-fn futures_now<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+/// The output of a future, if it is ready at the first poll.
+fn output_if_ready<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::Pin::new(&mut future).poll(&mut context) {
         std::task::Poll::Ready(output) => Some(output),

@@ -1,12 +1,16 @@
 //! The HTTP connections of one listener: how far each has got, and which one is closed when there
 //! are too many.
 //!
-//! At the bound the connections with the least progress are closed, several at once, the longest
-//! waiting first: those that have had their last response, then idle ones while they are more than
-//! half, then those with an unfinished request, then the other idle ones. A connection whose
-//! request is being answered is never closed. So a client that only holds connections does not keep
-//! out clients that send requests. Each listener has a table of its own: a flood at one closes
-//! nothing at another.
+//! At the bound the connections with the least progress are closed, several at once, in this order:
+//!
+//! 1. connections that have had their last response,
+//! 2. idle ones, while they are more than half of all,
+//! 3. connections with an unfinished request,
+//! 4. the other idle ones.
+//!
+//! Of one kind, the longest waiting is closed first. A connection whose request is being answered is
+//! never closed. So a client that only holds connections does not keep out clients that send
+//! requests. Each listener has a table of its own: a flood at one closes nothing at another.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;

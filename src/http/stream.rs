@@ -3,8 +3,9 @@
 //! Owns the bytes that were read ahead of hyper, and the bytes that hyper writes once a request has
 //! been granted a hand-over: the shard sends those, after it has registered the connection. hyper
 //! gets no byte of a request before it has answered the one in front, so that a request that has
-//! begun is seen. Never ends the sending side: hyper would be done while the rest of a response
-//! still waits for the socket.
+//! begun is seen. Never ends the sending side: `conn` does that after the last response. hyper's
+//! shutdown only flushes, so hyper is not done while a part of a response still waits for the
+//! socket.
 
 use std::io;
 use std::pin::Pin;

@@ -1,8 +1,8 @@
 //! Wakes between a front thread and the shards, shared by the requests that are in progress at the
 //! same time: one system call serves many requests.
 //!
-//! Owns the list of shards that this thread has given something to and not woken yet, and the queue
-//! for replies. Every shard in the list is woken before the thread sleeps: by the guard of a
+//! Owns two lists of this thread: the shards to wake, which have got something and no wake yet, and
+//! the replies. Before the thread sleeps, every shard in the list is woken: by the guard of a
 //! publication, or by [`flush`].
 
 use std::cell::{Cell, RefCell};
@@ -18,7 +18,7 @@ thread_local! {
     /// The way back from the sequencers to the requests of this thread.
     static REPLIES: RefCell<Option<Arc<Replies>>> = const { RefCell::new(None) };
     /// Shards that have got something and no wake.
-    static ASLEEP: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static TO_WAKE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
     /// Publications that wait for their replies.
     static WAITING: Cell<usize> = const { Cell::new(0) };
 }
@@ -38,16 +38,16 @@ pub(super) fn replies() -> Option<Arc<Replies>> {
 
 /// Notes that `shard` has to be woken: [`flush`] has to follow.
 pub(super) fn note(shard: usize) {
-    ASLEEP.with_borrow_mut(|asleep| {
-        if !asleep.contains(&shard) {
-            asleep.push(shard);
+    TO_WAKE.with_borrow_mut(|to_wake| {
+        if !to_wake.contains(&shard) {
+            to_wake.push(shard);
         }
     });
 }
 
 /// Wakes every shard that was noted on this thread.
 pub(crate) fn flush(engine: &Engine) {
-    ASLEEP.with_borrow_mut(|asleep| asleep.drain(..).for_each(|shard| engine.wake(shard)));
+    TO_WAKE.with_borrow_mut(|to_wake| to_wake.drain(..).for_each(|shard| engine.wake(shard)));
 }
 
 /// A publication that waits for its reply.
