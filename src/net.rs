@@ -124,7 +124,7 @@ fn of(socket: Socket, mut config: ListenerConfig) -> io::Result<BoundListener> {
             BoundAddress::Unix(path.unwrap_or_else(|| "(unnamed)".to_owned()))
         }
     };
-    config.loopback = address.ip().is_none_or(|address| address.ip().to_canonical().is_loopback());
+    config.is_local = address.ip().is_none_or(|address| address.ip().to_canonical().is_loopback());
     Ok(BoundListener { listener: socket.into(), address, config })
 }
 
@@ -254,7 +254,7 @@ mod tests {
         let bound = bind(&Config::default(), &"localhost:0".parse().unwrap(), served()).unwrap();
         let ports: Vec<_> = bound.iter().map(|bound| bound.address.ip().unwrap().port()).collect();
         assert!(!ports.is_empty() && ports.iter().all(|&port| port == ports[0] && port != 0), "{ports:?}");
-        assert!(bound.iter().all(|bound| bound.config.loopback));
+        assert!(bound.iter().all(|bound| bound.config.is_local));
     }
 
     #[test]

@@ -85,7 +85,7 @@ mod tests {
 
     fn with<T>(patterns: &[&str], ask: impl FnOnce(&OriginPolicy<'_>) -> T) -> T {
         let allowed = AllowedOrigins::parse(patterns).unwrap();
-        ask(&OriginPolicy { allowed: &allowed, loopback: true, trusted_proxy: false, local_peer: true })
+        ask(&OriginPolicy { allowed: &allowed, is_local: true, trusted_proxy: false, local_peer: true })
     }
 
     fn ask(

@@ -78,9 +78,9 @@ impl HttpListener {
     /// Which pages may do what, by the settings in effect.
     fn with_origin_policy<T>(&self, peer: Peer, ask: impl FnOnce(&OriginPolicy<'_>) -> T) -> T {
         let live = self.engine.live();
-        let (loopback, trusted_proxy) = (self.config.loopback, peer.is_trusted_proxy);
+        let (is_local, trusted_proxy) = (self.config.is_local, peer.is_trusted_proxy);
         let local_peer = peer.is_local();
-        ask(&OriginPolicy { allowed: &live.allow_origin, loopback, trusted_proxy, local_peer })
+        ask(&OriginPolicy { allowed: &live.allow_origin, is_local, trusted_proxy, local_peer })
     }
 
     fn routes(self: &Arc<Self>) -> &Routes {

@@ -30,7 +30,7 @@ pub struct OriginPolicy<'a> {
     /// The values of `--allow-origin`.
     pub allowed: &'a AllowedOrigins,
     /// Only this machine can connect to the listener.
-    pub loopback: bool,
+    pub is_local: bool,
     /// The peer is a proxy of `--trusted-proxy`.
     pub trusted_proxy: bool,
     /// The peer has a loopback address, or none (Unix sockets).
@@ -126,7 +126,7 @@ impl OriginPolicy<'_> {
             return Ok(());
         }
         let (origin, text) = parse(header)?;
-        let of_this_machine = || self.loopback && origin.is_loopback() && is_for_this_machine(uri, headers);
+        let of_this_machine = || self.is_local && origin.is_loopback() && is_for_this_machine(uri, headers);
         if self.allowed.allows(&origin) || self.is_own(&origin, uri, headers) || of_this_machine() {
             return Ok(());
         }
@@ -134,7 +134,7 @@ impl OriginPolicy<'_> {
         let asked_for = asked_for(uri, headers);
         let hint = if forwarded {
             Hint::TrustProxy
-        } else if asked_for.is_some_and(|host| self.loopback && !origin.is_loopback() && is_loopback_authority(host)) {
+        } else if asked_for.is_some_and(|host| self.is_local && !origin.is_loopback() && is_loopback_authority(host)) {
             Hint::KeepHost
         } else {
             Hint::None
@@ -246,7 +246,7 @@ mod tests {
         host: &'a str,
         forwarded_host: Option<&'a str>,
         patterns: &'a [&'a str],
-        loopback: bool,
+        is_local: bool,
         trusted_proxy: bool,
         foreign_peer: bool,
     }
@@ -266,8 +266,8 @@ mod tests {
                 headers.append(ORIGIN, HeaderValue::from_bytes(origin.as_bytes()).unwrap());
             }
             let allowed = AllowedOrigins::parse(self.patterns).unwrap();
-            let (loopback, trusted_proxy, local_peer) = (self.loopback, self.trusted_proxy, !self.foreign_peer);
-            ask(OriginPolicy { allowed: &allowed, loopback, trusted_proxy, local_peer }, &headers)
+            let (is_local, trusted_proxy, local_peer) = (self.is_local, self.trusted_proxy, !self.foreign_peer);
+            ask(OriginPolicy { allowed: &allowed, is_local, trusted_proxy, local_peer }, &headers)
         }
 
         fn connect(self, origins: &[&str]) -> Result<(), OriginError> {
@@ -283,11 +283,11 @@ mod tests {
         host: "a.com",
         forwarded_host: None,
         patterns: &[],
-        loopback: false,
+        is_local: false,
         trusted_proxy: false,
         foreign_peer: false,
     };
-    const LOCAL: Case<'_> = Case { host: "localhost:3000", loopback: true, ..PUBLIC };
+    const LOCAL: Case<'_> = Case { host: "localhost:3000", is_local: true, ..PUBLIC };
 
     #[test]
     fn no_origin_and_the_own_host_may_connect() {
@@ -327,7 +327,7 @@ mod tests {
         for page in ["http://localhost:5173", "http://127.0.0.1:8000", "http://[::1]:9", "http://app.localhost:1"] {
             assert_eq!(LOCAL.connect(&[page]), Ok(()), "{page}");
             assert_eq!(Case { host: "127.0.0.1:3000", ..LOCAL }.connect(&[page]), Ok(()), "{page}");
-            assert!(Case { loopback: false, ..LOCAL }.connect(&[page]).is_err(), "{page}");
+            assert!(Case { is_local: false, ..LOCAL }.connect(&[page]).is_err(), "{page}");
             // A name that was made to point here, and a proxy for the world.
             assert!(Case { host: "evil.com:3000", ..LOCAL }.connect(&[page]).is_err(), "{page}");
         }

@@ -283,7 +283,7 @@ fn forbidden(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap
         let sentence = "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another \
                         --admin-listen, or --open if everybody may publish";
         return Some(text(StatusCode::FORBIDDEN, sentence));
-    } else if !live.open && !served.loopback {
+    } else if !live.open && !served.is_local {
         let sentence = "this route needs a token as soon as its port is open beyond loopback: set --token or \
                         HYDRANT_TOKEN, or --open if everybody may publish";
         return Some(text(StatusCode::FORBIDDEN, sentence));

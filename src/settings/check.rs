@@ -52,8 +52,8 @@ impl Config {
         let clients = clients.chain(secure).map(|(address, secure)| (address, secure, true, shared));
         let admin = (!shared).then(|| (self.admin_address(), false, false, true));
         let listener_config = |(address, secure, websockets, admin): (ListenAddress, _, _, _)| {
-            let loopback = address.is_loopback();
-            (address, ListenerConfig { secure, loopback, websockets, admin })
+            let is_local = address.is_local();
+            (address, ListenerConfig { secure, is_local, websockets, admin })
         };
         clients.chain(admin).map(listener_config).collect()
     }

@@ -52,7 +52,7 @@ impl ListenAddress {
     /// Whether only this machine can connect, as far as the text tells: a name or a passed socket
     /// may turn out to be loopback when it is bound.
     #[must_use]
-    pub fn is_loopback(&self) -> bool {
+    pub fn is_local(&self) -> bool {
         match self {
             Self::Ip(address) => address.ip().to_canonical().is_loopback(),
             Self::Name { host, .. } => is_loopback_host(host),
@@ -164,10 +164,10 @@ mod tests {
         for text in
             ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "a.localhost:1", "3000", "unix:/a"]
         {
-            assert!(text.parse::<ListenAddress>().unwrap().is_loopback(), "{text}");
+            assert!(text.parse::<ListenAddress>().unwrap().is_local(), "{text}");
         }
         for text in ["0.0.0.0:1", "[::]:1", ":1", "example.com:1", "systemd", "fd:3"] {
-            assert!(!text.parse::<ListenAddress>().unwrap().is_loopback(), "{text}");
+            assert!(!text.parse::<ListenAddress>().unwrap().is_local(), "{text}");
         }
     }
 }

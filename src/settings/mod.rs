@@ -185,8 +185,8 @@ pub enum SayPolicy {
 pub struct ListenerConfig {
     /// Clients have to speak TLS.
     pub secure: bool,
-    /// Only this machine can connect.
-    pub loopback: bool,
+    /// Only this machine can connect: it is a loopback address or a Unix socket.
+    pub is_local: bool,
     /// It serves WebSockets.
     pub websockets: bool,
     /// It serves admin routes.
