@@ -121,14 +121,12 @@ pub enum SettingsError {
     },
     /// A certificate or its key cannot be used.
     #[cfg(feature = "tls")]
-    #[error("{cert} and {key}: {source}")]
+    #[error("{names}: {source}")]
     Tls {
-        /// The certificate's setting, as the user named it.
-        cert: String,
-        /// The key's setting, as the user named it.
-        key: String,
+        /// The settings of both, as the user named them.
+        names: String,
         /// The error.
-        source: crate::tls::TlsError,
+        source: Box<crate::tls::TlsError>,
     },
     /// The file of `--config` cannot be read.
     #[error("{written}: {source}: name a readable file")]

@@ -153,8 +153,8 @@ impl Loaded {
         match (&self.config.tls_cert, &self.config.tls_key) {
             (Some(cert), Some(key)) => {
                 let failed = |source| {
-                    let (cert, key) = (self.name_of("tls-cert"), self.name_of("tls-key"));
-                    SettingsError::Tls { cert, key, source }
+                    let names = format!("{} and {}", self.name_of("tls-cert"), self.name_of("tls-key"));
+                    SettingsError::Tls { names, source: Box::new(source) }
                 };
                 self.config.tls = Some(Tls::load(cert, key).map_err(failed)?.into());
             }
