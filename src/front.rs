@@ -6,6 +6,7 @@
 //! divides the cores between the front and the shards. It never touches a WebSocket.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -45,6 +46,8 @@ const FRONT_NICE: libc::c_int = 5;
 pub struct Front {
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
+    /// Each thread has a sender until its end.
+    running: mpsc::Receiver<Infallible>,
 }
 
 impl Front {
@@ -73,11 +76,13 @@ impl Front {
                 groups.entry(name).or_default().push((listener, http.clone()));
             }
         }
+        let (runs, running) = mpsc::channel(1);
         let mut threads = Vec::new();
         for (name, listeners) in groups {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-            let (stopped, ended, engine) = (stopped.clone(), ended.clone(), engine.clone());
+            let (stopped, ended, engine, runs) = (stopped.clone(), ended.clone(), engine.clone(), runs.clone());
             let body = move || {
+                let _runs = runs;
                 if let Err(error) = run(&runtime, listeners, &engine, stopped) {
                     // The channel has room. It fails only if the receiver, the server, is gone.
                     let _ = ended.try_send(Err(ServerError::Thread("an HTTP thread has failed", error)));
@@ -85,15 +90,17 @@ impl Front {
             };
             threads.push(thread::Builder::new().name(name).spawn(body).map_err(failed)?);
         }
-        Ok(Self { threads, stop })
+        Ok(Self { threads, stop, running })
     }
 
     /// Closes the listeners, lets the last responses leave, and ends the threads.
     ///
     /// # Errors
     /// When a thread has panicked.
-    pub fn stop(self) -> Result<(), ServerError> {
+    pub async fn stop(mut self) -> Result<(), ServerError> {
         self.stop.send_replace(true);
+        // The end of the last thread. A join would block other tasks meanwhile.
+        let _ = self.running.recv().await;
         for thread in self.threads {
             thread.join().map_err(|_| ServerError::Panicked("an HTTP thread"))?;
         }
@@ -161,7 +168,7 @@ async fn accept(
     listener: AsyncFd<TcpListener>,
     http: Arc<HttpListener>,
     engine: Arc<Engine>,
-) -> io::Result<std::convert::Infallible> {
+) -> io::Result<Infallible> {
     let mut rate = engine.live().accept_rate;
     let new_pace = |rate: Option<_>| rate.map(|rate| AcceptPace::new(rate, Instant::now().into_std()));
     let mut pace = new_pace(rate);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::admission::Rejection;
@@ -106,6 +107,7 @@ impl Server {
         announce(&engine.config, &bound);
         let front = Front::start(bound, &engine, &ended_sender)?;
 
+        let mut answers = JoinSet::new();
         let mut shutdown = pin!(shutdown);
         let mut ticks = engine.config.tick.map(timer);
         let bounded = engine.config.memory_bytes_max.is_some();
@@ -119,7 +121,8 @@ impl Server {
                     engine.note_heap(sample.in_use_bytes() as usize);
                     tracker.borrow_mut().note(sample, engine.registry.peak());
                 }
-                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request, &mut answers),
+                Some(_) = answers.join_next() => {}
                 failed = shard_failure(&mut ended) => return Err(failed),
             }
         }
@@ -136,12 +139,16 @@ impl Server {
                     report += end?;
                     running -= 1;
                 }
-                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request),
+                Some(request) = admin_requests.recv() => answer(&engine, &tracker, request, &mut answers),
+                Some(_) = answers.join_next() => {}
                 () = sleep_until(deadline + DRAIN_GRACE) => return Err(ServerError::Stuck),
             }
         }
+        // Nobody answers for the shards any more: requests that wait, and later ones, get 503.
+        drop(admin_requests);
+        answers.shutdown().await;
         // Until here, new clients were told to try again.
-        front.stop()?;
+        front.stop().await?;
         let (closed, rejected) =
             (report.closed[CloseReason::Drain as usize], engine.rejections.get(Rejection::Draining));
         tracing::info!(aborted = report.aborted, closed, rejected, took = ?begun.elapsed(), "drained");
@@ -175,16 +182,21 @@ fn tick(engine: &Engine) {
 
 /// Answers in a task or thread of its own. Statistics wait for the shards, and a profile takes
 /// seconds, but the admin thread must not wait for a request.
-fn answer(engine: &Arc<Engine>, tracker: &Rc<RefCell<MemoryTracker>>, request: AdminRequest) {
+fn answer(
+    engine: &Arc<Engine>,
+    tracker: &Rc<RefCell<MemoryTracker>>,
+    request: AdminRequest,
+    answers: &mut JoinSet<()>,
+) {
     let (engine, tracker) = (engine.clone(), tracker.clone());
     // The tasks end by themselves, at the latest after `STATS_TIMEOUT`. The receiver may have gone.
     match request {
         AdminRequest::Profile(request) => profile::start(request),
-        AdminRequest::Metrics(answer) => drop(tokio::task::spawn_local(async move {
+        AdminRequest::Metrics(answer) => drop(answers.spawn_local(async move {
             let report = engine.stats().await;
             let _ = answer.send(report.map(|report| exposition(&engine, &report)));
         })),
-        AdminRequest::MemoryStats(request) => drop(tokio::task::spawn_local(async move {
+        AdminRequest::MemoryStats(request) => drop(answers.spawn_local(async move {
             if request.purge {
                 mem::purge();
             }

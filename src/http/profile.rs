@@ -139,6 +139,7 @@ pub(super) async fn profile(
             };
             text(status, &rejected.to_string())
         }
+        Err(_) if listener.engine.is_draining() => draining(),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the profile's thread could not be started"),
     }
 }
