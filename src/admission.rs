@@ -142,34 +142,41 @@ impl Rejections {
     }
 }
 
-/// The pace at which sockets are accepted. Pure: time is an argument.
+/// The pace at which a server accepts sockets, at all its listeners together. Pure: time is an
+/// argument.
 #[derive(Debug)]
 pub struct AcceptPace {
-    per_second: f64,
-    /// Sockets that may be accepted now.
+    per_second: Option<NonZeroU32>,
+    /// Sockets that may be accepted now; below zero, that many are accepted later.
     left: f64,
     at: Instant,
 }
 
 impl AcceptPace {
-    /// `per_second` sockets a second, of which a tenth may be accepted at once.
+    /// A pace before its first socket.
     #[must_use]
-    pub fn new(per_second: NonZeroU32, now: Instant) -> Self {
-        Self { per_second: per_second.get().into(), left: 1.0, at: now }
+    pub fn new(now: Instant) -> Self {
+        Self { per_second: None, left: 0.0, at: now }
     }
 
-    /// How long the next socket has to wait; `None` if it may be accepted now.
+    /// Reserves one of `per_second` sockets a second, of which a tenth may be accepted at once. So
+    /// listeners that wait take turns. Returns how long this one has to wait; `None` if it may be
+    /// accepted now.
     #[must_use]
-    pub fn wait(&mut self, now: Instant) -> Option<Duration> {
+    pub fn reserve(&mut self, per_second: NonZeroU32, now: Instant) -> Option<Duration> {
+        if self.per_second != Some(per_second) {
+            *self = Self { per_second: Some(per_second), left: 1.0, at: now };
+        }
+        let per_second = f64::from(per_second.get());
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + passed * self.per_second).min((self.per_second / 10.0).max(1.0));
-        self.at = now;
-        (self.left < 1.0).then(|| Duration::from_secs_f64((1.0 - self.left) / self.per_second))
+        self.left = (self.left + passed * per_second).min((per_second / 10.0).max(1.0)) - 1.0;
+        self.at = self.at.max(now);
+        (self.left < 0.0).then(|| Duration::from_secs_f64(-self.left / per_second))
     }
 
-    /// Notes that one socket was accepted.
-    pub fn accepted(&mut self) {
-        self.left -= 1.0;
+    /// Gives back what was reserved for a socket that did not come.
+    pub fn give_back(&mut self) {
+        self.left += 1.0;
     }
 }
 
@@ -296,17 +303,39 @@ mod tests {
 
     #[test]
     fn sockets_are_accepted_at_a_pace() {
-        let start = Instant::now();
-        let mut pace = AcceptPace::new(NonZeroU32::new(20).unwrap(), start);
-        assert_eq!(pace.wait(start), None);
-        pace.accepted();
-        assert_eq!(pace.wait(start), Some(Duration::from_millis(50)));
+        let (start, rate) = (Instant::now(), NonZeroU32::new(20).unwrap());
+        let mut pace = AcceptPace::new(start);
+        assert_eq!(pace.reserve(rate, start), None);
+        assert_eq!(pace.reserve(rate, start), Some(Duration::from_millis(50)));
+        assert_eq!(pace.reserve(rate, start), Some(Duration::from_millis(100)), "behind the one before");
+        pace.give_back();
+        assert_eq!(pace.reserve(rate, start), Some(Duration::from_millis(100)));
         let later = start + Duration::from_secs(10);
         for _ in 0..2 {
-            assert_eq!(pace.wait(later), None, "a tenth of a second's sockets at once");
-            pace.accepted();
+            assert_eq!(pace.reserve(rate, later), None, "a tenth of a second's sockets at once");
         }
-        assert!(pace.wait(later).is_some());
+        assert!(pace.reserve(rate, later).is_some());
+        assert_eq!(pace.reserve(NonZeroU32::new(10).unwrap(), later), None, "another rate begins anew");
+    }
+
+    #[test]
+    fn several_listeners_share_one_pace() {
+        const RATE: u32 = 50;
+        const LISTENERS: usize = 8;
+        let start = Instant::now();
+        let mut pace = AcceptPace::new(start);
+        // Each listener always has a socket that waits. It accepts when its time has come.
+        let mut next = [start; LISTENERS];
+        let mut accepted = [0; LISTENERS];
+        let end = start + Duration::from_secs(10);
+        while let Some(index) = (0..LISTENERS).filter(|&index| next[index] < end).min_by_key(|&index| next[index]) {
+            let wait = pace.reserve(NonZeroU32::new(RATE).unwrap(), next[index]).unwrap_or_default();
+            next[index] += wait;
+            accepted[index] += u32::from(next[index] < end);
+        }
+        let all: u32 = accepted.iter().sum();
+        assert!((10 * RATE..=10 * RATE + RATE / 10).contains(&all), "{accepted:?}");
+        assert!(accepted.iter().all(|number| number.abs_diff(all / LISTENERS as u32) <= 1), "{accepted:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -62,6 +62,7 @@ impl Front {
     ) -> Result<Self, ServerError> {
         let failed = |error| ServerError::Thread("cannot start an HTTP thread", error);
         let admin_url = admin_url(&bound);
+        let pace = Arc::new(Mutex::new(AcceptPace::new(Instant::now().into_std())));
         let (stop, stopped) = watch::channel(false);
         let mut groups = BTreeMap::<String, Vec<(TcpListener, Arc<HttpListener>)>>::new();
         for BoundListener { listener, config, .. } in bound {
@@ -81,9 +82,10 @@ impl Front {
         for (name, listeners) in groups {
             let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
             let (stopped, ended, engine, runs) = (stopped.clone(), ended.clone(), engine.clone(), runs.clone());
+            let pace = pace.clone();
             let body = move || {
                 let _runs = runs;
-                if let Err(error) = run(&runtime, listeners, &engine, stopped) {
+                if let Err(error) = run(&runtime, listeners, &engine, &pace, stopped) {
                     // The channel has room. It fails only if the receiver, the server, is gone.
                     let _ = ended.try_send(Err(ServerError::Thread("an HTTP thread has failed", error)));
                 }
@@ -126,6 +128,7 @@ fn run(
     runtime: &Runtime,
     listeners: Vec<(TcpListener, Arc<HttpListener>)>,
     engine: &Arc<Engine>,
+    pace: &Arc<Mutex<AcceptPace>>,
     mut stopped: watch::Receiver<bool>,
 ) -> io::Result<()> {
     lower_priority();
@@ -138,7 +141,7 @@ fn run(
             // SAFETY: a listener owns a valid descriptor and never replaces it; nothing closes it
             // while `AsyncFd` owns it.
             let listener = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? };
-            accepting.spawn(accept(listener, http, engine.clone()));
+            accepting.spawn(accept(listener, http, engine.clone(), pace.clone()));
         }
         let failed = tokio::select! {
             // An error means that the sender is gone, which stops the thread as well.
@@ -168,25 +171,26 @@ async fn accept(
     listener: AsyncFd<TcpListener>,
     http: Arc<HttpListener>,
     engine: Arc<Engine>,
+    pace: Arc<Mutex<AcceptPace>>,
 ) -> io::Result<Infallible> {
-    let mut rate = engine.live().accept_rate;
-    let new_pace = |rate: Option<_>| rate.map(|rate| AcceptPace::new(rate, Instant::now().into_std()));
-    let mut pace = new_pace(rate);
+    // Nothing under the lock can be left half done.
+    let pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
     let mut backing_off = false;
     loop {
         let mut ready = listener.readable().await?;
-        let now = engine.live().accept_rate;
-        if std::mem::replace(&mut rate, now) != now {
-            pace = new_pace(now);
-        }
+        let rate = engine.live().accept_rate;
         for _ in 0..ACCEPT_CHUNK {
-            if let Some(wait) = pace.as_mut().and_then(|pace| pace.wait(Instant::now().into_std())) {
+            let wait = rate.and_then(|rate| pace().reserve(rate, Instant::now().into_std()));
+            if let Some(wait) = wait {
                 http::wakes::flush(&engine);
                 sleep(wait).await;
             }
-            match accept_one(listener.get_ref()) {
+            let accepted = accept_one(listener.get_ref());
+            if rate.is_some() && accepted.is_err() {
+                pace().give_back();
+            }
+            match accepted {
                 Ok((stream, peer)) => {
-                    pace.iter_mut().for_each(AcceptPace::accepted);
                     if std::mem::take(&mut backing_off) {
                         tracing::info!("accepting again");
                     }
