@@ -110,13 +110,13 @@ impl Server {
         let mut answers = JoinSet::new();
         let mut shutdown = pin!(shutdown);
         let mut ticks = engine.config.tick.map(timer);
-        let bounded = engine.config.memory_bytes_max.is_some();
-        let mut samples = timer(if bounded { BOUNDED_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL });
+        let mut sampled = Instant::now();
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
                 () = next(&mut ticks) => tick(&engine),
-                _ = samples.tick() => {
+                () = sleep_until(sampled + sample_interval(&engine)) => {
+                    sampled = Instant::now();
                     let sample = Sample::take();
                     engine.note_heap(sample.in_use_bytes() as usize);
                     tracker.borrow_mut().note(sample, engine.registry.peak());
@@ -153,6 +153,14 @@ impl Server {
             (report.closed[CloseReason::Drain as usize], engine.rejections.get(Rejection::Draining));
         tracing::info!(aborted = report.aborted, closed, rejected, took = ?begun.elapsed(), "drained");
         Ok(report)
+    }
+}
+
+/// Time between two samples of the heap, by the settings in effect.
+fn sample_interval(engine: &Engine) -> Duration {
+    match engine.live().memory_bytes_max {
+        Some(_) => BOUNDED_SAMPLE_INTERVAL,
+        None => SAMPLE_INTERVAL,
     }
 }
 
@@ -287,5 +295,22 @@ async fn shard_failure(ended: &mut mpsc::Receiver<ShardEnd>) -> ServerError {
     match ended.recv().await {
         Some(Err(error)) => error,
         Some(Ok(_)) | None => ServerError::Panicked("a shard"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_bound_of_the_heap_that_a_reload_sets_has_more_samples() {
+        let engine = Engine::new(Config::default(), mpsc::channel(1).0);
+        assert_eq!(sample_interval(&engine), SAMPLE_INTERVAL);
+        engine.reload(Config { memory_bytes_max: NonZeroUsize::new(1 << 30), ..Config::default() });
+        assert_eq!(sample_interval(&engine), BOUNDED_SAMPLE_INTERVAL);
+        engine.reload(Config::default());
+        assert_eq!(sample_interval(&engine), SAMPLE_INTERVAL);
     }
 }
