@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::conn_table::{Entry, HttpConn, Peer, Progress};
+use super::fast_path::HeadLimits;
 use super::stream::{self, HttpStream};
 use super::transport::Transport;
 use super::upgrade::Granted;
@@ -256,7 +257,8 @@ where
 {
     let mut timer = pin!(deadline_timer(listener));
     loop {
-        match fast_path::publication(buffer, listener.engine.config.message_bytes_max) {
+        let limits = HeadLimits::of(&listener.engine.live());
+        match fast_path::publication(buffer, listener.engine.config.message_bytes_max, limits) {
             fast_path::Found::Publication { request, body, length } => {
                 conn.set(Progress::Busy);
                 buffer.advance(length);

@@ -10,16 +10,32 @@ use httparse::{EMPTY_HEADER, Status};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use hyper::{Method, Request, Version};
 
+use crate::settings::Config;
+
 /// Most headers of a request that is answered here.
 const HEADERS_MAX: usize = 64;
 
+/// The limits of a request head by the settings in effect. A head beyond them is left to hyper,
+/// which answers 431.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadLimits {
+    headers: usize,
+    bytes: usize,
+}
+
+impl HeadLimits {
+    pub(super) fn of(config: &Config) -> Self {
+        Self { headers: config.headers_max, bytes: config.header_bytes_max }
+    }
+}
+
 /// A whole request head of HTTP/1.1, and its length in bytes; `None` if it is not whole, or cannot
-/// be read.
-fn head(bytes: &[u8], expected: &Method) -> Option<(Request<Empty<Bytes>>, usize)> {
+/// be read, or is beyond `limits`.
+fn head(bytes: &[u8], expected: &Method, limits: HeadLimits) -> Option<(Request<Empty<Bytes>>, usize)> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
-    let mut head = httparse::Request::new(&mut headers);
+    let mut head = httparse::Request::new(&mut headers[..limits.headers.min(HEADERS_MAX)]);
     let Ok(Status::Complete(length)) = head.parse(bytes) else { return None };
-    if head.method != Some(expected.as_str()) || head.version != Some(1) {
+    if length > limits.bytes || head.method != Some(expected.as_str()) || head.version != Some(1) {
         return None;
     }
     let mut request = Request::builder().method(expected).version(Version::HTTP_11).uri(head.path?);
@@ -30,8 +46,8 @@ fn head(bytes: &[u8], expected: &Method) -> Option<(Request<Empty<Bytes>>, usize
 }
 
 /// The handshake that `bytes` begin with, without a body, and the length of its head in bytes.
-pub(super) fn handshake(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> {
-    let (request, length) = head(bytes, &Method::GET)?;
+pub(super) fn handshake(bytes: &[u8], limits: HeadLimits) -> Option<(Request<Empty<Bytes>>, usize)> {
+    let (request, length) = head(bytes, &Method::GET, limits)?;
     let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| request.headers().contains_key(name));
     (!has_body && request.headers().contains_key(UPGRADE)).then_some((request, length))
 }
@@ -48,16 +64,16 @@ pub(super) enum Found {
 }
 
 /// Looks for a publication of at most `body_bytes_max` at the beginning of `bytes`.
-pub(super) fn publication(bytes: &[u8], body_bytes_max: usize) -> Found {
+pub(super) fn publication(bytes: &[u8], body_bytes_max: usize, limits: HeadLimits) -> Found {
     const BEGIN: &[u8] = b"POST /publish";
     let common = bytes.len().min(BEGIN.len());
     if bytes[..common] != BEGIN[..common] {
         return Found::Other;
     }
     if !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
-        return Found::Part;
+        return if bytes.len() < limits.bytes { Found::Part } else { Found::Other };
     }
-    let Some((request, head_bytes)) = head(bytes, &Method::POST) else { return Found::Other };
+    let Some((request, head_bytes)) = head(bytes, &Method::POST, limits) else { return Found::Other };
     let channel = request.uri().path().strip_prefix("/publish").unwrap_or("?");
     if !(channel.is_empty() || channel.len() > 1 && channel.rfind('/') == Some(0)) {
         return Found::Other;
@@ -87,6 +103,38 @@ pub(super) fn publication(bytes: &[u8], body_bytes_max: usize) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn limits() -> HeadLimits {
+        HeadLimits::of(&Config::default())
+    }
+
+    fn handshake(bytes: &[u8]) -> Option<(Request<Empty<Bytes>>, usize)> {
+        super::handshake(bytes, limits())
+    }
+
+    fn publication(bytes: &[u8], body_bytes_max: usize) -> Found {
+        super::publication(bytes, body_bytes_max, limits())
+    }
+
+    #[test]
+    fn a_head_beyond_the_limits_is_left_to_hyper() {
+        let wanted = "Upgrade: websocket\r\nA: b\r\n\r\n";
+        let handshake = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{wanted}");
+        let publication = "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nA: b\r\n\r\n";
+        for (headers, bytes, fits) in [(3, 100, true), (2, 100, false), (100, 60, false), (64, 100, true)] {
+            let limits = HeadLimits { headers, bytes };
+            assert_eq!(super::handshake(handshake.as_bytes(), limits).is_some(), fits, "{limits:?}");
+            let found = super::publication(publication.as_bytes(), 0, limits);
+            assert_eq!(matches!(found, Found::Publication { .. }), fits, "{limits:?}");
+            assert_eq!(matches!(found, Found::Other), !fits, "{limits:?}");
+        }
+        let (exact, begun) = (publication.len(), &publication.as_bytes()[..50]);
+        let with = |bytes| HeadLimits { headers: 3, bytes };
+        assert!(matches!(super::publication(publication.as_bytes(), 0, with(exact)), Found::Publication { .. }));
+        assert!(matches!(super::publication(publication.as_bytes(), 0, with(exact - 1)), Found::Other));
+        assert!(matches!(super::publication(begun, 0, with(51)), Found::Part));
+        assert!(matches!(super::publication(begun, 0, with(50)), Found::Other));
+    }
 
     #[test]
     fn only_a_whole_handshake_without_a_body_is_taken() {

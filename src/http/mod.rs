@@ -33,6 +33,7 @@ use http_body_util::Full;
 use hyper::Response;
 
 use self::conn_table::{Entry, HttpConn, HttpConnTable, Peer};
+use self::fast_path::HeadLimits;
 use self::origin::OriginPolicy;
 use self::router::Routes;
 use crate::admission::{AddressPermit, Rejection};
@@ -136,7 +137,8 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
         let length = stream.read(&mut buffer).unwrap_or_default();
         ahead = &buffer[..length];
         if listener.config.websockets
-            && let Some((mut request, head_bytes)) = fast_path::handshake(ahead)
+            && let Some((mut request, head_bytes)) =
+                fast_path::handshake(ahead, HeadLimits::of(&listener.engine.live()))
             && let Some(role) = upgrade::role(request.uri().path())
         {
             let conn = HttpConn::new(-1, peer, of_address.take());

@@ -230,8 +230,8 @@ settings! {
         flag: "max-handshakes", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }
 
-    /// Most connections accepted in a second, at all addresses together. Further ones wait in the kernel's queue, which holds
-    /// 4,096. 0: any number.
+    /// Most connections accepted in a second, at all addresses together. Further ones wait in the
+    /// kernel's queue, which holds 4,096. 0: any number.
     accept_rate: Option<NonZeroU32> = parse_rate["0"] {
         flag: "accept-rate", group: Group::Limits, unit: "COUNT", form: Form::Number, reloads: true,
     }

@@ -368,3 +368,25 @@ fn the_lowest_limit_of_a_head_serves_shorter_ones() {
     }
     assert!(Config { header_bytes_max: LOWEST - 1, ..config() }.check().is_err());
 }
+
+#[test]
+fn a_head_beyond_the_limits_gets_431_whole_or_in_pieces() {
+    const BYTES: usize = 8 * 1024;
+    let server = TestServer::start(Config { headers_max: 8, header_bytes_max: BYTES, ..config() });
+    let handshake = format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{}\r\n", HANDSHAKE.join("\r\n"));
+    let publication = "POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n".to_owned();
+    for (head, headers, right) in [(handshake, 5, 101), (publication, 2, 202)] {
+        let of_number = |number: usize| [head.as_str(), &"A: b\r\n".repeat(number - headers), "\r\n"].concat();
+        let of_length = |length: usize| format!("{head}A: {}\r\n\r\n", "b".repeat(length - head.len() - 7));
+        for (request, status) in
+            [(of_number(8), right), (of_number(9), 431), (of_length(BYTES), right), (of_length(BYTES + 1), 431)]
+        {
+            assert_eq!(read_answer(&mut begin(server.address, request.as_bytes())).status, status, "{request}");
+            let mut stream = begin(server.address, &request.as_bytes()[..20]);
+            // By this answer, the server has read the piece.
+            assert_eq!(crate::support::request(server.address, "GET", "/healthz", &[], b"").status, 200);
+            stream.write_all(&request.as_bytes()[20..]).unwrap();
+            assert_eq!(read_answer(&mut stream).status, status, "in pieces: {request}");
+        }
+    }
+}
