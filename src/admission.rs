@@ -335,7 +335,7 @@ mod tests {
         }
         let all: u32 = accepted.iter().sum();
         assert!((10 * RATE..=10 * RATE + RATE / 10).contains(&all), "{accepted:?}");
-        assert!(accepted.iter().all(|number| number.abs_diff(all / LISTENERS as u32) <= 1), "{accepted:?}");
+        assert!(accepted.iter().all(|number| number.abs_diff(all / LISTENERS as u32) <= 2), "{accepted:?}");
     }
 
     #[test]

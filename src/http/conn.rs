@@ -51,19 +51,28 @@ const HAND_OVER_WAIT: Duration = Duration::from_millis(1);
 /// Largest publication, head and body together, that is read without hyper, in bytes.
 const FAST_REQUEST_BYTES_MAX: usize = 16 * 1024;
 
-/// Serves a socket that has been accepted; `ahead` was read from it already.
+/// The response to a first request that needed no hyper.
+pub(super) struct FirstAnswer {
+    pub(super) answer: Answer,
+    /// The client lets the connection go on.
+    pub(super) keeps: bool,
+}
+
+/// Serves a socket that has been accepted; `ahead` was read from it already, behind the request of
+/// `first` if there is one.
 pub(super) async fn serve(
     listener: Arc<HttpListener>,
     stream: std::net::TcpStream,
     peer: Peer,
     of_address: Option<AddressPermit>,
     ahead: Bytes,
+    first: Option<Box<FirstAnswer>>,
 ) {
     let conn = HttpConn::new(stream.as_raw_fd(), peer, of_address);
     let Some(entry) = listener.admit(conn) else {
         return super::reject(&listener, stream, Rejection::Handshakes);
     };
-    if let Err(error) = run(&listener, stream, entry, ahead).await {
+    if let Err(error) = run(&listener, stream, entry, ahead, first).await {
         tracing::debug!("HTTP connection: {error}");
     }
 }
@@ -89,18 +98,34 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
     let is_trusted_proxy = address.is_some() && peer::is_trusted(address, &listener.engine.live().trusted_proxy);
     let peer = Peer { address, is_trusted_proxy };
     match super::permit_address(&listener, peer) {
-        Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new()).await,
+        Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new(), None).await,
         Err(rejection) => super::reject(&listener, stream, rejection),
     }
 }
 
-async fn run(listener: &Arc<HttpListener>, stream: std::net::TcpStream, entry: Entry, ahead: Bytes) -> io::Result<()> {
+async fn run(
+    listener: &Arc<HttpListener>,
+    stream: std::net::TcpStream,
+    entry: Entry,
+    ahead: Bytes,
+    first: Option<Box<FirstAnswer>>,
+) -> io::Result<()> {
     let tls = listener.engine.config.tls.as_deref().filter(|_| listener.config.secure);
     let mut stream = Transport::new(stream, tls)?;
     if tls.is_some()
         && let ControlFlow::Break(last) = begin_tls(listener, &entry.conn, &mut stream).await?
     {
         return end(stream, &entry.conn, last).await;
+    }
+    if let Some(first) = first {
+        let FirstAnswer { mut answer, keeps } = *first;
+        entry.conn.set(Progress::Busy);
+        let closes = router::finish(listener, &entry.conn, &mut answer, !keeps);
+        stream.write_all(&answer::whole(answer)).await?;
+        if closes {
+            return end(stream, &entry.conn, None).await;
+        }
+        entry.conn.set(Progress::Idle);
     }
     if let Some(upgrade) = serve_stream(listener, &entry.conn, stream, ahead).await? {
         drop(entry);

@@ -32,6 +32,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 
+use self::conn::FirstAnswer;
 use self::conn_table::{Entry, HttpConn, HttpConnTable, Peer};
 use self::fast_path::HeadLimits;
 use self::origin::OriginPolicy;
@@ -131,7 +132,7 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
         Err(rejection) => return reject(listener, stream, rejection),
     };
     let mut buffer = [0; FIRST_READ_BYTES];
-    let mut ahead = &[][..];
+    let (mut ahead, mut first) = (&[][..], None);
     if !listener.config.secure {
         // An error shows again at the next read.
         let length = stream.read(&mut buffer).unwrap_or_default();
@@ -148,10 +149,13 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
                 return conn::hand_over(listener, stream, None, head, leftover, granted).await;
             }
             of_address = conn.take_address_permit();
+            // Rejected: hyper gets what follows, so that nothing is checked or counted twice.
+            ahead = &ahead[head_bytes..];
+            first = Some(Box::new(FirstAnswer { answer, keeps: router::client_keeps(&request) }));
         }
     }
     // The runtime ends with the front, and every task with it; none outlives its socket.
-    tokio::spawn(conn::serve(listener.clone(), stream, peer, of_address, Bytes::copy_from_slice(ahead)));
+    tokio::spawn(conn::serve(listener.clone(), stream, peer, of_address, Bytes::copy_from_slice(ahead), first));
 }
 
 /// Counts a connection of its address. Behind a trusted proxy, each WebSocket is counted by the
@@ -193,5 +197,67 @@ pub async fn serve_alone(
     // Errors mean that the client has gone.
     if let Ok(Some(mut upgrade)) = conn::serve_stream(listener, &conn, stream, Bytes::new()).await {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut upgrade.stream, &upgrade.head).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::jwt::TokenKey;
+    use crate::settings::Config;
+
+    /// The responses to `request`, which arrives whole at a socket of `listener`.
+    async fn take_whole(listener: &Arc<HttpListener>, request: &str) -> String {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = tokio::net::TcpStream::connect(port.local_addr().unwrap()).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let (stream, peer) = port.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        take(listener, stream, Some(peer.ip())).await;
+        let mut output = String::new();
+        client.read_to_string(&mut output).await.unwrap();
+        output
+    }
+
+    #[test]
+    fn a_rejected_handshake_is_checked_and_counted_once() {
+        let config = Config { subscriber_key: Some(TokenKey::from_secret("secret")), ..Config::default() };
+        let (_, served) = config.listeners().remove(0);
+        let engine = Engine::new(config, mpsc::channel(1).0);
+        let listener = HttpListener::new(engine.clone(), served, None);
+        let handshake = |header: &str| {
+            format!(
+                "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n\r\n"
+            )
+        };
+        let next = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let origin = "https://evil.example";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for (header, status) in [(&*format!("Origin: {origin}"), "403"), ("Authorization: Bearer x", "401")] {
+                for _ in 0..3 {
+                    let output = take_whole(&listener, &[&handshake(header), next].concat()).await;
+                    assert!(output.starts_with(&format!("HTTP/1.1 {status} ")), "{output}");
+                    assert!(output.contains("keep-alive: timeout=75\r\n"), "{output}");
+                    assert!(output.contains("HTTP/1.1 200 ") && output.ends_with("ok\n"), "{output}");
+                    let last = take_whole(&listener, &handshake(&format!("{header}\r\nConnection: close"))).await;
+                    assert_eq!(last.matches("HTTP/1.1 ").count(), 1, "{last}");
+                    assert!(last.contains("connection: close\r\n"), "{last}");
+                }
+            }
+        });
+        let counted = |rejection| engine.rejections.get(rejection);
+        assert_eq!([Rejection::Origin, Rejection::Unauthorized].map(counted), [6, 6]);
+        let errors: Vec<_> = engine.http_errors.series().filter(|&(_, number)| number > 0).collect();
+        assert_eq!(errors, [("401", 6), ("403", 6)]);
+        // The log has one line for the first rejection, and none for the five that followed.
+        let later = Instant::now() + Duration::from_secs(100);
+        assert_eq!(listener.rejected_origins.count(origin, later), Some(5));
     }
 }

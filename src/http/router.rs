@@ -205,7 +205,7 @@ pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {
 }
 
 /// Adds the headers and counts that every response needs; whether it is the last one.
-fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) -> bool {
+pub(super) fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) -> bool {
     answer::count(listener, response);
     if conn.is_granted() {
         return false;
