@@ -78,14 +78,27 @@ pub(super) async fn serve(
 }
 
 /// Serves a socket that begins with a header of the PROXY protocol.
-pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net::TcpStream) {
-    let within = listener.engine.live().handshake_timeout;
+pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net::TcpStream, proxy: Peer) {
+    let Some(entry) = listener.admit(HttpConn::new(stream.as_raw_fd(), proxy, None)) else {
+        return super::reject(&listener, stream, Rejection::Handshakes);
+    };
     let header = async {
         let mut stream = TcpStream::from_std(stream)?;
-        let address = peer::proxy_header(&mut stream, within).await?;
+        let address = peer::proxy_header(&mut stream).await?;
         Ok::<_, io::Error>((stream.into_std()?, address))
     };
-    let (stream, address) = match header.await {
+    let timer = pin!(deadline_timer(&listener));
+    let read = tokio::select! {
+        biased;
+        read = header => read,
+        over = time_is_up(&listener, &entry.conn, timer) => match over {
+            Over::Timeout => Err(io::ErrorKind::TimedOut.into()),
+            Over::Evicted | Over::Draining => return,
+        },
+    };
+    // Admitted again below, as a connection of the client.
+    drop(entry);
+    let (stream, address) = match read {
         Ok(read) => read,
         Err(error) => {
             tracing::warn!(

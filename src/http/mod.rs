@@ -122,11 +122,11 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
         // Publishers and scrapers on the proxy's own machine connect to an admin-only listener.
         (is_trusted, is_trusted && live.proxy_protocol && listener.config.websockets)
     };
+    let peer = Peer { address, is_trusted_proxy };
     if has_proxy_header {
-        tokio::spawn(conn::serve_proxied(listener.clone(), stream));
+        tokio::spawn(conn::serve_proxied(listener.clone(), stream, peer));
         return;
     }
-    let peer = Peer { address, is_trusted_proxy };
     let mut of_address = match permit_address(listener, peer) {
         Ok(of_address) => of_address,
         Err(rejection) => return reject(listener, stream, rejection),

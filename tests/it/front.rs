@@ -128,6 +128,29 @@ fn a_port_for_administration_alone_expects_no_proxy_header() {
 }
 
 #[test]
+fn connections_that_wait_for_a_proxy_header_are_bounded_and_end() {
+    let trusting = |most| Config {
+        trusted_proxy: vec!["127.0.0.0/8".parse().unwrap()],
+        proxy_protocol: true,
+        handshakes_max: most,
+        ..config()
+    };
+    let mut server = TestServer::start(trusting(2));
+    let mut waiting = [(); 3].map(|()| begin(server.address, b"PROXY TCP4 192.0."));
+    assert_eq!(waiting[0].read(&mut [0; 64]).unwrap_or_default(), 0, "closed to make room");
+    assert_eq!(server.engine.rejections.get(Rejection::Handshakes), 1);
+    let rest = format!("2.1 192.0.2.9 1 2\r\n{}", handshake(&[]));
+    waiting[1].write_all(rest.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut waiting[1]).status, 101, "the rest has come");
+    server.stop();
+    assert_eq!(waiting[2].read(&mut [0; 64]).unwrap_or_default(), 0, "the drain ends it");
+    let brief = Config { handshake_timeout: Duration::from_millis(20), ..trusting(2) };
+    let server = TestServer::start(brief);
+    let mut slow = begin(server.address, b"PROXY");
+    assert_eq!(slow.read(&mut [0; 64]).unwrap_or_default(), 0, "closed after --handshake-timeout");
+}
+
+#[test]
 fn a_page_of_an_allowed_origin_publishes_and_reads_the_answer() {
     let allow_origin = AllowedOrigins::parse(&["https://app.example"]).unwrap();
     let server = TestServer::start(Config { allow_origin, ..two_ports() });
@@ -358,5 +381,6 @@ fn a_request_around_the_end_of_an_idle_connection_is_answered_unless_the_end_has
     let is_lost = |stream: &mut TcpStream| stream.read(&mut [0; 1024]).unwrap_or(0) == 0;
     let lost = sent.into_iter().filter_map(|mut stream| is_lost(&mut stream).then_some(())).count();
     // The request and the end can cross on their way.
+    assert!(number >= CLIENTS as usize / 10, "{number} sent");
     assert!(lost * 50 <= number, "{lost} of {number} lost");
 }
