@@ -43,7 +43,7 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`keys`], [`jwt`], [`origin`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`],
+//! [`keys`], [`jwt`], [`origin`], [`log_throttle`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`],
 //! [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] → [`conn`] →
 //! [`fanout`] → [`engine`] → [`net`], [`http`] → [`front`] → [`server`] → [`cli`]. Only `conn`
 //! touches a WebSocket, only `http` parses a request, only `mem` knows an allocator.
@@ -131,6 +131,7 @@ pub mod http;
 pub mod jwt;
 pub mod keys;
 pub mod load;
+pub mod log_throttle;
 pub mod mem;
 pub mod metrics;
 pub mod net;

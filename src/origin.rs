@@ -4,19 +4,12 @@
 //! `wss` as `https`, default ports, without any path. Patterns are parsed once. Promises bounded
 //! memory whatever clients send. Never looks at a request: that is `http::origin`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Most characters of an origin in a log line or an answer.
 const SHOWN_CHARS_MAX: usize = 100;
-/// Most origins whose last log line is remembered; the others share one line per [`LOG_INTERVAL`].
-const LOGGED_ORIGINS_MAX: usize = 64;
-/// The shortest time between two log lines for one rejected origin.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The origin that a client names in the header `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -317,61 +310,6 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
-/// Decides which rejected origins are logged: each at most once in a minute.
-#[derive(Debug, Default)]
-pub struct RejectedOrigins(Mutex<Recent>);
-
-#[derive(Debug, Default)]
-struct Recent {
-    logged: HashMap<String, LastLine>,
-    /// All origins for which there was no room.
-    others: Option<LastLine>,
-}
-
-#[derive(Debug)]
-struct LastLine {
-    logged_at: Instant,
-    /// Rejections since then, none of them logged.
-    silent: u64,
-}
-
-impl LastLine {
-    fn again(&mut self, now: Instant) -> Option<u64> {
-        if now.saturating_duration_since(self.logged_at) < LOG_INTERVAL {
-            self.silent += 1;
-            return None;
-        }
-        self.logged_at = now;
-        Some(std::mem::take(&mut self.silent))
-    }
-}
-
-impl RejectedOrigins {
-    /// Counts a rejection. `Some` if it has to be logged now, with the number of rejections since
-    /// the last line that were not.
-    pub fn count(&self, origin: &str, now: Instant) -> Option<u64> {
-        let key = shown(origin);
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = recent.logged.get_mut(&key) {
-            return line.again(now);
-        }
-        if recent.logged.len() >= LOGGED_ORIGINS_MAX {
-            recent.logged.retain(|_, line| now.saturating_duration_since(line.logged_at) < LOG_INTERVAL);
-        }
-        if recent.logged.len() < LOGGED_ORIGINS_MAX {
-            recent.logged.insert(key, LastLine { logged_at: now, silent: 0 });
-            return Some(0);
-        }
-        match &mut recent.others {
-            Some(others) => others.again(now),
-            none => {
-                *none = Some(LastLine { logged_at: now, silent: 0 });
-                Some(0)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -568,32 +506,6 @@ mod tests {
         for other in ["http://c.com", "null", "file://"] {
             assert!(patterns.allows(&origin(other)) && !patterns.names(&origin(other)), "{other}");
         }
-    }
-
-    #[test]
-    fn each_rejected_origin_is_logged_once_a_minute() {
-        let (rejected, start) = (RejectedOrigins::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(rejected.count("http://a.com", at(0)), Some(0));
-        assert_eq!(rejected.count("http://b.com", at(0)), Some(0));
-        assert_eq!(rejected.count("http://a.com", at(1)), None);
-        assert_eq!(rejected.count("http://a.com", at(59)), None);
-        assert_eq!(rejected.count("http://a.com", at(60)), Some(2));
-        assert_eq!(rejected.count("http://a.com", at(61)), None);
-    }
-
-    #[test]
-    fn many_rejected_origins_take_bounded_memory_and_lines() {
-        let (rejected, start) = (RejectedOrigins::default(), Instant::now());
-        let lines = |at| (0..10_000).filter(|n| rejected.count(&format!("http://{n}.com"), at).is_some()).count();
-        assert_eq!(lines(start), 65, "64 of their own and one for all others");
-        assert_eq!(rejected.0.lock().unwrap().logged.len(), 64);
-        assert_eq!(lines(start + LOG_INTERVAL / 2), 0);
-        assert_eq!(lines(start + LOG_INTERVAL), 65);
-        assert_eq!(rejected.0.lock().unwrap().logged.len(), 64);
-        // A new origin has a line of its own as soon as the old ones are forgotten.
-        assert_eq!(rejected.count("http://x.com", start + LOG_INTERVAL * 3), Some(0));
-        assert_eq!(rejected.0.lock().unwrap().logged.len(), 1);
     }
 
     #[test]

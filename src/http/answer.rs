@@ -1,6 +1,6 @@
 //! The responses: every rejection is one sentence of plain text that says what to do.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -43,6 +43,24 @@ pub(super) fn draining() -> Answer {
     unavailable(Rejection::Draining.sentence())
 }
 
+/// The sentence of a rejection that is logged when it is sent.
+#[derive(Clone)]
+struct Logged {
+    /// Rejections with the same key share a line in a minute.
+    key: &'static str,
+    sentence: String,
+}
+
+/// A rejection of a publisher or of an administrator.
+pub(super) fn denied(status: StatusCode, sentence: &str) -> Answer {
+    let mut answer = text(status, sentence);
+    if status == StatusCode::UNAUTHORIZED {
+        answer = with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer.extensions_mut().insert(Logged { key: "denied", sentence: sentence.to_owned() });
+    answer
+}
+
 /// A rejection. It is counted when it is sent: the mark stays in the response's extensions.
 pub(super) fn rejected(rejection: Rejection) -> Answer {
     rejected_because(rejection, rejection.sentence())
@@ -59,6 +77,10 @@ pub(super) fn rejected_because(rejection: Rejection, sentence: &str) -> Answer {
         _ => answer = with(answer, RETRY_AFTER, RETRY_AFTER_S),
     }
     answer.extensions_mut().insert(rejection);
+    // A rejected page has a line of its own, and a drain is in the log.
+    if !matches!(rejection, Rejection::Origin | Rejection::Draining) {
+        answer.extensions_mut().insert(Logged { key: rejection.label(), sentence: sentence.to_owned() });
+    }
     answer
 }
 
@@ -87,8 +109,17 @@ pub(super) fn secure_url(begin: &[u8], address: Option<SocketAddr>) -> Option<St
     Some(format!("{scheme}://{host}{}", path.as_ref().map_or("", Uri::path)))
 }
 
-/// Counts a response, if it is one that is counted.
-pub(super) fn count<B>(listener: &HttpListener, response: &Response<B>) {
+/// Counts a response, if it is one that is counted. A rejection is logged, too, once a minute for
+/// each reason: a browser does not tell its page why.
+pub(super) fn count<B>(listener: &HttpListener, client: Option<IpAddr>, response: &Response<B>) {
+    if let Some(Logged { key, sentence }) = response.extensions().get()
+        && let Some(silent) = listener.rejections.count(key, Instant::now())
+    {
+        let status = response.status().as_u16();
+        let client = client.map_or_else(|| "a Unix socket".to_owned(), |ip| ip.to_canonical().to_string());
+        let others = if silent > 0 { format!(" ({silent} more in the last minute)") } else { String::new() };
+        tracing::warn!("{status} to {client}: {sentence}{others}");
+    }
     if let Some(&rejection) = response.extensions().get::<Rejection>() {
         listener.engine.rejections.count(rejection);
     }
@@ -103,8 +134,8 @@ pub(super) fn count_unread(listener: &HttpListener, error: &hyper::Error) {
 }
 
 /// The last response of a connection, without a request that a handler has seen.
-pub(super) fn last(listener: &HttpListener, answer: Answer) -> Answer {
-    count(listener, &answer);
+pub(super) fn last(listener: &HttpListener, client: Option<IpAddr>, answer: Answer) -> Answer {
+    count(listener, client, &answer);
     with(answer, CONNECTION, HeaderValue::from_static("close"))
 }
 

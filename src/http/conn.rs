@@ -70,7 +70,7 @@ pub(super) async fn serve(
 ) {
     let conn = HttpConn::new(stream.as_raw_fd(), peer, of_address);
     let Some(entry) = listener.admit(conn) else {
-        return super::reject(&listener, stream, Rejection::Handshakes);
+        return super::reject(&listener, stream, peer.address, Rejection::Handshakes);
     };
     if let Err(error) = run(&listener, stream, entry, ahead, first).await {
         tracing::debug!("HTTP connection: {error}");
@@ -80,7 +80,7 @@ pub(super) async fn serve(
 /// Serves a socket that begins with a header of the PROXY protocol.
 pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net::TcpStream, proxy: Peer) {
     let Some(entry) = listener.admit(HttpConn::new(stream.as_raw_fd(), proxy, None)) else {
-        return super::reject(&listener, stream, Rejection::Handshakes);
+        return super::reject(&listener, stream, proxy.address, Rejection::Handshakes);
     };
     let header = async {
         let mut stream = TcpStream::from_std(stream)?;
@@ -112,7 +112,7 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
     let peer = Peer { address, is_trusted_proxy };
     match super::permit_address(&listener, peer) {
         Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new(), None).await,
-        Err(rejection) => super::reject(&listener, stream, rejection),
+        Err(rejection) => super::reject(&listener, stream, peer.address, rejection),
     }
 }
 
@@ -169,7 +169,11 @@ async fn begin_tls(
         None => "this port needs TLS: connect with https or wss".to_owned(),
     };
     stream.end_tls();
-    Ok(ControlFlow::Break(Some(answer::last(listener, answer::text(StatusCode::BAD_REQUEST, &sentence)))))
+    Ok(ControlFlow::Break(Some(answer::last(
+        listener,
+        conn.peer.address,
+        answer::text(StatusCode::BAD_REQUEST, &sentence),
+    ))))
 }
 
 /// A stream that leaves HTTP.
@@ -431,7 +435,7 @@ fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<An
         // Counted as rejected when it was evicted.
         Over::Evicted => answer::unavailable("the server has too many unfinished requests: try again later"),
     };
-    Some(answer::last(listener, answer))
+    Some(answer::last(listener, conn.peer.address, answer))
 }
 
 /// How a conversation has ended.

@@ -39,7 +39,7 @@ use self::origin::OriginPolicy;
 use self::router::Routes;
 use crate::admission::{AddressPermit, Rejection};
 use crate::engine::Engine;
-use crate::origin::RejectedOrigins;
+use crate::log_throttle::LogThrottle;
 use crate::settings::ListenerConfig;
 
 type Answer = Response<Full<Bytes>>;
@@ -59,7 +59,10 @@ pub struct HttpListener {
     /// Where the admin routes are, without a path.
     admin_url: Option<String>,
     table: Arc<HttpConnTable>,
-    rejected_origins: RejectedOrigins,
+    /// The lines about rejected pages, by origin.
+    rejected_origins: LogThrottle,
+    /// The lines about all other rejections, by reason.
+    rejections: LogThrottle,
     routes: OnceLock<Routes>,
 }
 
@@ -72,7 +75,8 @@ impl HttpListener {
             config,
             admin_url,
             table: Arc::default(),
-            rejected_origins: RejectedOrigins::default(),
+            rejected_origins: LogThrottle::default(),
+            rejections: LogThrottle::default(),
             routes: OnceLock::new(),
         })
     }
@@ -129,7 +133,7 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
     }
     let mut of_address = match permit_address(listener, peer) {
         Ok(of_address) => of_address,
-        Err(rejection) => return reject(listener, stream, rejection),
+        Err(rejection) => return reject(listener, stream, address, rejection),
     };
     let mut buffer = [0; FIRST_READ_BYTES];
     let (mut ahead, mut first) = (&[][..], None);
@@ -169,8 +173,8 @@ fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressP
 
 /// Answers a socket that gets no HTTP connection, without waiting for anything. With TLS, the
 /// socket is closed without an answer, which would cost a handshake.
-pub fn reject(listener: &HttpListener, mut stream: TcpStream, rejection: Rejection) {
-    let answer = answer::last(listener, answer::rejected(rejection));
+pub fn reject(listener: &HttpListener, mut stream: TcpStream, client: Option<IpAddr>, rejection: Rejection) {
+    let answer = answer::last(listener, client, answer::rejected(rejection));
     if listener.config.secure {
         return;
     }

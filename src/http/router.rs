@@ -14,14 +14,12 @@ use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{
-    ALLOW, AUTHORIZATION, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, LINK, ORIGIN, WWW_AUTHENTICATE,
-};
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, EXPECT, HOST, HeaderName, HeaderValue, LINK, ORIGIN};
 use hyper::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 use tower_http::normalize_path::NormalizePath;
 use tower_service::Service;
 
-use super::answer::{self, text, with};
+use super::answer::{self, denied, text, with};
 use super::conn_table::{HttpConn, Peer, Progress};
 use super::request_body::RequestBody;
 use super::{Answer, HttpListener, cors, debug, profile, publish, upgrade};
@@ -206,7 +204,7 @@ pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {
 
 /// Adds the headers and counts that every response needs; whether it is the last one.
 pub(super) fn finish<B>(listener: &HttpListener, conn: &HttpConn, response: &mut Response<B>, closes: bool) -> bool {
-    answer::count(listener, response);
+    answer::count(listener, conn.peer.address, response);
     if conn.is_granted() {
         return false;
     }
@@ -276,17 +274,20 @@ fn forbidden(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap
     if let Some(token) = &live.token {
         let given = bearer(headers).unwrap_or_default();
         if !constant_time_eq::constant_time_eq(given, token.as_bytes()) {
-            let answer = text(StatusCode::UNAUTHORIZED, "this route needs the header: Authorization: Bearer TOKEN");
-            return Some(with(answer, WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+            let sentence = match given.is_empty() {
+                true => "this route needs the header: Authorization: Bearer TOKEN (--token)",
+                false => "the token in the header Authorization is not the one of --token",
+            };
+            return Some(denied(StatusCode::UNAUTHORIZED, sentence));
         }
     } else if !live.open && served.websockets {
         let sentence = "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another \
                         --admin-listen, or --open if everybody may publish";
-        return Some(text(StatusCode::FORBIDDEN, sentence));
+        return Some(denied(StatusCode::FORBIDDEN, sentence));
     } else if !live.open && !served.is_local {
         let sentence = "this route needs a token as soon as its port is open beyond loopback: set --token or \
                         HYDRANT_TOKEN, or --open if everybody may publish";
-        return Some(text(StatusCode::FORBIDDEN, sentence));
+        return Some(denied(StatusCode::FORBIDDEN, sentence));
     }
     // A page in a browser reaches every port that its browser reaches.
     let is_free = live.token.is_none() && !live.open;

@@ -141,9 +141,15 @@ fn grant(key: Option<&TokenKey>, token: Option<&str>, channels: &[ChannelName]) 
 fn check<B: Body>(request: &Request<B>) -> Result<(), Box<Answer>> {
     let headers = request.headers();
     if !is_upgrade_request(request) {
+        let sentence = match headers.contains_key(SEC_WEBSOCKET_KEY) {
+            true => {
+                "a proxy has removed the headers Upgrade and Connection: let it pass them on (nginx: proxy_http_version \
+                 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection \"upgrade\";)"
+            }
+            false => "this route speaks WebSocket: connect with a WebSocket client",
+        };
         let rejection =
-            text(StatusCode::UPGRADE_REQUIRED, "this route speaks WebSocket: connect with a WebSocket client");
-        let rejection = with(rejection, UPGRADE, HeaderValue::from_static("websocket"));
+            with(text(StatusCode::UPGRADE_REQUIRED, sentence), UPGRADE, HeaderValue::from_static("websocket"));
         return Err(Box::new(with(rejection, CONNECTION, HeaderValue::from_static("upgrade"))));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {

@@ -11,7 +11,9 @@ use hydrant::admission::Rejection;
 use hydrant::origin::AllowedOrigins;
 use hydrant::settings::Config;
 
-use crate::support::{HANDSHAKE, PATIENCE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports};
+use crate::support::{
+    Binary, Client, HANDSHAKE, PATIENCE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports,
+};
 
 fn handshake(more: &[&str]) -> String {
     let headers = [&HANDSHAKE[..], more].concat().join("\r\n");
@@ -383,4 +385,33 @@ fn a_request_around_the_end_of_an_idle_connection_is_answered_unless_the_end_has
     // The request and the end can cross on their way.
     assert!(number >= CLIENTS as usize / 10, "{number} sent");
     assert!(lost * 50 <= number, "{lost} of {number} lost");
+}
+
+#[test]
+fn a_rejection_is_in_the_log_once_a_minute_with_its_reason() {
+    let mut binary = Binary::start(&["--max-connections", "1", "--token", "a-token-of-some-length"]);
+    let client = Client::connect(binary.address, "/ws");
+    for _ in 0..3 {
+        assert_eq!(request(binary.address, "GET", "/ws", &HANDSHAKE, b"").status, 503);
+    }
+    let without = request(binary.address, "POST", "/publish", &["Host: localhost"], b"x");
+    let wrong = request(binary.address, "POST", "/publish", &["Host: localhost", "Authorization: Bearer x"], b"x");
+    assert_eq!((without.status, wrong.status), (401, 401));
+    assert!(without.body.contains("needs the header") && wrong.body.contains("is not the one"), "{wrong:?}");
+    drop(client);
+    binary.signal(libc::SIGTERM);
+    assert_eq!(binary.wait().code(), Some(0));
+    let lines = |part: &str| binary.seen.iter().filter(|line| line.contains(part)).count();
+    assert_eq!((lines("503 to 127.0.0.1: "), lines("401 to 127.0.0.1: ")), (1, 1), "{:?}", binary.seen);
+}
+
+#[test]
+fn a_handshake_that_lost_its_upgrade_names_the_proxy() {
+    let server = TestServer::start(config());
+    let headers: Vec<_> = HANDSHAKE.iter().copied().filter(|header| !header.starts_with("Upgrade")).collect();
+    let answer = request(server.address, "GET", "/ws", &headers, b"");
+    assert_eq!(answer.status, 426);
+    assert!(answer.body.contains("proxy_set_header Upgrade"), "{}", answer.body);
+    let answer = request(server.address, "GET", "/ws", &["Host: localhost"], b"");
+    assert!(answer.body.contains("connect with a WebSocket client"), "{}", answer.body);
 }
