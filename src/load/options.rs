@@ -147,7 +147,8 @@ pub struct Arguments {
     /// long after the start of the last one
     #[arg(long, value_parser = parse_duration, default_value = "10s")]
     session: Duration,
-    /// chat: the server's --tick, the interval of its own messages; 0: the load expects none
+    /// chat: the server's --tick, the interval of its own messages, which it sends to plain /ws
+    /// only; a longer session has to get at least one. 0: the load expects none
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
     /// Processes of the server on this machine, separated by commas or given several times: the
