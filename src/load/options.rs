@@ -17,7 +17,8 @@ use crate::settings::{SlowPolicy, parse_bytes, parse_duration};
 pub enum Scenario {
     /// All clients connect, then messages are published: latency, deliveries per second, exactness
     Fanout,
-    /// All clients connect and wait: memory, pings
+    /// All clients connect and wait: memory, pings. With 1,000 connections or more the report has
+    /// the bytes of each; with fewer this figure is noise, and null in JSON
     Idle,
     /// Like fanout, while connections leave and others join; needs a server that subscribes before
     /// it answers 101
@@ -151,8 +152,8 @@ pub struct Arguments {
     /// only; a longer session has to get at least one. 0: the load expects none
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
     tick: Duration,
-    /// Processes of the server on this machine, separated by commas or given several times: the
-    /// report has their CPU and memory, summed and each
+    /// Processes of the server on this machine, separated by commas or given several times, as in
+    /// --pid $(pidof hydrant | tr ' ' ,): the report has their CPU and memory, summed and each
     #[arg(long, value_delimiter = ',')]
     pid: Vec<u32>,
     /// fanout, slow: sleep while nothing arrives, instead of polling. This leaves the core to other

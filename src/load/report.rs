@@ -12,6 +12,9 @@ use super::secrets::Secrets;
 
 /// Share of its core from which on the client counts as the bottleneck, in percent.
 const SATURATED_PERCENT: f64 = 95.0;
+/// Fewest connections for a figure of memory for each connection. The server's own threads and
+/// buffers grow by some 10 KiB meanwhile, which hides the cost of few connections.
+pub(super) const CONNECTIONS_FOR_MEMORY: u64 = 1000;
 
 /// The figures of one load; the names are those of the JSON document.
 #[derive(Clone, Debug, Serialize)]
@@ -84,8 +87,8 @@ pub struct Report {
     pub last_subscriber_us: Option<Summary>,
     /// The cost of the server, if its process is known.
     pub server: Option<ServerFigures>,
-    /// Memory of the server by its own account, if it has `/debug/mem`; of idle without `--pid`
-    /// only.
+    /// Memory of the server by its own account, if it has `/debug/mem`; of idle only. With several
+    /// processes there is none, because only one of them would answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryGrowth>,
     /// The cost of the client.
@@ -147,7 +150,7 @@ pub struct ServerFigures {
     pub rss_bytes_connected: u64,
     /// Memory at the end.
     pub rss_bytes_after: u64,
-    /// Growth of the memory for each connection.
+    /// Growth of the memory for each connection, from `CONNECTIONS_FOR_MEMORY` on.
     pub rss_bytes_per_connection: Option<i64>,
     /// Each process that was given.
     pub processes: Vec<ProcessFigures>,
@@ -166,13 +169,14 @@ pub struct ProcessFigures {
     pub rss_bytes_after: u64,
 }
 
-/// Growth of the server's memory for each connection, in bytes, by its own account.
+/// Growth of the server's memory for each connection, in bytes, by its own account, from
+/// `CONNECTIONS_FOR_MEMORY` on.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct MemoryGrowth {
     /// Heap in use, if the server's allocator tells it.
     pub heap_bytes_per_connection: Option<i64>,
     /// Resident memory.
-    pub rss_bytes_per_connection: i64,
+    pub rss_bytes_per_connection: Option<i64>,
 }
 
 /// The cost of the client.

@@ -30,6 +30,22 @@ fn signed(bytes: i64) -> String {
     format!("{}{}", if bytes < 0 { "-" } else { "" }, grouped(bytes.unsigned_abs()))
 }
 
+impl Report {
+    /// The heap and the resident memory of each connection, whichever are known. The kernel's
+    /// figure of resident memory goes before the server's own.
+    fn bytes_per_connection(&self) -> Option<String> {
+        let own = |bytes: i64, kind| format!("{} of {kind} by /debug/mem", signed(bytes));
+        let by_kernel = self.server.as_ref().and_then(|server| server.rss_bytes_per_connection);
+        let heap = self.memory.and_then(|memory| memory.heap_bytes_per_connection);
+        let rss = self.memory.and_then(|memory| memory.rss_bytes_per_connection);
+        let rss = by_kernel
+            .map(|bytes| format!("{} of resident memory", signed(bytes)))
+            .or_else(|| rss.map(|bytes| own(bytes, "resident memory")));
+        let known: Vec<_> = heap.map(|bytes| own(bytes, "heap")).into_iter().chain(rss).collect();
+        (!known.is_empty()).then(|| known.join(", "))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, text: String| writeln!(f, "{name:<22}{text}");
@@ -143,9 +159,6 @@ impl fmt::Display for Report {
                 "server memory",
                 format!("{before} before, {with} with all clients, {} at the end", mebibytes(server.rss_bytes_after)),
             )?;
-            if let Some(bytes) = server.rss_bytes_per_connection {
-                row("bytes per connection", format!("{} of resident memory", signed(bytes)))?;
-            }
             for process in server.processes.iter().filter(|_| server.processes.len() > 1) {
                 let ProcessFigures { pid, cpu_percent, waited_percent, rss_bytes_after } = process;
                 let memory = mebibytes(*rss_bytes_after);
@@ -155,10 +168,8 @@ impl fmt::Display for Report {
                 row(&format!("process {pid}"), text)?;
             }
         }
-        if let Some(memory) = &self.memory {
-            let heap = memory.heap_bytes_per_connection.map(|bytes| format!("{} of heap, ", signed(bytes)));
-            let (heap, rss) = (heap.unwrap_or_default(), signed(memory.rss_bytes_per_connection));
-            row("bytes per connection", format!("{heap}{rss} of resident memory, by /debug/mem"))?;
+        if let Some(text) = self.bytes_per_connection() {
+            row("bytes per connection", text)?;
         }
         let client = &self.client;
         let warning = if client.saturated { ": THE CLIENT WAS THE BOTTLENECK" } else { "" };

@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::options::Options;
-use super::report::{ProcessFigures, ServerFigures};
+use super::report::{CONNECTIONS_FOR_MEMORY, ProcessFigures, ServerFigures};
 use super::{LoadError, process};
 
 /// One process at the time of a sample.
@@ -91,7 +91,21 @@ impl ServerSample {
     }
 }
 
-/// Growth of a memory figure for each connection, in bytes; `None` without connections.
+/// Growth of a memory figure for each connection, in bytes; `None` below
+/// [`CONNECTIONS_FOR_MEMORY`].
 pub(super) fn per_connection((before, with): (u64, u64), connections: u64) -> Option<i64> {
-    (with as i64 - before as i64).checked_div(connections as i64)
+    (connections >= CONNECTIONS_FOR_MEMORY).then(|| (with as i64 - before as i64) / connections as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_connections_have_no_figure_of_memory() {
+        assert_eq!(per_connection((34_000, 68_030), 10), None);
+        assert_eq!(per_connection((1000, 201_000), CONNECTIONS_FOR_MEMORY - 1), None);
+        assert_eq!(per_connection((1000, 201_000), CONNECTIONS_FOR_MEMORY), Some(200));
+        assert_eq!(per_connection((201_000, 1000), CONNECTIONS_FOR_MEMORY), Some(-200));
+    }
 }

@@ -104,11 +104,11 @@ fn a_tick_is_unexpected_and_no_fault() {
 fn idle_waits_and_publishes_nothing() {
     let pid = std::process::id();
     let report = passes(config(), &format!("idle --connections 40 --duration 200ms --pid {pid},{pid}"));
+    assert_eq!((&report["memory"], &report["server"]["rss_bytes_per_connection"]), (&Value::Null, &Value::Null));
     assert_eq!((&report["published"], &report["received_share"]), (&0.into(), &Value::Null));
     assert_eq!(report["connections"]["open"], 40);
     let server = &report["server"];
     assert!(server["rss_bytes_connected"].as_u64() > Some(0), "{report:#}");
-    assert!(server["rss_bytes_per_connection"].is_i64(), "{report:#}");
     let processes = server["processes"].as_array().unwrap();
     let rss_bytes: u64 = processes.iter().map(|process| process["rss_bytes_after"].as_u64().unwrap()).sum();
     assert_eq!((processes.len(), &server["rss_bytes_after"]), (2, &rss_bytes.into()));
@@ -241,11 +241,16 @@ fn what_cannot_be_run_is_one_line() {
 
 #[test]
 fn an_idle_load_asks_the_server_for_its_memory() {
-    let report = passes(config(), "idle --connections 5 --duration 100ms");
-    assert!(report["memory"]["rss_bytes_per_connection"].is_i64(), "{report:#}");
+    let pid = std::process::id();
+    let report = passes(config(), &format!("idle --connections 1000 --duration 100ms --pid {pid}"));
+    assert!(report["server"]["rss_bytes_per_connection"].is_i64(), "{report:#}");
+    let figures =
+        |report: &Value| ["heap", "rss"].map(|kind| report["memory"][format!("{kind}_bytes_per_connection")].clone());
     // mimalloc does not tell what is in use.
-    let has_heap = report["memory"]["heap_bytes_per_connection"].is_i64();
-    assert_eq!(has_heap, cfg!(feature = "jemalloc"), "{report:#}");
+    assert_eq!(figures(&report).map(|bytes| bytes.is_i64()), [cfg!(feature = "jemalloc"), true], "{report:#}");
+    let few = passes(config(), "idle --connections 5 --duration 100ms");
+    assert!(few["memory"].is_object(), "{few:#}");
+    assert_eq!(figures(&few), [Value::Null, Value::Null], "the figures of few connections are noise");
 }
 
 #[test]
