@@ -26,6 +26,9 @@ pub const SECRET_BYTES_MIN: usize = 32;
 /// Lengths of an RSA modulus in bits: at least as RFC 7518, section 3.3, has it, at most as `ring`
 /// verifies.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+/// The last second of the year 9999, since 1970. A later date is one in milliseconds: seconds reach
+/// it in no lifetime, and milliseconds passed it in 1978.
+const DATE_MAX: f64 = 253_402_300_799.0;
 /// How far the clocks of issuer and server may differ, if nothing else is set.
 pub const LEEWAY_DEFAULT: Duration = Duration::from_secs(5);
 
@@ -172,6 +175,9 @@ pub enum TokenError {
         "the token's claims are malformed: exp, nbf and iat are numbers, sub is a string, channels a list of strings"
     )]
     Claims,
+    /// The date of this claim is beyond the year 9999.
+    #[error("the token's {0} is in seconds since 1970, this looks like milliseconds")]
+    Milliseconds(&'static str),
     /// It has no `exp`.
     #[error("the token has no exp: it has to say when it expires")]
     NoExpiry,
@@ -334,6 +340,11 @@ impl TokenKey {
         }
         let Claims { exp, nbf, sub, channels, .. } = object(claims).ok_or(TokenError::Claims)?;
         let (now, leeway) = (now.as_secs_f64(), self.leeway.as_secs_f64());
+        for (claim, date) in [("exp", exp), ("nbf", nbf)] {
+            if date.is_some_and(|date| date > DATE_MAX) {
+                return Err(TokenError::Milliseconds(claim));
+            }
+        }
         let end = exp.ok_or(TokenError::NoExpiry)? + leeway;
         if now >= end {
             return Err(TokenError::Expired);
@@ -346,11 +357,10 @@ impl TokenKey {
             Subject::Number(number) => number.to_string(),
         });
         let user = user.filter(|user| !user.is_empty()).map(String::into_boxed_str);
-        // A number that no clock reaches becomes the last one.
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "it is later than now, and saturates"
+            reason = "it is later than now, and not far beyond DATE_MAX"
         )]
         let expires = end.ceil() as u64;
         Ok(Grant { expires, user, channels })
@@ -457,7 +467,12 @@ mod tests {
         assert_eq!(grant(json!({"exp": 100}), 104.9, 5), Ok(105));
         assert_eq!(grant(json!({"exp": 100}), 105.0, 5), Err(TokenError::Expired));
         assert_eq!(grant(json!({"exp": 1e2}), 99.0, 0), Ok(100));
-        assert_eq!(grant(json!({"exp": 1e300}), 99.0, 0), Ok(u64::MAX));
+        assert_eq!(grant(json!({"exp": 253_402_300_799_u64}), 99.0, 5), Ok(253_402_300_804));
+        for far in [json!(253_402_300_800_u64), json!(1_795_909_310_000_u64), json!(1e300)] {
+            let error = grant(json!({"exp": far}), 99.0, 0).unwrap_err();
+            assert_eq!(error.to_string(), "the token's exp is in seconds since 1970, this looks like milliseconds");
+            assert_eq!(grant(json!({"exp": 200, "nbf": far}), 99.0, 0), Err(TokenError::Milliseconds("nbf")));
+        }
         assert_eq!(grant(json!({"exp": -1.5}), 0.0, 0), Err(TokenError::Expired));
         assert_eq!(grant(json!({"exp": 200, "nbf": 100.5}), 100.0, 0), Err(TokenError::NotYetValid));
         assert_eq!(grant(json!({"exp": 200, "nbf": 100.5}), 100.5, 0), Ok(200));
