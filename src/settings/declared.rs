@@ -156,11 +156,15 @@ settings! {
         flag: "token-file", group: Group::Auth, unit: "FILE", reloads: true,
     }
 
-    /// Shared secret of subscribers' tokens (JWT with HS256). Every WebSocket then needs a token
-    /// with `exp`, in `Authorization: Bearer`, as `?token=`, or as subprotocols `bearer, TOKEN`.
-    /// The claim `channels` limits the token to these channels; `room-*` is every channel whose
-    /// name begins so. The claim `sub` is the client's name in its messages; with a token without
-    /// `sub` the client chooses its name.
+    /// Shared secret of subscribers' tokens (JWT with HS256). Every WebSocket then needs a token,
+    /// in `Authorization: Bearer`, as `?token=`, or as subprotocols `bearer, TOKEN`. An example of
+    /// its payload: {"sub":"ann","channels":["chat","room-*"],"exp":1795909310}. `exp` is required,
+    /// in seconds since 1970: at `exp` plus `--token-leeway` the server closes the connection with
+    /// 1008. `channels` limits the token to these channels; `room-*` is every channel whose name
+    /// begins with `room-`. A token without `channels` allows every channel, and one with an empty
+    /// list allows none. Plain `/ws` subscribes to the channel `all`, so its token has to allow
+    /// `all`. `sub` is the client's name in its messages; without `sub` the client chooses its
+    /// name.
     jwt_secret: Option<Secret> = parse_secret[""] {
         flag: "jwt-secret", group: Group::Auth, unit: "SECRET", form: Form::Secret, reloads: true,
     }
