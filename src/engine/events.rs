@@ -69,7 +69,7 @@ impl Shard {
             ClientEvent::Unsubscribe { channel } => {
                 let channel = channel_name(&channel)?;
                 if !self.unsubscribe(connection, channel.clone()) {
-                    return Err(EventError::NotSubscribed(channel.to_string()));
+                    return Err(EventError::NothingToUnsubscribe(channel.to_string()));
                 }
                 self.answer(connection, event::unsubscribed(channel.as_str()));
             }

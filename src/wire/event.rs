@@ -105,9 +105,12 @@ pub enum EventError {
         /// The bound.
         most: usize,
     },
-    /// The client sent `SAY` or `UNSUBSCRIBE` for a channel that it is not subscribed to.
+    /// The client sent `SAY` for a channel that it is not subscribed to.
     #[error("you are not subscribed to this channel: send SUBSCRIBE first")]
     NotSubscribed(String),
+    /// The client sent `UNSUBSCRIBE` for a channel that it is not subscribed to.
+    #[error("you are not subscribed to this channel, so there is nothing to unsubscribe from")]
+    NothingToUnsubscribe(String),
     /// The client's token does not allow this channel.
     #[error("your token does not allow this channel")]
     Forbidden(String),
@@ -129,7 +132,7 @@ impl EventError {
             Self::UnknownEvent => "UNKNOWN_EVENT",
             Self::InvalidName(_) | Self::ReservedName => "INVALID_NAME",
             Self::InvalidChannel(_) | Self::TooManyChannels { .. } => "INVALID_CHANNEL",
-            Self::NotSubscribed(_) => "NOT_SUBSCRIBED",
+            Self::NotSubscribed(_) | Self::NothingToUnsubscribe(_) => "NOT_SUBSCRIBED",
             Self::NameOfToken | Self::UnusableSub | Self::Forbidden(_) | Self::SayDisabled(_) => "FORBIDDEN",
             Self::Overloaded(_) => "OVERLOADED",
         }
@@ -141,6 +144,7 @@ impl EventError {
         match self {
             Self::TooManyChannels { channel, .. }
             | Self::NotSubscribed(channel)
+            | Self::NothingToUnsubscribe(channel)
             | Self::Forbidden(channel)
             | Self::SayDisabled(channel)
             | Self::Overloaded(channel) => Some(channel),

@@ -112,6 +112,11 @@ fn subscribe_and_unsubscribe_are_acknowledged() {
     client.text(r#"{"event":"UNSUBSCRIBE","channel":"first"}"#);
     assert_eq!(
         client.receive_text(),
+        r#"{"event":"ERROR","code":"NOT_SUBSCRIBED","message":"you are not subscribed to this channel, so there is nothing to unsubscribe from","channel":"first"}"#
+    );
+    client.text(r#"{"event":"SAY","message":"x","channel":"first"}"#);
+    assert_eq!(
+        client.receive_text(),
         r#"{"event":"ERROR","code":"NOT_SUBSCRIBED","message":"you are not subscribed to this channel: send SUBSCRIBE first","channel":"first"}"#
     );
     assert_eq!(server.publish("first", b"x").matched, 0);
