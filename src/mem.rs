@@ -366,8 +366,6 @@ pub struct MemoryStats {
     /// Data that waits in backlogs, counted as if each connection had its own copy; copies are
     /// shared.
     pub outbox_bytes: u64,
-    /// Data kept for clients that reconnect; always 0.
-    pub history_bytes: u64,
     /// Bytes that the kernel holds for the connections' sockets; see [`socket_bytes`].
     pub kernel_socket_bytes: u64,
     /// The cost of one connection.
@@ -443,7 +441,6 @@ impl MemoryTracker {
             baseline,
             peak: self.peak,
             outbox_bytes: queues.outbox_bytes,
-            history_bytes: 0,
             kernel_socket_bytes: queues.kernel_socket_bytes,
             per_connection: PerConnection {
                 heap_bytes: per_connection(sample.figures.allocated_bytes, baseline.allocated_bytes),

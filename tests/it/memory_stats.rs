@@ -43,7 +43,6 @@ fn the_fields_are_those_of_the_contract() {
         "peak.allocated_bytes",
         "peak.rss_bytes",
         "outbox_bytes",
-        "history_bytes",
         "kernel_socket_bytes",
         "per_connection.heap_bytes",
         "per_connection.rss_bytes",
@@ -81,9 +80,7 @@ fn figures_are_there_or_null() {
     assert_eq!((&full["connections"], &full["peak"]["connections"]), (&50.into(), &50.into()));
     assert_eq!(full["per_connection"]["heap_bytes"].is_i64(), jemalloc, "{full}");
     assert!(full["per_connection"]["rss_bytes"].is_i64() && full["per_connection"]["kernel_bytes"].is_i64());
-    for field in ["outbox_bytes", "history_bytes"] {
-        assert_eq!(full[field], 0, "{field}");
-    }
+    assert_eq!(full["outbox_bytes"], 0);
     drop(clients);
     let left = until(
         || Some(memory_stats(binary.address)).filter(|memory_stats| memory_stats["connections"] == 0),
@@ -94,7 +91,7 @@ fn figures_are_there_or_null() {
     assert_eq!(purged.status, 200);
     let mut names = Vec::new();
     fields(&serde_json::from_str(&purged.body).unwrap(), "", &mut names);
-    assert_eq!(names.len(), 21);
+    assert_eq!(names.len(), 20);
 }
 
 #[cfg(feature = "jemalloc")]
