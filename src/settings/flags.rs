@@ -109,7 +109,8 @@ impl Args for Flags {
             .value_parser(value_parser!(PathBuf))
             .help(
                 "File with settings, in TOML: max_connections = 1000 is --max-connections 1000. Flags and variables \
-                 override it. `hydrant config template` prints one. SIGHUP reloads it.",
+                 override it. Relative paths, in the file as well, are relative to the directory in which the server was \
+                 started. `hydrant config template` prints one. SIGHUP reloads it.",
             );
         command.arg(file).args(SETTINGS.iter().map(argument))
     }
