@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::engine::Engine;
-use crate::jwt::{SECRET_BYTES_MIN, TokenKey};
+use crate::jwt::SECRET_BYTES_MIN;
 pub use crate::load::process::raise_open_files;
 use crate::load::{self, LoadError, Report};
 use crate::mem;
@@ -87,7 +87,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                eprintln!("{}; see hydrant --help", in_one_line(&error.to_string()));
+                eprintln!("{}", in_one_line(&error.to_string()));
                 return ExitCode::from(USAGE);
             }
             // Help and version are what was asked for; a closed output loses nothing that matters.
@@ -101,8 +101,13 @@ pub fn run() -> ExitCode {
         Some(Command::Config(ConfigCommand::Print(flags))) => {
             with_settings(&flags, |loaded| print_text(&loaded.print()))
         }
-        Some(Command::Config(ConfigCommand::Check(flags))) => with_settings(&flags, |_| {
-            settings::misspelt_variables().iter().for_each(|sentence| eprintln!("warning: {sentence}"));
+        Some(Command::Config(ConfigCommand::Check(flags))) => with_settings(&flags, |loaded| {
+            // A limit that cannot be raised is no fault of the settings.
+            let clients_max = raise_open_files().map_or(usize::MAX, clients_of);
+            let mut warnings = settings::misspelt_variables();
+            warnings.extend(open_files_warning(&loaded, clients_max));
+            warnings.extend(short_secret_warning(&loaded));
+            warnings.iter().for_each(|sentence| eprintln!("warning: {sentence}"));
             print_text("the settings are right\n")
         }),
         Some(Command::Serve(flags)) => with_settings(&flags, |loaded| serve(&flags, loaded)),
@@ -110,14 +115,24 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The first paragraph of clap's message, which names the error, and its hint, without usage.
+/// The first paragraph of clap's message, which names the error, and its hint, without usage, and
+/// where to read on.
 fn in_one_line(message: &str) -> String {
     let first = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
     let mut line = first.collect::<Vec<_>>().join(" ");
     if let Some(hint) = message.lines().find_map(|line| line.trim().strip_prefix("tip: ")) {
         line += &format!(": {hint}");
     }
-    line
+    // An option of the server before a command.
+    if let Some(command) = line.strip_prefix("error: the subcommand '").and_then(|rest| rest.split('\'').next()) {
+        match command {
+            "config" => line += ": write it at the end, as in hydrant config check --config FILE",
+            "serve" => line += ": write it at the end, as in hydrant serve --config FILE",
+            other => line += &format!(", which has options of its own: see hydrant {other} --help"),
+        }
+        return line;
+    }
+    line + "; see hydrant --help"
 }
 
 /// Goes on with settings that work, or says in one line why they do not.
@@ -150,8 +165,7 @@ fn serve(flags: &Flags, mut loaded: Loaded) -> ExitCode {
     mem::sample_heap(loaded.config.heap_sample);
     abort_on_panic();
     let clients_max = clients_of_open_files();
-    loaded.config.connections_max = within_open_files(&loaded, clients_max);
-    warn_of_short_secret(&loaded);
+    adapt(&mut loaded, clients_max);
     let reloader = Reloader { flags: flags.clone(), loaded, level: level_handle, clients_max };
     match serve_until_signal(reloader) {
         Ok(()) => ExitCode::SUCCESS,
@@ -186,7 +200,7 @@ fn log_writer() -> Option<(NonBlocking, WorkerGuard)> {
 fn clients_of_open_files() -> usize {
     match raise_open_files() {
         Ok(limit) => {
-            let clients = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(FILES_KEPT).max(1);
+            let clients = clients_of(limit);
             tracing::info!("the limit of {limit} open files allows {clients} clients");
             clients
         }
@@ -197,28 +211,40 @@ fn clients_of_open_files() -> usize {
     }
 }
 
-/// Warns of a secret for tokens that can be guessed.
-fn warn_of_short_secret(loaded: &Loaded) {
-    let config = &loaded.config;
-    if config.subscriber_key.as_ref().is_some_and(TokenKey::is_short) {
-        let name = loaded.name_of(if config.jwt_secret.is_some() { "jwt-secret" } else { "jwt-secret-file" });
-        tracing::warn!(
-            "{name}: the secret is shorter than {SECRET_BYTES_MIN} bytes, so it can be guessed from one token: set a \
-             longer one"
-        );
-    }
+/// The clients that a limit of open files allows.
+fn clients_of(open_files_max: u64) -> usize {
+    usize::try_from(open_files_max).unwrap_or(usize::MAX).saturating_sub(FILES_KEPT).max(1)
 }
 
-/// The bound of connections that open files allow; a larger one gets a warning.
-fn within_open_files(loaded: &Loaded, clients_max: usize) -> usize {
+/// The warning of a secret for tokens that can be guessed.
+fn short_secret_warning(loaded: &Loaded) -> Option<String> {
+    let config = &loaded.config;
+    config.subscriber_key.as_ref().filter(|key| key.is_short())?;
+    let name = loaded.name_of(if config.jwt_secret.is_some() { "jwt-secret" } else { "jwt-secret-file" });
+    Some(format!(
+        "{name}: the secret is shorter than {SECRET_BYTES_MIN} bytes, so it can be guessed from one token: set a longer \
+         one"
+    ))
+}
+
+/// The warning of more connections than open files allow.
+fn open_files_warning(loaded: &Loaded, clients_max: usize) -> Option<String> {
     let wanted = loaded.config.connections_max;
-    if wanted != usize::MAX && wanted > clients_max {
+    (wanted != usize::MAX && wanted > clients_max).then(|| {
         let name = loaded.name_of("max-connections");
-        tracing::warn!(
-            "{name}: {wanted} is more than the {clients_max} clients that the limit of open files allows: raise it (ulimit -n)"
-        );
-    }
-    wanted.min(clients_max)
+        format!(
+            "{name}: {wanted} is more than the {clients_max} clients that the limit of open files allows: raise it \
+             (ulimit -n)"
+        )
+    })
+}
+
+/// Logs the warnings that settings deserve, and lowers the bound of connections to what open files
+/// allow.
+fn adapt(loaded: &mut Loaded, clients_max: usize) {
+    let warnings = [open_files_warning(loaded, clients_max), short_secret_warning(loaded)];
+    warnings.iter().flatten().for_each(|sentence| tracing::warn!("{sentence}"));
+    loaded.config.connections_max = loaded.config.connections_max.min(clients_max);
 }
 
 fn run_load(arguments: load::Arguments) -> ExitCode {
@@ -343,8 +369,7 @@ impl Reloader {
             Ok(reload) => reload,
             Err(error) => return tracing::error!("not reloaded, all settings stay as they are: {error}"),
         };
-        loaded.config.connections_max = within_open_files(&loaded, self.clients_max);
-        warn_of_short_secret(&loaded);
+        adapt(&mut loaded, self.clients_max);
         // It fails only without a log.
         let _ = self.level.reload(LevelFilter::from(loaded.config.log));
         engine.reload(loaded.config.clone());

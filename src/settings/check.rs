@@ -178,6 +178,7 @@ impl Config {
         if self.listen.is_empty() {
             return Err(ConfigError::new(&["listen"], "--listen names no address: set one"));
         }
+        self.check_overlaps()?;
         if self.token.as_deref().is_some_and(str::is_empty) {
             return Err(ConfigError::new(&["token"], "--token is empty: leave it out, or set one"));
         }
@@ -193,6 +194,29 @@ impl Config {
                 &["tls-listen"],
                 "--tls-listen needs a certificate: set --tls-cert and --tls-key",
             ));
+        }
+        Ok(())
+    }
+
+    /// Addresses of which the kernel opens only one.
+    fn check_overlaps(&self) -> Result<(), ConfigError> {
+        let clients = self.listen.iter().map(|address| ("listen", address.clone()));
+        let secure = self.tls_listeners().iter().map(|address| ("tls-listen", address.clone()));
+        let admin = (!self.admin_is_shared()).then(|| ("admin-listen", self.admin_address()));
+        let mut earlier = Vec::<(&'static str, ListenAddress)>::new();
+        for (flag, address) in clients.chain(secure).chain(admin) {
+            if let Some((other_flag, other)) = earlier.iter().find(|(_, other)| other.overlaps(&address)) {
+                let advice = if flag == "admin-listen" && *other_flag == "listen" {
+                    format!("set --admin-listen to another port, or to {other} for one port for everything")
+                } else {
+                    "leave one of them out, or change its port".to_owned()
+                };
+                return Err(ConfigError::new(
+                    &[flag, other_flag],
+                    format!("--{other_flag} {other} and --{flag} {address} are at the same port: {advice}"),
+                ));
+            }
+            earlier.push((flag, address));
         }
         Ok(())
     }
@@ -235,6 +259,30 @@ mod tests {
         assert!(rejected(|c| c.headers_max = 1).contains("--max-headers"));
         assert!(rejected(|c| c.proxy_protocol = true).contains("--trusted-proxy"));
         assert!(rejected(|c| c.listen.clear()).contains("--listen"));
+    }
+
+    #[test]
+    fn no_address_is_listened_at_twice() {
+        let error = |listen: &str, admin: Option<&str>| {
+            let listen = listen.split(',').map(|address| address.parse().unwrap()).collect();
+            let admin_listen = admin.map(|address| address.parse().unwrap());
+            Config { listen, admin_listen, ..Config::default() }.check().err().map(|error| error.to_string())
+        };
+        assert_eq!(
+            error(":27000,:27000", None).unwrap(),
+            "--listen :27000 and --listen :27000 are at the same port: leave one of them out, or change its port"
+        );
+        assert!(error(":27000,127.0.0.1:27000", None).unwrap().contains("--listen 127.0.0.1:27000 are"));
+        // The default of --admin-listen counts as well.
+        assert_eq!(
+            error(":27000,:27001", None).unwrap(),
+            "--listen :27001 and --admin-listen 127.0.0.1:27001 are at the same port: set --admin-listen to another \
+             port, or to :27001 for one port for everything"
+        );
+        assert!(error(":27000", Some("127.0.0.1:27000")).is_some());
+        assert_eq!(error(":27000", Some(":27000")), None, "one port for everything");
+        assert_eq!(error("127.0.0.1:0,127.0.0.1:0", Some("127.0.0.1:0")), None);
+        assert_eq!(error("127.0.0.1:27000,[::1]:27000", None), None);
     }
 
     #[test]

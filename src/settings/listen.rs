@@ -62,6 +62,39 @@ impl ListenAddress {
     }
 }
 
+impl ListenAddress {
+    /// Whether the kernel cannot open both, as far as the text tells: the same address and port, or
+    /// one address of all and any other at the same port. Nothing is known of port 0, which the
+    /// kernel chooses, and of names.
+    #[must_use]
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        if self.port() == Some(0) {
+            return false;
+        }
+        if self == other {
+            return true;
+        }
+        if self.port() != other.port() {
+            return false;
+        }
+        match (self, other) {
+            (Self::Any { .. }, Self::Any { .. } | Self::Ip(_) | Self::Name { .. }) => true,
+            (Self::Ip(_) | Self::Name { .. }, Self::Any { .. }) => true,
+            (Self::Ip(a), Self::Ip(b)) => {
+                let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
+                // `[::]` has the addresses of IPv4 as well.
+                let covers = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+                let scope = |address: &SocketAddr| match address {
+                    SocketAddr::V6(address) => address.scope_id(),
+                    SocketAddr::V4(_) => 0,
+                };
+                covers(ip_a, ip_b) || covers(ip_b, ip_a) || (ip_a == ip_b && scope(a) == scope(b))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
         Self::Ip(address)
@@ -157,6 +190,44 @@ mod tests {
             assert!(error.contains(":3") || error.contains("fd:3"), "{text:?}: {error}");
         }
         assert!("::1".parse::<ListenAddress>().unwrap_err().contains("[::1]:3000"));
+    }
+
+    #[test]
+    fn addresses_overlap_where_the_kernel_opens_only_one() {
+        let overlap = |a: &str, b: &str| {
+            let [a, b] = [a, b].map(|text| text.parse::<ListenAddress>().unwrap());
+            assert_eq!(a.overlaps(&b), b.overlaps(&a), "{a} {b}");
+            a.overlaps(&b)
+        };
+        for (a, b) in [
+            (":3000", ":3000"),
+            (":3000", "127.0.0.1:3000"),
+            (":3000", "[::1]:3000"),
+            (":3000", "localhost:3000"),
+            (":3000", "0.0.0.0:3000"),
+            ("0.0.0.0:3000", "3000"),
+            ("[::]:3000", "3000"),
+            ("3000", "127.0.0.1:3000"),
+            ("3000", "[::ffff:127.0.0.1]:3000"),
+            ("localhost:3000", "localhost:3000"),
+            ("unix:/a", "unix:/a"),
+        ] {
+            assert!(overlap(a, b), "{a} {b}");
+        }
+        for (a, b) in [
+            (":3000", ":3001"),
+            ("3000", "127.0.0.2:3000"),
+            ("3000", "[::1]:3000"),
+            ("0.0.0.0:3000", "[::1]:3000"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            (":0", "3000"),
+            ("[fe80::1%1]:3000", "[fe80::1%2]:3000"),
+            ("unix:/a", "unix:/b"),
+            ("systemd", "unix:/a"),
+            ("fd:3", "fd:4"),
+        ] {
+            assert!(!overlap(a, b), "{a} {b}");
+        }
     }
 
     #[test]

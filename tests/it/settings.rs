@@ -153,6 +153,42 @@ fn a_warning_names_what_the_user_wrote() {
     }
     binary.signal(libc::SIGTERM);
     assert_eq!(binary.wait().code(), Some(0));
+    let (code, out, err) = run(&["config", "check", "--config", path], &[("HYDRANT_TIKC", "3s")]);
+    assert_eq!((code, out.as_str(), err.lines().count()), (0, "the settings are right\n", 3), "{err}");
+    for warning in ["no setting reads the variable HYDRANT_TIKC", "the secret is shorter", "1000000000 is more than"] {
+        let is_it = |line: &str| line.starts_with("warning: ") && line.contains(warning);
+        assert!(err.lines().any(is_it), "{warning}: {err}");
+    }
+}
+
+#[test]
+fn addresses_that_exclude_each_other_are_found_without_a_start() {
+    for arguments in [&["config", "check"][..], &["serve"]] {
+        let (code, out, err) = run(&[arguments, &["--listen", ":27000,:27000"]].concat(), &[]);
+        assert_eq!((code, out.as_str()), (64, ""), "{err}");
+        assert!(err.contains("--listen :27000 and --listen :27000 are at the same port"), "{err}");
+    }
+    let folder = Folder::new("overlap");
+    let file = folder.file("h.toml", "listen = [\"127.0.0.1:27000\", \":27001\"]\n");
+    let error = error(&file, &[], &[]);
+    assert!(
+        error.starts_with("error: FILE:1: listen = 127.0.0.1:27000,:27001: --listen :27001 and --admin"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_option_before_a_command_is_told_its_place() {
+    for (arguments, expected) in [
+        (&["--config", "f", "config", "check"][..], "as in hydrant config check --config FILE"),
+        (&["config", "--config", "f", "check"], "'check --config' exists; see hydrant --help"),
+        (&["--tick", "3s", "serve"], "as in hydrant serve --config FILE"),
+        (&["--tick", "3s", "load"], "see hydrant load --help"),
+    ] {
+        let (code, _, err) = run(arguments, &[]);
+        assert!(code == 64 && err.trim_end().ends_with(expected), "{arguments:?}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
 }
 
 #[test]
