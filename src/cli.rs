@@ -373,9 +373,6 @@ impl Reloader {
         // It fails only without a log.
         let _ = self.level.reload(LevelFilter::from(loaded.config.log));
         engine.reload(loaded.config.clone());
-        if loaded.config.tls.is_some() {
-            tracing::info!("the certificate was read again");
-        }
         match changes[..] {
             [] => tracing::info!("reloaded: no setting has changed"),
             _ => tracing::info!("reloaded: {}", changes.join(", ")),

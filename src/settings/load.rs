@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::ptr;
 
+use ring::digest::{Digest, SHA256, digest};
+
 use super::error::Written;
 use super::{Config, ConfigError, Flags, Form, Origin, SETTINGS, Setting, SettingsError, file};
 use crate::jwt::TokenKey;
@@ -47,6 +49,8 @@ pub struct Loaded {
     pub config: Config,
     /// The origin of each setting, in the order of [`SETTINGS`].
     pub effective: Vec<Effective>,
+    /// The digest of each file that a setting names, by its flag.
+    pub(super) contents: Vec<(&'static str, Digest)>,
 }
 
 /// Settings that exclude each other, since each gives the same value.
@@ -76,7 +80,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
         Some((_, text, origin)) => Effective { setting, text: text.clone(), origin: origin.clone() },
         None => Effective::default_of(setting),
     });
-    let mut loaded = Loaded { config: Config::default(), effective: effective.collect() };
+    let mut loaded = Loaded { config: Config::default(), effective: effective.collect(), contents: Vec::new() };
     loaded.choose_alternatives()?;
     for effective in &loaded.effective {
         let Effective { setting, text, origin } = effective;
@@ -102,7 +106,7 @@ impl Loaded {
     }
 
     /// The effective value of a flag.
-    fn of(&self, flag: &str) -> &Effective {
+    pub(super) fn of(&self, flag: &str) -> &Effective {
         self.effective.iter().find(|effective| effective.setting.flag == flag).expect("every setting has a value")
     }
 
@@ -134,24 +138,40 @@ impl Loaded {
 
     /// Reads tokens, keys and certificates.
     fn read_files(&mut self) -> Result<(), SettingsError> {
+        let mut contents = Vec::new();
+        let mut note = |flag, content: &[u8]| contents.push((flag, digest(&SHA256, content)));
         if let Some(path) = &self.config.token_file {
             let text = self.read_text("token-file", path)?;
+            note("token-file", text.trim().as_bytes());
             self.config.token = Some(text.trim().into());
         }
         let secret = match (&self.config.jwt_secret, &self.config.jwt_secret_file) {
             (Some(secret), _) => Some(secret.clone()),
-            (None, Some(path)) => Some(self.read_text("jwt-secret-file", path)?.trim_end_matches(['\r', '\n']).into()),
+            (None, Some(path)) => {
+                let text = self.read_text("jwt-secret-file", path)?;
+                let secret = text.trim_end_matches(['\r', '\n']);
+                note("jwt-secret-file", secret.as_bytes());
+                Some(secret.into())
+            }
             (None, None) => None,
         };
         self.config.subscriber_key = match (secret, &self.config.jwt_key) {
             (Some(secret), _) => Some(TokenKey::from_secret(&secret)),
-            (None, Some(path)) => Some(self.read_key(path)?),
+            (None, Some(path)) => {
+                let (pem, key) = self.read_key(path)?;
+                note("jwt-key", &pem);
+                Some(key)
+            }
             (None, None) => None,
         }
         .map(|key| key.with_leeway(self.config.token_leeway));
         #[cfg(feature = "tls")]
         match (&self.config.tls_cert, &self.config.tls_key) {
             (Some(cert), Some(key)) => {
+                for (flag, path) in [("tls-cert", cert), ("tls-key", key)] {
+                    // An error shows again below.
+                    note(flag, &fs::read(path).unwrap_or_default());
+                }
                 let failed = |source| {
                     let names = format!("{} and {}", self.name_of("tls-cert"), self.name_of("tls-key"));
                     SettingsError::Tls { names, source: Box::new(source) }
@@ -165,6 +185,7 @@ impl Loaded {
                 return Err(self.contradiction(ConfigError::new(&[given], problem)));
             }
         }
+        self.contents = contents;
         Ok(())
     }
 
@@ -178,10 +199,12 @@ impl Loaded {
         Ok(text)
     }
 
-    fn read_key(&self, path: &Path) -> Result<TokenKey, SettingsError> {
+    /// The key of a file, and its PEM text.
+    fn read_key(&self, path: &Path) -> Result<(Vec<u8>, TokenKey), SettingsError> {
         let written = || self.of("jwt-key").written();
         let pem = fs::read(path).map_err(|source| SettingsError::File { written: written(), source })?;
-        TokenKey::from_pem(&pem)
-            .map_err(|error| SettingsError::Content { written: written(), reason: error.to_string() })
+        let key = TokenKey::from_pem(&pem)
+            .map_err(|error| SettingsError::Content { written: written(), reason: error.to_string() })?;
+        Ok((pem, key))
     }
 }

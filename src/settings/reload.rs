@@ -7,7 +7,7 @@ use super::{ConfigError, Form, Loaded, Setting};
 pub struct Reload {
     /// The settings that are in effect after it: only those that can change have changed.
     pub loaded: Loaded,
-    /// Settings that change, each with its earlier and its new value.
+    /// Settings that change, each with its earlier and its new value, and files whose content does.
     pub changes: Vec<String>,
     /// The same for settings that only a restart can change.
     pub needs_restart: Vec<String>,
@@ -42,17 +42,23 @@ impl Loaded {
                 needs_restart.push(change);
             }
         }
-        if config.token != fresh.config.token && changes.iter().all(|change| !change.starts_with("--token")) {
-            changes.push("the token of --token-file".to_owned());
+        for (flag, content) in &fresh.contents {
+            let earlier = self.contents.iter().find(|(of, _)| of == flag).map(|(_, content)| content.as_ref());
+            if self.of(flag).text == fresh.of(flag).text && earlier != Some(content.as_ref()) {
+                changes.push(format!("the content of --{flag}"));
+            }
         }
         config.token.clone_from(&fresh.config.token);
         config.subscriber_key.clone_from(&fresh.config.subscriber_key);
         config.check()?;
         #[cfg(feature = "tls")]
-        if let (Some(current), Some(new)) = (&config.tls, &fresh.config.tls) {
+        if let (Some(current), Some(new)) = (&config.tls, &fresh.config.tls)
+            && changes.iter().any(|change| change.contains("--tls-"))
+        {
             current.adopt(new);
         }
-        Ok(Reload { loaded: Self { config, effective }, changes, needs_restart })
+        let contents = fresh.contents.clone();
+        Ok(Reload { loaded: Self { config, effective, contents }, changes, needs_restart })
     }
 }
 
@@ -105,5 +111,44 @@ mod tests {
         new.config.token = Some("".into());
         assert!(old.reload(&new).unwrap_err().to_string().contains("--token"));
         assert_eq!(old.config.token, None);
+    }
+
+    #[test]
+    fn a_file_whose_content_has_changed_is_named() {
+        let folder = std::env::temp_dir().join(format!("hydrant-reload-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let put = |name: &str, content: &str| {
+            std::fs::write(folder.join(name), content).unwrap();
+            folder.join(name).to_str().unwrap().to_owned()
+        };
+        let key = |name: &str| std::fs::read_to_string(format!("tests/it/keys/{name}-public.pem")).unwrap();
+        let (token, secret) = (put("token", "one"), put("secret", "a secret"));
+        let public = put("key", &key("rsa"));
+        let changes = |old: &Loaded, new: &[(&str, &str)]| {
+            let reload = old.reload(&loaded(new)).unwrap();
+            assert_eq!(reload.loaded.config.token, loaded(new).config.token);
+            reload.changes
+        };
+        let with_secret = [("token-file", &*token), ("jwt-secret-file", &secret)];
+        let old = loaded(&with_secret);
+        assert_eq!(changes(&old, &with_secret), [""; 0]);
+        put("token", " one\n");
+        assert_eq!(changes(&old, &with_secret), [""; 0], "white space does not count");
+        put("token", "two");
+        assert_eq!(changes(&old, &with_secret), ["the content of --token-file"]);
+        let leeway = [("token-file", &*token), ("jwt-secret-file", &secret), ("token-leeway", "9s")];
+        assert_eq!(changes(&old, &leeway), ["--token-leeway 5s -> 9s", "the content of --token-file"]);
+        put("secret", "another secret");
+        let both = ["the content of --token-file", "the content of --jwt-secret-file"];
+        assert_eq!(changes(&old, &with_secret), both);
+        let with_key = [("jwt-key", &*public)];
+        let old = loaded(&with_key);
+        put("key", &key("ec"));
+        assert_eq!(changes(&old, &with_key), ["the content of --jwt-key"]);
+        // Another path is named as such.
+        let moved = put("moved", "three");
+        let old = loaded(&[("token-file", &token)]);
+        assert_eq!(changes(&old, &[("token-file", &moved)]), [format!("--token-file {token} -> {moved}")]);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -327,9 +327,11 @@ fn the_certificate_is_read_again_at_sighup() {
     assert_eq!(shown(&old), certificate("tls-cert"));
     put("other");
     binary.signal(libc::SIGHUP);
-    binary.wait_for_line("certificate was read again");
+    binary.wait_for_line("reloaded: the content of --tls-cert, the content of --tls-key");
     let mut new = connect(binary.address, "/ws/room");
     assert_eq!(shown(&new), certificate("other-cert"));
+    binary.signal(libc::SIGHUP);
+    binary.wait_for_line("reloaded: no setting has changed");
     fs::write(&key, "nothing").unwrap();
     binary.signal(libc::SIGHUP);
     let error = binary.wait_for_line("not reloaded");
