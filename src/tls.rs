@@ -1,7 +1,7 @@
 //! The server's certificate and its private key, for `wss` clients.
 //!
-//! Owns the names of the two files and the certificate and key that were last read from them. A
-//! reload that fails changes nothing. A client's session is in `conn::session`.
+//! Owns the certificate and key that were last read. A reload that fails changes nothing. A client's
+//! session is in `conn::session`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -92,15 +92,11 @@ fn explain(error: &pem::Error) -> String {
 }
 
 /// The certificate and key of the server; the module describes it.
-pub struct Tls {
-    cert: PathBuf,
-    key: PathBuf,
-    current: RwLock<Arc<ServerConfig>>,
-}
+pub struct Tls(RwLock<Arc<ServerConfig>>);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("cert", &self.cert).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Tls").finish_non_exhaustive()
     }
 }
 
@@ -110,29 +106,18 @@ impl Tls {
     /// # Errors
     /// The file at fault, and the reason.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let current = RwLock::new(read(cert, key)?);
-        Ok(Self { cert: cert.to_owned(), key: key.to_owned(), current })
-    }
-
-    /// Reads both files again, for later connections.
-    ///
-    /// # Errors
-    /// As [`Tls::load`]; the earlier certificate and key stay in use.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = read(&self.cert, &self.key)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(())
+        Ok(Self(RwLock::new(read(cert, key)?)))
     }
 
     /// Uses the certificate and key of `fresh` for later connections.
     pub fn adopt(&self, fresh: &Self) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh.current();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = fresh.current();
     }
 
     /// The configuration of the next session.
     #[must_use]
     pub fn current(&self) -> Arc<ServerConfig> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
