@@ -130,10 +130,16 @@ mod allocator {
     /// stops sampling. Earlier samples are dropped.
     #[cfg(feature = "profiling")]
     pub fn sample_heap(bytes: usize) {
+        /// 16 times jemalloc's default distance.
+        const PAST_NEXT_SAMPLE_BYTES: usize = 8 << 20;
         let log2 = bytes.next_power_of_two().trailing_zeros() as usize;
         // SAFETY: the types are those of jemalloc's manual, and the names end in NUL bytes.
-        let result =
-            unsafe { raw::write(b"prof.reset\0", log2).and_then(|()| raw::write(b"prof.active\0", bytes > 0)) };
+        let result = unsafe { raw::write(b"prof.active\0", false).and_then(|()| raw::write(b"prof.reset\0", log2)) };
+        // This thread has drawn the distance to its next sample already, by the default. It draws
+        // again once it has passed that; no page of this memory is touched.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(PAST_NEXT_SAMPLE_BYTES)));
+        // SAFETY: as above.
+        let result = result.and_then(|()| unsafe { raw::write(b"prof.active\0", bytes > 0) });
         if let Err(error) = result {
             tracing::warn!("jemalloc did not change how it samples the heap: {error}");
         }
