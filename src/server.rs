@@ -222,7 +222,7 @@ fn answer(
 /// Logs where the server is, with a line to copy.
 fn announce(config: &Config, bound: &[BoundListener]) {
     let Config { shards, fanout, .. } = *config;
-    tracing::info!(shards, ?fanout, allocator = mem::NAME, "Hydrant {}", env!("CARGO_PKG_VERSION"));
+    tracing::info!(shards, %fanout, allocator = mem::NAME, "Hydrant {}", env!("CARGO_PKG_VERSION"));
     for BoundListener { address, config: served, .. } in bound {
         let (ws, http) = match address.ip() {
             Some(ip) => {

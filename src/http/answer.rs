@@ -84,12 +84,17 @@ pub(super) fn rejected_because(rejection: Rejection, sentence: &str) -> Answer {
     answer
 }
 
+/// The end of a line that stands for others, too.
+fn more(silent: u64) -> String {
+    if silent > 0 { format!(" ({silent} more in the last minute)") } else { String::new() }
+}
+
 /// Rejects a page, and says in the log what to set: once a minute for each origin.
 pub(super) fn rejected_origin(listener: &HttpListener, error: &OriginError) -> Answer {
     if let Some(origin) = error.origin()
         && let Some(silent) = listener.rejected_origins.count(origin, Instant::now())
     {
-        tracing::warn!(silent, "403: {error}");
+        tracing::warn!("403: {error}{}", more(silent));
     }
     rejected_because(Rejection::Origin, &error.to_string())
 }
@@ -117,8 +122,7 @@ pub(super) fn count<B>(listener: &HttpListener, client: Option<IpAddr>, response
     {
         let status = response.status().as_u16();
         let client = client.map_or_else(|| "a Unix socket".to_owned(), |ip| ip.to_canonical().to_string());
-        let others = if silent > 0 { format!(" ({silent} more in the last minute)") } else { String::new() };
-        tracing::warn!("{status} to {client}: {sentence}{others}");
+        tracing::warn!("{status} to {client}: {sentence}{}", more(silent));
     }
     if let Some(&rejection) = response.extensions().get::<Rejection>() {
         listener.engine.rejections.count(rejection);

@@ -120,7 +120,8 @@ fn try_upgrade<B: Body>(
     let of_client = forwarded_for.map_or(Ok(None), |address| engine.permit_address(address)).map_err(rejected)?;
     let pending = engine.announce(shard, channels, grant).map_err(rejected)?;
     let permit = engine.loads[shard].permit_of(of_client.or_else(|| conn.take_address_permit()));
-    tracing::debug!(client = ?forwarded_for.or(conn.peer.address), shard, "WebSocket granted");
+    let client = forwarded_for.or(conn.peer.address).map(|ip| tracing::field::display(ip.to_canonical()));
+    tracing::debug!(client, shard, "WebSocket granted");
     conn.grant(Granted { role, pending, permit });
     let (mut head, _) = handshake.into_parts();
     if let Some(subprotocol) = subprotocol {

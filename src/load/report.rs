@@ -12,8 +12,8 @@ use super::secrets::Secrets;
 
 /// Share of its core from which on the client counts as the bottleneck, in percent.
 const SATURATED_PERCENT: f64 = 95.0;
-/// Fewest connections for a figure of memory for each connection. The server's own threads and
-/// buffers grow by some 10 KiB meanwhile, which hides the cost of few connections.
+/// Fewest connections for a figure of memory for each connection. The server's tables and buffers
+/// grow meanwhile, by more than a few connections cost.
 pub(super) const CONNECTIONS_FOR_MEMORY: u64 = 1000;
 
 /// The figures of one load; the names are those of the JSON document.

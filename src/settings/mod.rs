@@ -17,6 +17,8 @@ mod print;
 mod reload;
 mod value;
 
+use std::fmt;
+
 use clap::ValueEnum;
 
 pub use check::{ConfigError, FRAME_EXTRA_BYTES};
@@ -147,6 +149,13 @@ pub enum Strategy {
     Ring,
     /// A bounded queue and a writer task per connection, one write for each message: the baseline.
     Mailbox,
+}
+
+impl fmt::Display for Strategy {
+    /// As the user writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.to_possible_value().expect("no strategy is hidden").get_name())
+    }
 }
 
 /// The treatment of a client whose backlog is full.

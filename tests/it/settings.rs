@@ -162,6 +162,15 @@ fn a_warning_names_what_the_user_wrote() {
 }
 
 #[test]
+fn the_log_has_words_as_the_user_writes_them() {
+    let mut binary = Binary::start(&["--log", "debug", "--fanout", "ring"]);
+    assert!(binary.seen.iter().any(|line| line.contains(" fanout=ring ")), "{:?}", binary.seen);
+    let _client = Client::connect(binary.address, "/ws");
+    let line = binary.wait_for_line("WebSocket granted");
+    assert!(line.contains(" client=127.0.0.1 "), "{line}");
+}
+
+#[test]
 fn addresses_that_exclude_each_other_are_found_without_a_start() {
     for arguments in [&["config", "check"][..], &["serve"]] {
         let (code, out, err) = run(&[arguments, &["--listen", ":27000,:27000"]].concat(), &[]);
