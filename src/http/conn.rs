@@ -307,13 +307,21 @@ where
                 let closes = !router::client_keeps(&request) || conn.ends_soon();
                 let answer = router::publish_directly(listener, conn, request, body, closes).await;
                 let closes = closes || conn.ends_soon();
-                stream.write_all(&answer::whole(answer)).await?;
+                conn.set(Progress::Idle);
+                let answer = answer::whole(answer);
+                tokio::select! {
+                    biased;
+                    sent = send(stream, conn, &answer) => sent?,
+                    _ = time_is_up(listener, conn, timer.as_mut()) => return Err(io::ErrorKind::TimedOut.into()),
+                }
                 if closes {
                     return Ok(Next::End(None));
                 }
-                conn.set(Progress::Idle);
                 continue;
             }
+            // A rejection does not wait for the body.
+            fast_path::Found::Head(request)
+                if buffer.len() < FAST_REQUEST_BYTES_MAX && router::may_publish(listener, conn, &request) => {}
             fast_path::Found::Part if buffer.len() < FAST_REQUEST_BYTES_MAX => {}
             _ => return Ok(Next::Hyper),
         }
@@ -346,6 +354,17 @@ where
             _ => return Ok(Next::End(last_words(listener, conn, over))),
         }
     }
+}
+
+/// Sends a whole response.
+async fn send<I: AsyncWrite + Unpin>(stream: &mut I, conn: &HttpConn, bytes: &[u8]) -> io::Result<()> {
+    let mut write = pin!(stream.write_all(bytes));
+    poll_fn(|context| {
+        let sent = write.as_mut().poll(context);
+        conn.note_output(sent.is_pending());
+        sent
+    })
+    .await
 }
 
 /// Reads once, by way of memory that all connections of the thread share: a request arrives in one
@@ -386,7 +405,10 @@ fn deadline_timer(listener: &HttpListener) -> Sleep {
 /// Waits until a connection has to end.
 async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mut Sleep>) -> Over {
     let own_deadline = || match conn.progress() {
+        // It had something to read when it was evicted.
+        Progress::Head if conn.is_evicted() => Some(conn.since() + LAST_REQUEST_TIMEOUT),
         Progress::New | Progress::Head => Some(conn.since() + listener.engine.live().handshake_timeout),
+        Progress::Sending => Some(conn.since() + listener.engine.config.write_timeout),
         Progress::Idle if !conn.ends_soon() => {
             Some(conn.since() + listener.engine.live().keep_alive_timeout + KEEP_ALIVE_GRACE)
         }
@@ -395,7 +417,7 @@ async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mu
     let (mut evicted, mut draining) = (pin!(conn.evicted()), pin!(listener.engine.draining()));
     let mut drain_deadline = None;
     poll_fn(|context| {
-        let is_watched = !conn.ends_soon();
+        let is_watched = !conn.ends_soon() || conn.progress() == Progress::Sending;
         if is_watched && evicted.as_mut().poll(context).is_ready() {
             return Poll::Ready(Over::Evicted);
         }

@@ -3,7 +3,7 @@
 //!
 //! At the bound the connections with the least progress are closed, several at once, in this order:
 //!
-//! 1. connections that have had their last response,
+//! 1. connections that have had their last response, or do not read a response,
 //! 2. idle ones, while they are more than half of all,
 //! 3. connections with an unfinished request,
 //! 4. the other idle ones.
@@ -34,6 +34,8 @@ const END_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) enum Progress {
     /// It has had its last response.
     Done,
+    /// Its client does not read a response.
+    Sending,
     /// No byte of its first request has arrived.
     New,
     /// A request head has begun and is not complete.
@@ -47,7 +49,7 @@ pub(super) enum Progress {
 }
 
 impl Progress {
-    const ALL: [Self; 6] = [Self::Done, Self::New, Self::Head, Self::Body, Self::Idle, Self::Busy];
+    const ALL: [Self; 7] = [Self::Done, Self::Sending, Self::New, Self::Head, Self::Body, Self::Idle, Self::Busy];
 }
 
 /// The other end of an HTTP connection.
@@ -127,6 +129,15 @@ impl HttpConn {
     pub(super) fn note_input(&self) {
         if matches!(self.progress(), Progress::New | Progress::Idle) {
             self.set(Progress::Head);
+        }
+    }
+
+    /// The socket has not taken a response, or has taken more of it.
+    pub(super) fn note_output(&self, is_blocked: bool) {
+        match (self.progress(), is_blocked) {
+            (Progress::Idle, true) => self.set(Progress::Sending),
+            (Progress::Sending, false) => self.set(Progress::Idle),
+            _ => {}
         }
     }
 
@@ -308,7 +319,7 @@ fn evict(conns: &mut Slab<Arc<HttpConn>>, most: usize) -> usize {
     let surplus_idle = idle.saturating_sub(conns.len() / 2);
     // The order in which kinds are closed, and how many of each kind may be.
     let rank = |progress| match progress {
-        Progress::Done => Some((0, usize::MAX)),
+        Progress::Done | Progress::Sending => Some((0, usize::MAX)),
         Progress::Idle if surplus_idle > 0 => Some((1, surplus_idle)),
         Progress::New | Progress::Head | Progress::Body => Some((2, usize::MAX)),
         Progress::Idle => Some((3, usize::MAX)),

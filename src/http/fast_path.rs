@@ -29,12 +29,17 @@ impl HeadLimits {
     }
 }
 
-/// A whole request head of HTTP/1.1, and its length in bytes; `None` if it is not whole, or cannot
-/// be read, or is beyond `limits`.
-fn head(bytes: &[u8], expected: &Method, limits: HeadLimits) -> Option<(Request<Empty<Bytes>>, usize)> {
+/// The head of a request, without its body.
+type Head = Request<Empty<Bytes>>;
+
+/// A whole request head of HTTP/1.1, and its length in bytes, if it is whole. `None` if it cannot be
+/// read, or is beyond `limits`.
+fn head(bytes: &[u8], expected: &Method, limits: HeadLimits) -> Option<Status<(Head, usize)>> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers[..limits.headers.min(HEADERS_MAX)]);
-    let Ok(Status::Complete(length)) = head.parse(bytes) else { return None };
+    let Status::Complete(length) = head.parse(bytes).ok()? else {
+        return (bytes.len() < limits.bytes).then_some(Status::Partial);
+    };
     if length > limits.bytes || head.method != Some(expected.as_str()) || head.version != Some(1) {
         return None;
     }
@@ -42,21 +47,22 @@ fn head(bytes: &[u8], expected: &Method, limits: HeadLimits) -> Option<(Request<
     for header in head.headers {
         request = request.header(header.name, header.value);
     }
-    Some((request.body(Empty::new()).ok()?, length))
+    Some(Status::Complete((request.body(Empty::new()).ok()?, length)))
 }
 
 /// The handshake that `bytes` begin with, without a body, and the length of its head in bytes.
-pub(super) fn handshake(bytes: &[u8], limits: HeadLimits) -> Option<(Request<Empty<Bytes>>, usize)> {
-    let (request, length) = head(bytes, &Method::GET, limits)?;
+pub(super) fn handshake(bytes: &[u8], limits: HeadLimits) -> Option<(Head, usize)> {
+    let Status::Complete((request, length)) = head(bytes, &Method::GET, limits)? else { return None };
     let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| request.headers().contains_key(name));
     (!has_body && request.headers().contains_key(UPGRADE)).then_some((request, length))
 }
 
 /// The kind of request that a connection's bytes begin with.
-#[expect(clippy::large_enum_variant, reason = "it is used up at once; a box would cost an allocation")]
 pub(super) enum Found {
     /// A whole publication, and its length in bytes.
-    Publication { request: Request<Empty<Bytes>>, body: Bytes, length: usize },
+    Publication { request: Head, body: Bytes, length: usize },
+    /// A publication whose body is not whole.
+    Head(Head),
     /// Maybe the beginning of one.
     Part,
     /// Something else.
@@ -70,10 +76,11 @@ pub(super) fn publication(bytes: &[u8], body_bytes_max: usize, limits: HeadLimit
     if bytes[..common] != BEGIN[..common] {
         return Found::Other;
     }
-    if !bytes.windows(4).any(|end| end == b"\r\n\r\n") {
-        return if bytes.len() < limits.bytes { Found::Part } else { Found::Other };
-    }
-    let Some((request, head_bytes)) = head(bytes, &Method::POST, limits) else { return Found::Other };
+    let (request, head_bytes) = match head(bytes, &Method::POST, limits) {
+        Some(Status::Complete(whole)) => whole,
+        Some(Status::Partial) => return Found::Part,
+        None => return Found::Other,
+    };
     let channel = request.uri().path().strip_prefix("/publish").unwrap_or("?");
     if !(channel.is_empty() || channel.len() > 1 && channel.rfind('/') == Some(0)) {
         return Found::Other;
@@ -96,7 +103,7 @@ pub(super) fn publication(bytes: &[u8], body_bytes_max: usize, limits: HeadLimit
     let Some(length) = head_bytes.checked_add(body_bytes) else { return Found::Other };
     match bytes.get(head_bytes..length) {
         Some(body) => Found::Publication { body: Bytes::copy_from_slice(body), request, length },
-        None => Found::Part,
+        None => Found::Head(request),
     }
 }
 
@@ -165,9 +172,14 @@ mod tests {
             }
             _ => panic!("it is whole"),
         }
-        assert!((0..whole.len()).all(|length| matches!(publication(&whole[..length], 3), Found::Part)));
+        let begun = |length| publication(&whole[..length], 3);
+        assert!((0..whole.len() - 3).all(|length| matches!(begun(length), Found::Part)));
+        assert!((whole.len() - 3..whole.len()).all(|length| matches!(begun(length), Found::Head(_))));
         for other in [
             "GET /publish HTTP/1.1\r\n\r\n",
+            "POST /publish HTTP/9.9\r\n",
+            "POST /publish\0",
+            "POST /publish HTTP/1.1\r\nnot a header\r\n",
             "POST /other HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
             "POST /publishx HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
             "POST /publish/ HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",

@@ -190,6 +190,11 @@ pub(super) async fn publish_directly(
     answer
 }
 
+/// Whether this publication is not rejected before its body is read.
+pub(super) fn may_publish<B>(listener: &HttpListener, conn: &HttpConn, request: &hyper::Request<B>) -> bool {
+    listener.config.admin && forbidden(listener, conn.peer, request.uri(), request.headers()).is_none()
+}
+
 /// Whether the client lets the connection go on behind this request (RFC 9112, section 9.3). hyper
 /// agrees, except that it ends the connection behind a request with two lengths, which it hides.
 pub(super) fn client_keeps<B>(request: &hyper::Request<B>) -> bool {

@@ -123,7 +123,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for HttpStream<I> {
             return Poll::Ready(Ok(bytes.len()));
         }
         *has_unsent = true;
-        Pin::new(inner).poll_write(context, bytes)
+        let written = Pin::new(inner).poll_write(context, bytes);
+        conn.note_output(written.is_pending());
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -12,7 +12,8 @@ use hydrant::origin::AllowedOrigins;
 use hydrant::settings::Config;
 
 use crate::support::{
-    Binary, Client, HANDSHAKE, PATIENCE, TestServer, begin, config, read_answer, read_answer_to, request, two_ports,
+    Binary, Client, HANDSHAKE, PATIENCE, TestServer, begin, config, narrow_stream, read_answer, read_answer_to,
+    request, two_ports, until,
 };
 
 fn handshake(more: &[&str]) -> String {
@@ -414,4 +415,58 @@ fn a_handshake_that_lost_its_upgrade_names_the_proxy() {
     assert!(answer.body.contains("proxy_set_header Upgrade"), "{}", answer.body);
     let answer = request(server.address, "GET", "/ws", &["Host: localhost"], b"");
     assert!(answer.body.contains("connect with a WebSocket client"), "{}", answer.body);
+}
+
+#[test]
+fn clients_that_do_not_read_answers_keep_nobody_out() {
+    let server = TestServer::start(Config { handshakes_max: 8, ..config() });
+    // The fast path of publications, and the router.
+    for requests in [
+        "POST /publish/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ] {
+        let deaf: Vec<_> = (0..8)
+            .map(|_| {
+                let mut stream = narrow_stream(server.address);
+                stream.set_nonblocking(true).unwrap();
+                let all = requests.repeat(200_000);
+                let mut sent = 0;
+                // Until the server has stopped reading, since it cannot send.
+                until(
+                    || match stream.write(&all.as_bytes()[sent..]) {
+                        Ok(bytes) => {
+                            sent += bytes;
+                            None
+                        }
+                        Err(_) => Some(()),
+                    },
+                    || "it reads on".to_owned(),
+                );
+                stream
+            })
+            .collect();
+        // While all of them are still being answered, there is a 503.
+        let healthz = || request(server.address, "GET", "/healthz", &["Host: localhost"], b"").status == 200;
+        for _ in 0..20 {
+            until(|| healthz().then_some(()), || "503".to_owned());
+        }
+        drop(deaf);
+    }
+}
+
+#[test]
+fn a_publication_that_is_rejected_is_answered_before_its_body_comes() {
+    let server = TestServer::start(Config { token: Some("a-token-of-some-length".into()), ..config() });
+    for length in [100, 20_000] {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        write!(stream, "POST /publish/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n").unwrap();
+        assert_eq!(read_answer(&mut stream).status, 401, "{length}");
+    }
+    let server = TestServer::start(config());
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(b"POST /publish/a HTTP/1.1\nHost: localhost\nContent-Length: 1\n\nx").unwrap();
+    assert_eq!(read_answer(&mut stream).status, 202, "lines may end without a carriage return");
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(b"POST /publish/a HTTP/1.1\r\nno header\r\n").unwrap();
+    assert_eq!(read_answer(&mut stream).status, 400);
 }
