@@ -251,7 +251,9 @@ fn help_names_every_flag_and_is_no_error() {
     }
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for sentence in [
-        "with a token without `sub` the client chooses its name",
+        "at `exp` plus `--token-leeway` the server closes the connection with 1008",
+        "Plain `/ws` subscribes to the channel `all`",
+        "without `sub` the client chooses its name",
         "A SAY that names another channel gets an ERROR event",
     ] {
         assert!(help.contains(sentence), "{sentence}");
