@@ -163,7 +163,7 @@ pub async fn take(listener: &Arc<HttpListener>, mut stream: TcpStream, address: 
 }
 
 /// Counts a connection of its address. Behind a trusted proxy, each WebSocket is counted by the
-/// address in its request.
+/// address in its request, or by the proxy's if the request names none.
 fn permit_address(listener: &HttpListener, peer: Peer) -> Result<Option<AddressPermit>, Rejection> {
     match peer {
         Peer { address: Some(address), is_trusted_proxy: false } => listener.engine.permit_address(address),

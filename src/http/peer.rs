@@ -3,7 +3,8 @@
 //!
 //! Owns the rule of trust: only a proxy in `--trusted-proxy` may name a client's address. In a
 //! chain of proxies, the client's address is the nearest one that is no trusted proxy: the client
-//! may have invented every address before it.
+//! may have invented every address before it. Promises that a header of the client's own never
+//! overrides the proxy's: two headers that contradict each other are an error.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use crate::settings::TrustedProxy;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Longest header of the PROXY protocol that is read, in bytes: version 2 with a few extensions.
 const PROXY_HEADER_BYTES_MAX: usize = 1024;
 
@@ -25,15 +27,40 @@ pub(super) fn is_trusted(address: Option<IpAddr>, trusted: &[TrustedProxy]) -> b
     trusted.iter().any(|proxy| proxy.is(address))
 }
 
+/// Two headers of a trusted proxy's request contradict each other: 400. The client has sent one of
+/// them, and it is unknown which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ForwardedError {
+    /// They name different clients.
+    #[error("Forwarded and X-Forwarded-For name different clients: let the proxy set one of them and remove the other")]
+    Clients,
+    /// They name different hosts.
+    #[error("Forwarded and X-Forwarded-Host name different hosts: let the proxy set one of them and remove the other")]
+    Hosts,
+}
+
 /// The client's address by the headers of a trusted proxy; `None` if they name none.
-pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[TrustedProxy]) -> Option<IpAddr> {
-    let values = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let mut chain: Vec<_> = values(FORWARDED).flat_map(|value| value.split(',')).map(forwarded_element).collect();
-    if chain.is_empty() {
-        chain = values(FORWARDED_FOR).flat_map(|value| value.split(',')).map(address).collect();
+///
+/// # Errors
+/// When two headers contradict each other.
+pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[TrustedProxy]) -> Result<Option<IpAddr>, ForwardedError> {
+    check_hosts(headers)?;
+    let forwarded = elements(headers, &FORWARDED);
+    let names_client = forwarded.iter().any(|element| pair(element, "for").is_some());
+    let forwarded = forwarded.iter().map(|element| pair(element, "for").and_then(address)).collect();
+    let forwarded = names_client.then(|| nearest(forwarded, trusted));
+    let x_forwarded = elements(headers, &FORWARDED_FOR);
+    let names_client = x_forwarded.iter().any(|element| !element.trim().is_empty());
+    let x_forwarded = names_client.then(|| nearest(x_forwarded.iter().map(|text| address(text)).collect(), trusted));
+    match (forwarded, x_forwarded) {
+        (Some(one), Some(other)) if one != other => Err(ForwardedError::Clients),
+        (one, other) => Ok(one.or(other).flatten()),
     }
-    // From the nearest proxy to the client. An element that is no address hides everything before
-    // it.
+}
+
+/// The client of a chain of addresses, of which each proxy has added one at the end. An element that
+/// is no address hides everything before it.
+fn nearest(chain: Vec<Option<IpAddr>>, trusted: &[TrustedProxy]) -> Option<IpAddr> {
     let mut nearest = None;
     for hop in chain.into_iter().rev() {
         let Some(hop) = hop else { break };
@@ -45,11 +72,28 @@ pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[TrustedProxy]) -> Op
     nearest
 }
 
-/// The address of `for=` in one element of `Forwarded`.
-fn forwarded_element(element: &str) -> Option<IpAddr> {
+/// Only [`super::origin`] uses a host, and only that of `X-Forwarded-Host`.
+fn check_hosts(headers: &HeaderMap) -> Result<(), ForwardedError> {
+    let forwarded = elements(headers, &FORWARDED);
+    let host = forwarded.iter().find_map(|element| pair(element, "host"));
+    let x_forwarded = elements(headers, &FORWARDED_HOST);
+    match (host, x_forwarded.first()) {
+        (Some(one), Some(other)) if !one.eq_ignore_ascii_case(other.trim()) => Err(ForwardedError::Hosts),
+        _ => Ok(()),
+    }
+}
+
+/// The elements of a header that is a list. A byte that is no text spoils its own element only.
+fn elements(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    let values = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    values.flat_map(|value| value.split(',').map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// The value of `name=` in one element of `Forwarded`, without quotation marks.
+fn pair<'a>(element: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
-    address(value)
+    let (_, value) = pairs.find(|(found, _)| found.eq_ignore_ascii_case(name))?;
+    Some(value.trim().trim_matches('"'))
 }
 
 /// An address with or without a port, quotation marks and brackets.
@@ -122,6 +166,8 @@ fn complete(header: &HeaderResult<'_>) -> io::Result<(usize, Option<IpAddr>)> {
 mod tests {
     use std::io::Write;
 
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     fn networks(texts: &[&str]) -> Vec<TrustedProxy> {
@@ -130,7 +176,13 @@ mod tests {
 
     fn of(headers: &[(HeaderName, &str)]) -> Option<String> {
         let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        forwarded_for(&headers, &networks(&["10.0.0.0/8", "::1"])).map(|address| address.to_string())
+        let trusted = networks(&["10.0.0.0/8", "::1"]);
+        forwarded_for(&headers, &trusted).unwrap().map(|address| address.to_string())
+    }
+
+    fn error_of(headers: &[(HeaderName, &str)]) -> Option<ForwardedError> {
+        let headers = headers.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        forwarded_for(&headers, &networks(&["10.0.0.0/8"])).err()
     }
 
     #[test]
@@ -152,10 +204,38 @@ mod tests {
         }
         let two = [(FORWARDED_FOR, "1.1.1.1"), (FORWARDED_FOR, "192.0.2.1")];
         assert_eq!(of(&two).as_deref(), Some("192.0.2.1"));
-        let forwarded = [(FORWARDED, "for=1.1.1.1, For=\"[2001:db8::1]:80\";proto=https"), (FORWARDED_FOR, "9.9.9.9")];
-        assert_eq!(of(&forwarded).as_deref(), Some("2001:db8::1"));
+        let forwarded = (FORWARDED, "for=1.1.1.1, For=\"[2001:db8::1]:80\";proto=https");
+        assert_eq!(of(&[forwarded]).as_deref(), Some("2001:db8::1"));
         assert_eq!(of(&[(FORWARDED, "for=_hidden, for=10.0.0.9")]).as_deref(), Some("10.0.0.9"));
         assert_eq!(of(&[]), None);
+        let bytes = HeaderValue::from_bytes(b"\xff, 192.0.2.1").unwrap();
+        let headers = HeaderMap::from_iter([(FORWARDED_FOR, bytes)]);
+        assert_eq!(forwarded_for(&headers, &[]), Ok(Some("192.0.2.1".parse().unwrap())), "the proxy's element counts");
+    }
+
+    #[test]
+    fn two_headers_have_to_name_the_same_client_and_host() {
+        let clients = |forwarded, x_forwarded| error_of(&[(FORWARDED, forwarded), (FORWARDED_FOR, x_forwarded)]);
+        for (forwarded, x_forwarded) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("for=\"192.0.2.1:80\"", "1.1.1.1, 192.0.2.1, 10.0.0.2"),
+            ("proto=https", "192.0.2.1"),
+            ("for=192.0.2.1", ""),
+            ("for=unknown", "unknown"),
+        ] {
+            assert_eq!(clients(forwarded, x_forwarded), None, "{forwarded} {x_forwarded}");
+        }
+        for (forwarded, x_forwarded) in
+            [("for=192.0.2.1", "192.0.2.2"), ("for=_hidden", "192.0.2.2"), ("for=192.0.2.1", "unix:")]
+        {
+            assert_eq!(clients(forwarded, x_forwarded), Some(ForwardedError::Clients), "{forwarded} {x_forwarded}");
+        }
+        let only_one = [(FORWARDED, "proto=https"), (FORWARDED_FOR, "192.0.2.1")];
+        assert_eq!(of(&only_one).as_deref(), Some("192.0.2.1"));
+        let hosts = |forwarded, x_forwarded| error_of(&[(FORWARDED, forwarded), (FORWARDED_HOST, x_forwarded)]);
+        assert_eq!(hosts("for=192.0.2.1;host=\"a.example:1\"", "A.example:1, proxy"), None);
+        assert_eq!(hosts("for=192.0.2.1", "a.example"), None);
+        assert_eq!(hosts("host=a.example", "b.example"), Some(ForwardedError::Hosts));
     }
 
     fn read(pieces: &[&[u8]]) -> (io::Result<Option<IpAddr>>, String) {

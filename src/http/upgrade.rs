@@ -95,6 +95,13 @@ fn try_upgrade<B: Body>(
     check(request)?;
     let engine = &listener.engine;
     let live = engine.live();
+    // A trusted proxy that names no client is the client itself: its health checks, for example.
+    let counted_here = match conn.peer.is_trusted_proxy {
+        true => peer::forwarded_for(request.headers(), &live.trusted_proxy)
+            .map_err(|error| bad(error.to_string()))?
+            .or(conn.peer.address),
+        false => None,
+    };
     listener
         .with_origin_policy(conn.peer, |policy| policy.may_connect(request.uri(), request.headers()))
         .map_err(|error| Box::new(answer::rejected_origin(listener, &error)))?;
@@ -104,10 +111,6 @@ fn try_upgrade<B: Body>(
     let token = header.or(chosen.token).or(token.as_deref());
     let grant = grant(live.subscriber_key.as_ref(), token, &channels)
         .map_err(|error| Box::new(rejected_because((&error).into(), &error.to_string())))?;
-    let forwarded_for = match conn.peer.is_trusted_proxy {
-        true => peer::forwarded_for(request.headers(), &live.trusted_proxy),
-        false => None,
-    };
     drop(live);
     if engine.is_draining() {
         return Err(rejected(Rejection::Draining));
@@ -117,10 +120,10 @@ fn try_upgrade<B: Body>(
     let (handshake, _) =
         fastwebsockets::upgrade::upgrade(&mut *request).map_err(|_| bad("not a WebSocket handshake".to_owned()))?;
     let shard = engine.least_loaded();
-    let of_client = forwarded_for.map_or(Ok(None), |address| engine.permit_address(address)).map_err(rejected)?;
+    let of_client = counted_here.map_or(Ok(None), |address| engine.permit_address(address)).map_err(rejected)?;
     let pending = engine.announce(shard, channels, grant).map_err(rejected)?;
     let permit = engine.loads[shard].permit_of(of_client.or_else(|| conn.take_address_permit()));
-    let client = forwarded_for.or(conn.peer.address).map(|ip| tracing::field::display(ip.to_canonical()));
+    let client = counted_here.or(conn.peer.address).map(|ip| tracing::field::display(ip.to_canonical()));
     tracing::debug!(client, shard, "WebSocket granted");
     conn.grant(Granted { role, pending, permit });
     let (mut head, _) = handshake.into_parts();

@@ -119,6 +119,10 @@ settings! {
     /// Trusted proxies: networks such as `10.0.0.0/8`, addresses, or `unix` for every peer of a Unix
     /// socket. Behind one of them, limits and logs use the client's address from `Forwarded` or
     /// `X-Forwarded-For`, and the server compares the origin of a page with `X-Forwarded-Host`.
+    /// The proxy has to set one of the two headers. It also has to remove or overwrite the other one
+    /// if clients can send it: a WebSocket request gets 400 if the two name different clients, or if
+    /// `Forwarded` and `X-Forwarded-Host` name different hosts. WebSockets without such an address
+    /// share the limit of the proxy's own address; a proxy at a Unix socket has none, and no limit.
     trusted_proxy: Vec<TrustedProxy> = parse_list[""] {
         flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK|unix", form: Form::List, reloads: true,
     }

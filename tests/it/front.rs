@@ -44,6 +44,56 @@ fn a_trusted_proxy_names_the_client_whose_limit_counts() {
 }
 
 #[test]
+fn a_client_cannot_override_the_headers_of_its_proxy() {
+    let server = TestServer::start(Config {
+        trusted_proxy: vec!["127.0.0.1".parse().unwrap()],
+        per_address_max: NonZeroUsize::new(1),
+        ..config()
+    });
+    let ask = |headers: &[&str]| {
+        let mut stream = begin(server.address, handshake(headers).as_bytes());
+        (read_answer(&mut stream), stream)
+    };
+    let by_the_proxy = "X-Forwarded-For: 192.0.2.1";
+    let (first, _stream) = ask(&[by_the_proxy]);
+    assert_eq!(first.status, 101);
+    for invented in ["for=192.0.2.9", "for=_hidden", "for=\"[2001:db8::1]\", for=192.0.2.9;proto=https"] {
+        let (answer, _) = ask(&[&format!("Forwarded: {invented}"), by_the_proxy]);
+        assert_eq!(answer.status, 400, "{invented}");
+        assert!(answer.body.contains("let the proxy set one of them and remove the other"), "{}", answer.body);
+    }
+    assert_eq!(ask(&["Forwarded: for=192.0.2.1", by_the_proxy]).0.status, 429);
+    assert_eq!(ask(&["Forwarded: proto=https", by_the_proxy]).0.status, 429);
+    let hosts = ["Forwarded: for=192.0.2.2;host=a.example", "X-Forwarded-Host: b.example"];
+    assert_eq!(ask(&hosts).0.status, 400);
+    // Nobody has to agree with a header of a client that comes directly.
+    let server = TestServer::start(config());
+    let untrusted = handshake(&["Forwarded: for=192.0.2.9", by_the_proxy]);
+    assert_eq!(read_answer(&mut begin(server.address, untrusted.as_bytes())).status, 101);
+}
+
+#[test]
+fn websockets_of_a_trusted_proxy_that_names_no_client_share_the_limit_of_its_address() {
+    let server = TestServer::start(Config {
+        trusted_proxy: vec!["127.0.0.1".parse().unwrap()],
+        per_address_max: NonZeroUsize::new(1),
+        ..config()
+    });
+    let ask = |headers: &[&str]| {
+        let mut stream = begin(server.address, handshake(headers).as_bytes());
+        (read_answer(&mut stream).status, stream)
+    };
+    let (nameless, unknown) = (ask(&[]), ask(&["X-Forwarded-For: unknown"]));
+    let named = ask(&["X-Forwarded-For: 192.0.2.1"]);
+    assert_eq!((nameless.0, unknown.0, named.0), (101, 429, 101));
+    let checks = [(); 3].map(|()| begin(server.address, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    assert_eq!(checks.map(|mut check| read_answer(&mut check).status), [200; 3], "its health checks do not count");
+    drop(nameless);
+    server.wait_for_connections(1);
+    until(|| (ask(&[]).0 == 101).then_some(()), || "the permit is not given back".to_owned());
+}
+
+#[test]
 fn the_proxy_protocol_names_the_client() {
     let trusting = Config {
         trusted_proxy: vec!["127.0.0.0/8".parse().unwrap()],
