@@ -144,19 +144,44 @@ fn listen_ip(config: &Config, address: SocketAddr) -> io::Result<Socket> {
 
 fn listen_unix(config: &Config, path: &Path) -> io::Result<Socket> {
     let address = SockAddr::unix(path)?;
-    // A socket that a dead server has left behind is in the way; one that answers is a server's.
-    if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
-        let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        if probe.connect(&address).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        fs::remove_file(path)?;
-    }
+    remove_dead_socket(path, &address)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     set_options(config, &socket, false)?;
     socket.bind(&address)?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket)
+}
+
+/// Removes a socket that a dead server has left behind: only such a socket refuses a connection.
+/// Anything else at the path stays, and is an error.
+fn remove_dead_socket(path: &Path, address: &SockAddr) -> io::Result<()> {
+    let in_the_way = |what: &str| {
+        let sentence = format!("{what} is at this path: remove it, or name another path");
+        Err(io::Error::new(io::ErrorKind::AlreadyExists, sentence))
+    };
+    let kind = match fs::symlink_metadata(path) {
+        Ok(file) => file.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if kind.is_symlink() {
+        return in_the_way("a symbolic link");
+    } else if kind.is_dir() {
+        return in_the_way("a directory");
+    } else if !kind.is_socket() {
+        return in_the_way("a file that is no socket");
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A blocking connect would wait for a server whose queue is full.
+    probe.set_nonblocking(true)?;
+    let Err(error) = probe.connect(address) else { return Err(io::ErrorKind::AddrInUse.into()) };
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => fs::remove_file(path),
+        Some(libc::ENOENT) => Ok(()),
+        Some(libc::EAGAIN) => Err(io::ErrorKind::AddrInUse.into()),
+        Some(libc::EPROTOTYPE) => in_the_way("another program's socket, which takes no stream connections,"),
+        _ => Err(error),
+    }
 }
 
 /// The sockets that systemd has passed to this process.
@@ -268,6 +293,56 @@ mod tests {
         drop(first);
         drop(bind(&Config::default(), &address, served()).unwrap());
         fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_unix_socket_whose_queue_is_full_is_that_of_a_living_server() {
+        let path = env::temp_dir().join(format!("hydrant-net-full-{}.sock", process::id()));
+        let address = SockAddr::unix(&path).unwrap();
+        let living = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        living.bind(&address).unwrap();
+        living.listen(0).unwrap();
+        let clients = std::iter::from_fn(|| {
+            let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            client.set_nonblocking(true).unwrap();
+            client.connect(&address).ok().map(|()| client)
+        });
+        let _clients: Vec<_> = clients.collect();
+        let error = bind(&Config::default(), &ListenAddress::Unix(path.clone()), served()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn nothing_but_a_dead_socket_is_removed() {
+        let folder = env::temp_dir().join(format!("hydrant-net-{}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = |name: &str| folder.join(name);
+        let _others: Vec<_> = [("datagram", Type::DGRAM), ("packets", Type::SEQPACKET)]
+            .map(|(name, kind)| {
+                let socket = Socket::new(Domain::UNIX, kind, None).unwrap();
+                socket.bind(&SockAddr::unix(path(name)).unwrap()).unwrap();
+                socket
+            })
+            .into();
+        fs::write(path("file"), "").unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        std::os::unix::fs::symlink(path("nothing"), path("link")).unwrap();
+        for (name, said) in [
+            ("datagram", "another program's socket"),
+            ("packets", "another program's socket"),
+            ("file", "a file that is no socket"),
+            ("directory", "a directory"),
+            ("link", "a symbolic link"),
+        ] {
+            let error = bind(&Config::default(), &ListenAddress::Unix(path(name)), served()).unwrap_err();
+            let sentence = error.to_string();
+            assert!(sentence.starts_with(said) && sentence.ends_with("or name another path"), "{name}: {sentence}");
+            assert_ne!(error.kind(), io::ErrorKind::AddrInUse, "{name}");
+            assert!(fs::symlink_metadata(path(name)).is_ok(), "{name} is still there");
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
