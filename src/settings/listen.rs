@@ -11,6 +11,8 @@ use crate::origin::is_loopback_host;
 
 /// The first descriptor that systemd passes to a service (`sd_listen_fds(3)`).
 pub(crate) const FIRST_PASSED_FD: RawFd = 3;
+/// Longest path of a Unix socket (`unix(7)`: 108 bytes, with a zero byte at the end).
+const UNIX_PATH_BYTES_MAX: usize = 107;
 
 /// One address of `--listen`, `--tls-listen` or `--admin-listen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +117,15 @@ impl FromStr for ListenAddress {
             return Ok(Self::Systemd);
         }
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() { Err(wrong()) } else { Ok(Self::Unix(PathBuf::from(path))) };
+            return match path.len() {
+                0 => Err(wrong()),
+                1..=UNIX_PATH_BYTES_MAX if !path.contains('\0') => Ok(Self::Unix(PathBuf::from(path))),
+                1..=UNIX_PATH_BYTES_MAX => Err("the path has a zero byte: write one without".to_owned()),
+                length => Err(format!(
+                    "the path has {length} bytes, and that of a Unix socket has at most {UNIX_PATH_BYTES_MAX}: write \
+                     a shorter one"
+                )),
+            };
         }
         if let Some(fd) = text.strip_prefix("fd:") {
             return match fd.parse() {
@@ -228,6 +238,15 @@ mod tests {
         ] {
             assert!(!overlap(a, b), "{a} {b}");
         }
+    }
+
+    #[test]
+    fn a_path_fits_the_address_of_a_unix_socket() {
+        let path = |length: usize| format!("unix:/{}", "x".repeat(length - 1)).parse::<ListenAddress>();
+        assert!(path(107).is_ok());
+        let error = path(108).unwrap_err();
+        assert!(error.contains("has 108 bytes") && error.contains("at most 107"), "{error}");
+        assert!("unix:\0abstract".parse::<ListenAddress>().unwrap_err().contains("zero byte"));
     }
 
     #[test]
