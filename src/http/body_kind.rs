@@ -1,10 +1,11 @@
-//! Whether a published body is text or binary, by its headers (RFC 9110, sections 8.3 and 8.4).
+//! Whether a published body is text or binary, by its headers (RFC 9110, sections 8.3 and 8.4; RFC
+//! 9112, section 6.1).
 //!
 //! Owns the table of types. Promises that a body of a binary type stays binary, whatever its bytes
 //! are, and that text is UTF-8. Never decodes a body: an encoded one is rejected.
 
 use hyper::HeaderMap;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
 
 /// The kind of message that a body becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +19,16 @@ pub enum BodyKind {
 }
 
 /// A body that cannot be published: 415, with the header `Accept-Encoding: identity` for
-/// [`UnsupportedBody::Encoded`] (RFC 9110, section 15.5.16).
+/// [`UnsupportedBody::Encoded`] (RFC 9110, section 15.5.16), or 501 for
+/// [`UnsupportedBody::TransferCoding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedBody {
     /// A coding other than `identity`.
     #[error("the body is compressed: send it without Content-Encoding")]
     Encoded,
+    /// A transfer coding other than one `chunked`, which alone is decoded.
+    #[error("the server knows no transfer coding but chunked: send the body without another one")]
+    TransferCoding,
     /// Several messages in one body.
     #[error("a body is one message, and application/x-ndjson means several: send one request for each message")]
     Several,
@@ -46,12 +51,13 @@ impl BodyKind {
     /// # Errors
     /// See [`UnsupportedBody`].
     pub fn of(headers: &HeaderMap) -> Result<Self, UnsupportedBody> {
-        let encoded = |value: &HeaderValue| {
-            let codings = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-            codings.into_iter().any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
-        };
-        if headers.get_all(CONTENT_ENCODING).iter().any(encoded) {
+        if codings(headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
             return Err(UnsupportedBody::Encoded);
+        }
+        let mut transfer = codings(headers, &TRANSFER_ENCODING);
+        let first_is_known = transfer.next().is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+        if !first_is_known || transfer.next().is_some() {
+            return Err(UnsupportedBody::TransferCoding);
         }
         let mut types = headers.get_all(CONTENT_TYPE).iter().filter(|value| !value.as_bytes().trim_ascii().is_empty());
         match (types.next(), types.next()) {
@@ -72,6 +78,13 @@ impl BodyKind {
             Self::TextIfUtf8 => Ok(str::from_utf8(body).ok()),
         }
     }
+}
+
+/// The codings that a header lists.
+fn codings<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).into_iter();
+    let codings = values.flat_map(|value| value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii));
+    codings.filter(|coding| !coding.is_empty())
 }
 
 fn of_type(content_type: &str) -> Result<BodyKind, UnsupportedBody> {
@@ -101,8 +114,6 @@ fn of_type(content_type: &str) -> Result<BodyKind, UnsupportedBody> {
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderName;
-
     use super::*;
 
     fn of(headers: &[(HeaderName, &str)]) -> Result<BodyKind, UnsupportedBody> {
@@ -168,6 +179,18 @@ mod tests {
         {
             assert_eq!(of(&[(CONTENT_TYPE, several)]), Err(UnsupportedBody::Several), "{several}");
         }
+    }
+
+    #[test]
+    fn the_only_transfer_coding_is_chunked() {
+        for coding in ["chunked", "Chunked", "chunked,", ""] {
+            assert_eq!(of(&[(TRANSFER_ENCODING, coding)]), Ok(BodyKind::TextIfUtf8), "{coding}");
+        }
+        for coding in ["gzip, chunked", "gzip", "chunked, chunked", "identity, chunked", "x"] {
+            assert_eq!(of(&[(TRANSFER_ENCODING, coding)]), Err(UnsupportedBody::TransferCoding), "{coding}");
+        }
+        let twice = [(TRANSFER_ENCODING, "deflate"), (TRANSFER_ENCODING, "chunked")];
+        assert_eq!(of(&twice), Err(UnsupportedBody::TransferCoding));
     }
 
     #[test]

@@ -97,12 +97,18 @@ async fn try_publish(
     Ok(json(status, &published))
 }
 
-/// 415. For an encoded body it names the coding that is accepted.
+/// 415, or 501 for a transfer coding. For an encoded body it names the coding that is accepted.
 fn unsupported(error: UnsupportedBody) -> Answer {
-    let answer = text(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error.to_string());
+    let answer = |status| text(status, &error.to_string());
     match error {
-        UnsupportedBody::Encoded => with(answer, ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-        UnsupportedBody::Several | UnsupportedBody::Type | UnsupportedBody::Charset => answer,
+        UnsupportedBody::TransferCoding => answer(StatusCode::NOT_IMPLEMENTED),
+        UnsupportedBody::Encoded => {
+            let identity = HeaderValue::from_static("identity");
+            with(answer(StatusCode::UNSUPPORTED_MEDIA_TYPE), ACCEPT_ENCODING, identity)
+        }
+        UnsupportedBody::Several | UnsupportedBody::Type | UnsupportedBody::Charset => {
+            answer(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+        }
     }
 }
 

@@ -117,6 +117,29 @@ fn a_body_goes_verbatim_to_every_subscriber() {
 }
 
 #[test]
+fn a_body_with_another_transfer_coding_is_rejected_and_the_connection_kept() {
+    let server = TestServer::start(config());
+    let mut client = server.client("/ws");
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let mut ask = |codings: &str| {
+        let head = format!("POST /publish HTTP/1.1\r\nHost: localhost\r\n{codings}\r\n\r\n");
+        stream.write_all(format!("{head}3\r\nabc\r\n0\r\n\r\n").as_bytes()).unwrap();
+        read_answer(&mut stream)
+    };
+    for codings in [
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: GZIP\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked, chunked",
+    ] {
+        let answer = ask(codings);
+        assert_eq!(answer.status, 501, "{codings}: {answer:?}");
+        assert!(answer.body.contains("no transfer coding but chunked"), "{answer:?}");
+    }
+    assert_eq!(ask("Transfer-Encoding: Chunked").status, 202);
+    assert_eq!(client.receive_text(), "abc", "nothing of the others was published");
+}
+
+#[test]
 fn invalid_and_too_long_bodies_are_rejected() {
     let server = TestServer::start(Config { message_bytes_max: 1000, ..config() });
     let mut client = server.client("/ws");
