@@ -43,10 +43,11 @@
 //!
 //! A lower layer never uses a higher one:
 //!
-//! [`keys`], [`jwt`], [`origin`], [`log_throttle`], [`tls`], [`settings`], [`close`], [`metrics`], [`mem`],
-//! [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] → [`outbox`] → [`conn`] →
-//! [`fanout`] → [`engine`] → [`net`], [`http`] → [`front`] → [`server`] → [`cli`]. Only `conn`
-//! touches a WebSocket, only `http` parses a request, only `mem` knows an allocator.
+//! [`files`], [`keys`], [`jwt`], [`origin`], [`log_throttle`], [`tls`], [`settings`], [`close`],
+//! [`metrics`], [`mem`], [`profile`], [`registry`], [`admission`], [`pages`] → [`wire`] →
+//! [`outbox`] → [`conn`] → [`fanout`] → [`engine`] → [`net`], [`http`] → [`front`] → [`server`] →
+//! [`cli`]. Only `conn` touches a WebSocket, only `http` parses a request, only `mem` knows an
+//! allocator.
 //!
 //! [`load`], the load generator, stands beside them: it uses [`settings`] only, and nothing but
 //! [`cli`] uses it.
@@ -126,6 +127,7 @@ pub mod conn;
 pub mod engine;
 pub mod error;
 pub mod fanout;
+pub mod files;
 pub mod front;
 pub mod http;
 pub mod jwt;

@@ -3,9 +3,9 @@
 //! Owns the certificate and key that were last read. A reload that fails changes nothing. A client's
 //! session is in `conn::session`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::{fmt, fs};
 
 use rustls::ServerConfig;
 use rustls::crypto::ring;
@@ -13,6 +13,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 
+use crate::files;
 use crate::keys::{self, KeyKind};
 
 /// Shortest RSA key in bits that the TLS library signs with.
@@ -126,15 +127,16 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
         let path = path.to_owned();
         move |source| TlsError::Read { what, path, source }
     };
-    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = files::read(cert).map_err(pem::Error::Io);
+    let chain = chain.and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>());
     let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
     let chain = chain.map_err(failed("certificate", cert))?;
-    let private = PrivateKeyDer::from_pem_file(key);
+    let key_pem = files::read(key).map_err(pem::Error::Io).map_err(failed("private key", key))?;
     // If the key is at fault, this is the most exact error.
-    if let Some(reason) = fs::read(key).ok().and_then(|pem| unusable_key(&pem)) {
+    if let Some(reason) = unusable_key(&key_pem) {
         return Err(TlsError::Key { path: key.to_owned(), reason });
     }
-    let private = private.map_err(failed("private key", key))?;
+    let private = PrivateKeyDer::from_pem_slice(&key_pem).map_err(failed("private key", key))?;
     let unusable = |source| match source {
         rustls::Error::InconsistentKeys(_) => TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() },
         source => TlsError::Unusable { cert: cert.to_owned(), key: key.to_owned(), source },

@@ -1,6 +1,5 @@
 //! Merges what the user wrote into a [`Config`]: flags over environment over file over defaults.
 
-use std::fs;
 use std::path::Path;
 use std::ptr;
 
@@ -8,6 +7,7 @@ use ring::digest::{Digest, SHA256, digest};
 
 use super::error::Written;
 use super::{Config, ConfigError, Flags, Form, Origin, SETTINGS, Setting, SettingsError, file};
+use crate::files;
 use crate::jwt::TokenKey;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
@@ -68,7 +68,7 @@ pub fn load(flags: &Flags) -> Result<Loaded, SettingsError> {
                 _ => format!("--config {}", path.display()),
             };
             let failed = |source| SettingsError::ConfigFile { written, source };
-            file::parse(&fs::read_to_string(path).map_err(failed)?, path)?
+            file::parse(&files::read_text(path).map_err(failed)?, path)?
         }
         None => Vec::new(),
     };
@@ -170,7 +170,7 @@ impl Loaded {
             (Some(cert), Some(key)) => {
                 for (flag, path) in [("tls-cert", cert), ("tls-key", key)] {
                     // An error shows again below.
-                    note(flag, &fs::read(path).unwrap_or_default());
+                    note(flag, &files::read(path).unwrap_or_default());
                 }
                 let failed = |source| {
                     let names = format!("{} and {}", self.name_of("tls-cert"), self.name_of("tls-key"));
@@ -192,7 +192,7 @@ impl Loaded {
     /// The text of a file that has to have some.
     fn read_text(&self, flag: &'static str, path: &Path) -> Result<String, SettingsError> {
         let written = || self.of(flag).written();
-        let text = fs::read_to_string(path).map_err(|source| SettingsError::File { written: written(), source })?;
+        let text = files::read_text(path).map_err(|source| SettingsError::File { written: written(), source })?;
         if text.trim().is_empty() {
             return Err(SettingsError::Content { written: written(), reason: "the file is empty".to_owned() });
         }
@@ -202,7 +202,7 @@ impl Loaded {
     /// The key of a file, and its PEM text.
     fn read_key(&self, path: &Path) -> Result<(Vec<u8>, TokenKey), SettingsError> {
         let written = || self.of("jwt-key").written();
-        let pem = fs::read(path).map_err(|source| SettingsError::File { written: written(), source })?;
+        let pem = files::read(path).map_err(|source| SettingsError::File { written: written(), source })?;
         let key = TokenKey::from_pem(&pem)
             .map_err(|error| SettingsError::Content { written: written(), reason: error.to_string() })?;
         Ok((pem, key))

@@ -105,6 +105,8 @@ fn an_error_names_what_the_user_wrote() {
         ),
         ("[limits]\ntick = \"3s\"", "error: FILE:1: [limits]: all keys are at the top level: remove the table"),
         ("token_file = \"/nowhere\"", "error: FILE:1: token_file = /nowhere: No such file"),
+        ("token_file = \"/dev/zero\"", "error: FILE:1: token_file = /dev/zero: the file is larger than 1 MiB"),
+        ("jwt_key = \"/dev/zero\"", "error: FILE:1: jwt_key = /dev/zero: the file is larger than 1 MiB"),
         ("token = \"secret\"\ntoken_file = \"x\"", "error: FILE:2: token_file = x: --token-file and --token exclude"),
         ("jwt_secret = \"secret", "error: FILE:1: "),
     ] {
@@ -119,6 +121,8 @@ fn an_error_names_what_the_user_wrote() {
     // A flag overrides a file, also where two settings exclude each other.
     assert_eq!(run(&["config", "check", "--token", "a"], &[("HYDRANT_TOKEN_FILE", "/nowhere")]).0, 0);
     assert!(error(&folder.0, &[], &[]).starts_with("error: --config FILE: Is a directory"));
+    let endless = run(&["config", "check", "--config", "/dev/zero"], &[]).2;
+    assert!(endless.starts_with("error: --config /dev/zero: the file is larger than 1 MiB"), "{endless}");
     assert!(error(&folder.0.join("none"), &[], &[]).starts_with("error: --config FILE: No such file"));
     let (_, _, err) = run(&["config", "check"], &[("HYDRANT_CONFIG", "/nowhere")]);
     assert!(err.starts_with("error: HYDRANT_CONFIG=/nowhere: No such file"), "{err}");
@@ -137,6 +141,8 @@ fn an_error_of_a_certificate_names_both_settings_as_the_user_wrote_them() {
     assert!(by_variable.starts_with(begin), "{by_variable}");
     let by_flag = with(&["--tls-cert", "/nowhere", "--tls-key", "/nowhere"], &[]);
     assert!(by_flag.starts_with("error: --tls-cert and --tls-key: cannot read a certificate"), "{by_flag}");
+    let endless = with(&["--tls-cert", "/dev/zero", "--tls-key", "/dev/zero"], &[]);
+    assert!(endless.contains("/dev/zero: the file is larger than 1 MiB"), "{endless}");
 }
 
 #[test]
