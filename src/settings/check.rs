@@ -182,6 +182,14 @@ impl Config {
         if self.token.as_deref().is_some_and(str::is_empty) {
             return Err(ConfigError::new(&["token"], "--token is empty: leave it out, or set one"));
         }
+        // A client could not send it, or the server would not see it as it was sent: blanks at the
+        // ends of a header do not count.
+        if self.token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(ConfigError::new(
+                &["token", "token-file"],
+                "--token has a blank, a line break or another character that is not visible ASCII: set one without",
+            ));
+        }
         if self.proxy_protocol && self.trusted_proxy.is_empty() {
             return Err(ConfigError::new(
                 &["proxy-protocol"],
@@ -250,6 +258,9 @@ mod tests {
         assert!(rejected(|c| c.idle_timeout = Duration::from_hours(2)).contains("--idle-timeout"));
         assert!(rejected(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(rejected(|c| c.token = Some("".into())).contains("--token"));
+        assert!(rejected(|c| c.token = Some(" abc ".into())).contains("not visible ASCII"));
+        assert!(rejected(|c| c.token = Some("a\nb".into())).contains("not visible ASCII"));
+        assert!(rejected(|c| c.token = Some("ä".into())).contains("not visible ASCII"));
         assert!(rejected(|c| c.shards = NonZeroUsize::new(5000).unwrap()).contains("--shards"));
         for outside in
             [|c: &mut Config| c.header_bytes_max = 8 * KIB - 1, |c: &mut Config| c.header_bytes_max = MIB + 1]

@@ -149,8 +149,9 @@ settings! {
         flag: "subprotocol", group: Group::Proxies, unit: "NAME", form: Form::List, reloads: true,
     }
 
-    /// Bearer token for publishing and administration. Without one, these routes answer only to
-    /// programs on this machine, and not to requests that a proxy passes on.
+    /// Bearer token for publishing and administration: visible ASCII characters without blanks.
+    /// Without one, these routes answer only to programs on this machine, and not to requests that a
+    /// proxy passes on.
     token: Option<Secret> = parse_secret[""] {
         flag: "token", group: Group::Auth, unit: "TOKEN", form: Form::Secret, reloads: true,
     }

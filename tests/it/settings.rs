@@ -98,6 +98,7 @@ fn an_error_names_what_the_user_wrote() {
         ("tick = 3", "error: FILE:1: tick = 3: "),
         ("slow = \"never\"", "error: FILE:1: slow = never: write one of disconnect, drop-newest, drop-oldest"),
         ("tick = \"3s\"\ntick = \"3s\"", "error: FILE:2: duplicate key"),
+        ("token = \" secret \"", "error: FILE:1: token = ***: --token has a blank"),
         ("token = \"\"", "error: FILE:1: token = : it is empty: leave it out, or set a value"),
         (
             "message_bytes = \"2MiB\"",
