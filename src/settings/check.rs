@@ -10,6 +10,8 @@ use super::{Config, ListenAddress, ListenerConfig, Setting};
 const ADMIN_PORT: u16 = 3001;
 /// The shortest timeout.
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// The shortest `--keep-alive-timeout`: the header `Keep-Alive` announces whole seconds.
+const KEEP_ALIVE_MIN: Duration = Duration::from_secs(1);
 /// The bounds of `--max-header-bytes`. hyper has no smaller buffer.
 const HEADER_BYTES: std::ops::RangeInclusive<usize> = 8 * KIB..=MIB;
 /// Most headers of a request that can be allowed.
@@ -126,13 +128,15 @@ impl Config {
         }
         for (flag, value) in [
             ("handshake-timeout", self.handshake_timeout),
-            ("keep-alive-timeout", self.keep_alive_timeout),
             ("idle-timeout", self.idle_timeout),
             ("write-timeout", self.write_timeout),
         ] {
             if !(TIMEOUT_MIN..=KEEPALIVE_MAX).contains(&value) {
                 return outside(flag, "10ms to 1h");
             }
+        }
+        if !(KEEP_ALIVE_MIN..=KEEPALIVE_MAX).contains(&self.keep_alive_timeout) {
+            return outside("keep-alive-timeout", "1s to 1h");
         }
         if self.ping_interval.is_some_and(|interval| !(TIMEOUT_MIN..=KEEPALIVE_MAX).contains(&interval)) {
             return outside("ping-interval", "10ms to 1h, or to 0 for none");
@@ -256,6 +260,7 @@ mod tests {
         assert!(rejected(|c| c.tick = Some(Duration::from_nanos(1))).contains("--tick"));
         assert!(rejected(|c| c.ping_interval = Some(Duration::from_millis(1))).contains("--ping-interval"));
         assert!(rejected(|c| c.idle_timeout = Duration::from_hours(2)).contains("--idle-timeout"));
+        assert!(rejected(|c| c.keep_alive_timeout = Duration::from_millis(999)).contains("set it to 1s to 1h"));
         assert!(rejected(|c| c.write_timeout = Duration::ZERO).contains("--write-timeout"));
         assert!(rejected(|c| c.token = Some("".into())).contains("--token"));
         assert!(rejected(|c| c.token = Some(" abc ".into())).contains("not visible ASCII"));

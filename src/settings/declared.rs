@@ -324,8 +324,8 @@ settings! {
         flag: "handshake-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }
 
-    /// How long an HTTP connection may be idle between two requests. It should be longer than the
-    /// same timeout of a proxy in front, which is 60s for most.
+    /// How long an HTTP connection may be idle between two requests, at least 1s. It should be longer
+    /// than the same timeout of a proxy in front, which is 60s for most.
     keep_alive_timeout: Duration = parse_duration["75s"] {
         flag: "keep-alive-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }
