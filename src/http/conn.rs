@@ -6,33 +6,31 @@
 //! keeps nothing of HTTP: an idle WebSocket costs none of the ~17 KiB that its HTTP connection
 //! took.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1::{self, Parts};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::sleep;
 
 use super::conn_table::{Entry, HttpConn, Peer, Progress};
-use super::fast_path::HeadLimits;
+use super::deadline::{Over, deadline_timer, last_words, time_is_up};
+use super::fast_conn::{Next, fast_requests};
 use super::stream::{self, HttpStream};
 use super::transport::Transport;
 use super::upgrade::Granted;
-use super::{Answer, HttpListener, answer, fast_path, peer, router, wakes};
+use super::{Answer, HttpListener, answer, peer, router, wakes};
 use crate::admission::{AddressPermit, Rejection};
 use crate::conn::PlainHttp;
 use crate::engine::Upgraded;
@@ -40,16 +38,8 @@ use crate::engine::Upgraded;
 /// How long the rest of a request that was answered early is read and thrown away, so that the
 /// answer is not lost to a reset.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long an idle connection lives beyond the time that `Keep-Alive` announces: a request that
-/// was sent in time arrives.
-const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(2);
-/// How long a drain waits for the next request of a kept connection, and for the rest of one that
-/// has begun: a publisher that sends one a second gets its last answer, with `Connection: close`.
-const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two tries to give a socket to a shard that has no room for it.
 const HAND_OVER_WAIT: Duration = Duration::from_millis(1);
-/// Largest publication, head and body together, that is read without hyper, in bytes.
-const FAST_REQUEST_BYTES_MAX: usize = 16 * 1024;
 
 /// The response to a first request that needed no hyper.
 pub(super) struct FirstAnswer {
@@ -278,188 +268,6 @@ async fn end<I: AsyncRead + AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// The next step after the requests that need no hyper.
-enum Next {
-    /// The buffer holds the beginning of something else.
-    Hyper,
-    /// The connection ends, maybe with a last response.
-    End(Option<Answer>),
-}
-
-/// Answers small whole publications, as publishers send them one after another, without hyper.
-/// Leaves anything else in `buffer`.
-async fn fast_requests<I>(
-    listener: &Arc<HttpListener>,
-    conn: &Arc<HttpConn>,
-    stream: &mut I,
-    buffer: &mut BytesMut,
-) -> io::Result<Next>
-where
-    I: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut timer = pin!(deadline_timer(listener));
-    loop {
-        let limits = HeadLimits::of(&listener.engine.live());
-        match fast_path::publication(buffer, listener.engine.config.message_bytes_max, limits) {
-            fast_path::Found::Publication { request, body, length } => {
-                conn.set(Progress::Busy);
-                buffer.advance(length);
-                let closes = !router::client_keeps(&request) || conn.ends_soon();
-                let answer = router::publish_directly(listener, conn, request, body, closes).await;
-                let closes = closes || conn.ends_soon();
-                conn.set(Progress::Idle);
-                let answer = answer::whole(answer);
-                tokio::select! {
-                    biased;
-                    sent = send(stream, conn, &answer) => sent?,
-                    _ = time_is_up(listener, conn, timer.as_mut()) => return Err(io::ErrorKind::TimedOut.into()),
-                }
-                if closes {
-                    return Ok(Next::End(None));
-                }
-                continue;
-            }
-            // A rejection does not wait for the body.
-            fast_path::Found::Head(request)
-                if buffer.len() < FAST_REQUEST_BYTES_MAX && router::may_publish(listener, conn, &request) => {}
-            fast_path::Found::Part if buffer.len() < FAST_REQUEST_BYTES_MAX => {}
-            _ => return Ok(Next::Hyper),
-        }
-        if buffer.is_empty() {
-            // The memory of an idle connection goes back.
-            *buffer = BytesMut::new();
-        } else if conn.progress() == Progress::Idle {
-            // The next request has begun.
-            conn.note_input();
-        }
-        let over = tokio::select! {
-            biased;
-            read = read_more(stream, buffer) => match read? {
-                0 if buffer.is_empty() => return Ok(Next::End(None)),
-                0 => return Ok(Next::Hyper),
-                _ => {
-                    conn.note_input();
-                    continue;
-                }
-            },
-            over = time_is_up(listener, conn, timer.as_mut()) => over,
-        };
-        match conn.progress() {
-            Progress::Idle if conn.has_unread() => {
-                conn.end_soon();
-                conn.set(Progress::Head);
-            }
-            // Every earlier response has left. Between the look above and the end of the sending
-            // side there is no await: a request that arrives in between is lost.
-            _ => return Ok(Next::End(last_words(listener, conn, over))),
-        }
-    }
-}
-
-/// Sends a whole response.
-async fn send<I: AsyncWrite + Unpin>(stream: &mut I, conn: &HttpConn, bytes: &[u8]) -> io::Result<()> {
-    let mut write = pin!(stream.write_all(bytes));
-    poll_fn(|context| {
-        let sent = write.as_mut().poll(context);
-        conn.note_output(sent.is_pending());
-        sent
-    })
-    .await
-}
-
-/// Reads once, by way of memory that all connections of the thread share: a request arrives in one
-/// call, and an idle connection owns none of it. Returns the number of bytes, 0 at the end of the
-/// stream.
-async fn read_more<I: AsyncRead + Unpin>(stream: &mut I, buffer: &mut BytesMut) -> io::Result<usize> {
-    thread_local! {
-        static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; FAST_REQUEST_BYTES_MAX].into());
-    }
-    poll_fn(|context| {
-        SHARED.with_borrow_mut(|shared| {
-            let mut read = ReadBuf::new(shared);
-            ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
-            buffer.extend_from_slice(read.filled());
-            Poll::Ready(Ok(read.filled().len()))
-        })
-    })
-    .await
-}
-
-/// Why a connection has to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    /// It was closed to make room.
-    Evicted,
-    /// The server drains, and no request has come.
-    Draining,
-    /// Its request head, or its next request, has not arrived in time.
-    Timeout,
-}
-
-/// The timer of one connection. It is set for a deadline that is nearer than its own, and looks at
-/// the deadline again when it is over: a request that sets the deadline back costs nothing.
-fn deadline_timer(listener: &HttpListener) -> Sleep {
-    sleep(listener.engine.live().handshake_timeout)
-}
-
-/// Waits until a connection has to end.
-async fn time_is_up(listener: &HttpListener, conn: &HttpConn, mut timer: Pin<&mut Sleep>) -> Over {
-    let own_deadline = || match conn.progress() {
-        // It had something to read when it was evicted.
-        Progress::Head if conn.is_evicted() => Some(conn.since() + LAST_REQUEST_TIMEOUT),
-        Progress::New | Progress::Head => Some(conn.since() + listener.engine.live().handshake_timeout),
-        Progress::Sending => Some(conn.since() + listener.engine.config.write_timeout),
-        Progress::Idle if !conn.ends_soon() => {
-            Some(conn.since() + listener.engine.live().keep_alive_timeout + KEEP_ALIVE_GRACE)
-        }
-        _ => None,
-    };
-    let (mut evicted, mut draining) = (pin!(conn.evicted()), pin!(listener.engine.draining()));
-    let mut drain_deadline = None;
-    poll_fn(|context| {
-        let is_watched = !conn.ends_soon() || conn.progress() == Progress::Sending;
-        if is_watched && evicted.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Over::Evicted);
-        }
-        if drain_deadline.is_none()
-            && let Poll::Ready(since) = draining.as_mut().poll(context)
-        {
-            drain_deadline = Some(since + LAST_REQUEST_TIMEOUT);
-        }
-        // The response to a request that is being answered says that it is the last one.
-        let drain_deadline = drain_deadline.filter(|_| is_watched && conn.progress() != Progress::Busy);
-        let deadlines = [(own_deadline(), Over::Timeout), (drain_deadline, Over::Draining)];
-        let first = deadlines.into_iter().filter_map(|(deadline, over)| Some((deadline?, over)));
-        let Some((deadline, over)) = first.min_by_key(|&(deadline, _)| deadline) else { return Poll::Pending };
-        loop {
-            if timer.is_elapsed() || timer.deadline() > deadline {
-                timer.as_mut().reset(deadline);
-            }
-            ready!(timer.as_mut().poll(context));
-            if Instant::now() >= deadline {
-                return Poll::Ready(over);
-            }
-        }
-    })
-    .await
-}
-
-/// The response to a request that has begun and is not whole. Every earlier response has left.
-fn last_words(listener: &HttpListener, conn: &HttpConn, over: Over) -> Option<Answer> {
-    let has_begun = matches!(conn.progress(), Progress::Head | Progress::Body);
-    let answer = match over {
-        _ if !has_begun || conn.has_said_last() => return None,
-        Over::Timeout => {
-            let sentence = "the request did not arrive in time (--handshake-timeout)";
-            answer::text(StatusCode::REQUEST_TIMEOUT, sentence)
-        }
-        Over::Draining => answer::draining(),
-        // Counted as rejected when it was evicted.
-        Over::Evicted => answer::unavailable("the server has too many unfinished requests: try again later"),
-    };
-    Some(answer::last(listener, conn.peer.address, answer))
-}
-
 /// How a conversation has ended.
 struct Conversation<I> {
     done: hyper::Result<()>,
@@ -546,6 +354,7 @@ mod tests {
 
     use super::*;
     use crate::engine::Engine;
+    use crate::http::deadline::KEEP_ALIVE_GRACE;
     use crate::settings::Config;
 
     fn serve_with<F: Future<Output = DuplexStream>>(client: impl FnOnce(DuplexStream) -> F) -> (String, Duration) {
