@@ -75,7 +75,16 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
     let header = async {
         let mut stream = TcpStream::from_std(stream)?;
         let address = peer::proxy_header(&mut stream).await?;
-        Ok::<_, io::Error>((stream.into_std()?, address))
+        // In a chain of proxies, the header names the one before, and that one's headers count.
+        let is_trusted_proxy = address.is_some() && peer::is_trusted(address, &listener.engine.live().trusted_proxy);
+        let peer = Peer { address, is_trusted_proxy };
+        let permitted = super::permit_address(&listener, peer);
+        if permitted.is_err() {
+            // A proxy connects before its client has sent anything. An answer to nothing would
+            // confuse the client.
+            stream.peek(&mut [0]).await?;
+        }
+        Ok::<_, io::Error>((stream.into_std()?, peer, permitted))
     };
     let timer = pin!(deadline_timer(&listener));
     let read = tokio::select! {
@@ -88,21 +97,12 @@ pub(super) async fn serve_proxied(listener: Arc<HttpListener>, stream: std::net:
     };
     // Admitted again below, as a connection of the client.
     drop(entry);
-    let (stream, address) = match read {
-        Ok(read) => read,
-        Err(error) => {
-            tracing::warn!(
-                "a trusted proxy's connection does not begin with a PROXY header (--proxy-protocol): {error}"
-            );
-            return;
-        }
-    };
-    // In a chain of proxies, the header names the one before, and that one's headers count.
-    let is_trusted_proxy = address.is_some() && peer::is_trusted(address, &listener.engine.live().trusted_proxy);
-    let peer = Peer { address, is_trusted_proxy };
-    match super::permit_address(&listener, peer) {
-        Ok(of_address) => serve(listener, stream, peer, of_address, Bytes::new(), None).await,
-        Err(rejection) => super::reject(&listener, stream, peer.address, rejection),
+    match read {
+        Ok((stream, peer, Ok(of_address))) => serve(listener, stream, peer, of_address, Bytes::new(), None).await,
+        Ok((stream, peer, Err(rejection))) => super::reject(&listener, stream, peer.address, rejection),
+        Err(error) => tracing::warn!(
+            "a trusted proxy's connection does not begin with a PROXY header (--proxy-protocol): {error}"
+        ),
     }
 }
 

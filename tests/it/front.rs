@@ -110,6 +110,18 @@ fn the_proxy_protocol_names_the_client() {
     let second = ask("PROXY TCP4 192.0.2.1 192.0.2.9 3 2\r\n");
     let other = ask("PROXY TCP6 2001:db8::1 2001:db8::2 1 2\r\n");
     assert_eq!((first.0, second.0, other.0), (101, 429, 101));
+    // A proxy connects before its client has sent anything: the answer comes behind the request.
+    let mut early = begin(server.address, b"PROXY TCP4 192.0.2.1 192.0.2.9 4 2\r\n");
+    let healthz = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for _ in 0..20 {
+        let header = &b"PROXY TCP4 192.0.2.7 192.0.2.9 5 2\r\n"[..];
+        assert_eq!(read_answer(&mut begin(server.address, &[header, healthz].concat())).status, 200);
+    }
+    early.set_nonblocking(true).unwrap();
+    assert_eq!(early.read(&mut [0]).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
+    early.set_nonblocking(false).unwrap();
+    early.write_all(handshake(&[]).as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut early).status, 429);
     let mut without = begin(server.address, handshake(&[]).as_bytes());
     assert_eq!(without.read(&mut [0; 64]).unwrap_or_default(), 0, "closed without an answer");
 }
