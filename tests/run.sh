@@ -116,7 +116,7 @@ debug_lane() {
   step doc env RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
   step fuzz bash tests/fuzz.sh 5
   step loom check_interleavings
-  step test-mimalloc cargo test --quiet --lib --test it --no-default-features --features mimalloc
+  step test-mimalloc cargo test --quiet --test it --no-default-features --features mimalloc
   # jemalloc as ARM binaries have it, with a real server; its C code is compiled once more.
   step test-pages-64k env JEMALLOC_SYS_WITH_LG_PAGE=16 cargo test --quiet --test it --no-default-features --features jemalloc mem
   # The test profile: figures have no meaning here, and five optimised programs take long to link.
@@ -131,12 +131,10 @@ check_format() {
   cargo fmt --check --manifest-path tests/clients/drivers/tungstenite/Cargo.toml
 }
 
-# Each combination of allocator and profiles; tests and benches with the default features only,
-# which they do not depend on.
+# With and without profiles and TLS; tests and benches with the default features only, which they do
+# not depend on.
 check_lints() {
   cargo clippy --quiet --all-targets -- -D warnings
-  # The allocator's own feature stays as it is: otherwise its C code would be compiled once more.
-  cargo clippy --quiet --no-default-features --features jemalloc,tikv-jemallocator/profiling -- -D warnings
   cargo clippy --quiet --no-default-features --features mimalloc -- -D warnings
   cargo clippy --quiet --no-default-features --features mimalloc,profiling -- -D warnings
 }
