@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every check and test of Hydrant: some 20 minutes on two cores from nothing.
+# Runs every check and test of Hydrant: some 14 minutes on two cores from nothing.
 #
 # On Debian and Ubuntu the script installs missing packages with apt, if it may (as root or with
 # sudo); otherwise it prints the one line to run. Everything else is installed under target/.
