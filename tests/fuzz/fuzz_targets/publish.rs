@@ -561,8 +561,7 @@ fn converse_known(
     let right: &[u16] = match part {
         Part::Body if kept && waits => &[408],
         Part::Body if kept => &[400],
-        // Behind other answers there is none: the client may take it for that to its next request.
-        Part::Head if kept && waits && is_first => &[408],
+        Part::Head if kept && waits => &[408],
         _ => &[],
     };
     assert_eq!(last, right, "{part:?}");
