@@ -434,7 +434,9 @@ impl Post {
         }
         let published = channels.into_iter().map(|channel| (channel, is_binary, body.clone()));
         let kept = match status {
-            _ if self.closes || is_too_long => Some(false),
+            _ if self.closes => Some(false),
+            // The rest of a rejected body is read if it is short, and has come.
+            _ if is_too_long => None,
             // Without the right token the server reads no body that is not there yet.
             401 if !body.is_empty() || !self.chunks.is_empty() => None,
             _ => Some(true),
