@@ -104,10 +104,8 @@ pub fn run() -> ExitCode {
         Some(Command::Config(ConfigCommand::Check(flags))) => with_settings(&flags, |loaded| {
             // A limit that cannot be raised is no fault of the settings.
             let clients_max = raise_open_files().map_or(usize::MAX, clients_of);
-            let mut warnings = settings::misspelt_variables();
-            warnings.extend(open_files_warning(&loaded, clients_max));
-            warnings.extend(short_secret_warning(&loaded));
-            warnings.iter().for_each(|sentence| eprintln!("warning: {sentence}"));
+            let all = settings::misspelt_variables().into_iter().chain(warnings(&loaded, clients_max));
+            all.for_each(|sentence| eprintln!("warning: {sentence}"));
             print_text("the settings are right\n")
         }),
         Some(Command::Serve(flags)) => with_settings(&flags, |loaded| serve(&flags, loaded)),
@@ -239,11 +237,25 @@ fn open_files_warning(loaded: &Loaded, clients_max: usize) -> Option<String> {
     })
 }
 
-/// Logs the warnings that settings deserve, and lowers the bound of connections to what open files
-/// allow.
+/// The warning of publications that are all rejected.
+fn publishing_warning(loaded: &Loaded) -> Option<String> {
+    let config = &loaded.config;
+    let mut served = config.listeners().into_iter().filter(|(_, served)| served.admin);
+    served.all(|(_, served)| config.lacks_token(served)).then(|| {
+        let address = config.admin_address();
+        format!("nobody can publish, since others reach {address}: set --token, or --open if everybody may")
+    })
+}
+
+/// The warnings that settings deserve.
+fn warnings(loaded: &Loaded, clients_max: usize) -> impl Iterator<Item = String> {
+    let all = [open_files_warning(loaded, clients_max), short_secret_warning(loaded), publishing_warning(loaded)];
+    all.into_iter().flatten()
+}
+
+/// Logs the warnings, and lowers the bound of connections to what open files allow.
 fn adapt(loaded: &mut Loaded, clients_max: usize) {
-    let warnings = [open_files_warning(loaded, clients_max), short_secret_warning(loaded)];
-    warnings.iter().flatten().for_each(|sentence| tracing::warn!("{sentence}"));
+    warnings(loaded, clients_max).for_each(|sentence| tracing::warn!("{sentence}"));
     loaded.config.connections_max = loaded.config.connections_max.min(clients_max);
 }
 

@@ -236,13 +236,8 @@ fn announce(config: &Config, bound: &[BoundListener]) {
             (false, _) => tracing::info!("listening on {address} for publishing and administration: {http}"),
         }
     }
-    if let Some((served, ip)) =
-        bound.iter().filter(|bound| bound.config.admin).find_map(|bound| Some((bound.config, bound.address.ip()?)))
-    {
-        if config.token.is_none() && !config.open && (served.websockets || !served.is_local) {
-            tracing::warn!("nobody can publish, since others reach {ip}: set --token, or --open");
-            return;
-        }
+    let mut publishing = bound.iter().filter(|bound| bound.config.admin && !config.lacks_token(bound.config));
+    if let Some((served, ip)) = publishing.find_map(|bound| Some((bound.config, bound.address.ip()?))) {
         let token = if config.token.is_some() { "-H 'Authorization: Bearer TOKEN' " } else { "" };
         tracing::info!("try: curl {token}-d hello {}/publish", front::url(served.secure, ip));
     }

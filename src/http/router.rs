@@ -285,13 +285,17 @@ fn forbidden(listener: &HttpListener, peer: Peer, uri: &Uri, headers: &HeaderMap
             };
             return Some(denied(StatusCode::UNAUTHORIZED, sentence));
         }
-    } else if !live.open && served.websockets {
-        let sentence = "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another \
-                        --admin-listen, or --open if everybody may publish";
-        return Some(denied(StatusCode::FORBIDDEN, sentence));
-    } else if !live.open && !served.is_local {
-        let sentence = "this route needs a token as soon as its port is open beyond loopback: set --token or \
-                        HYDRANT_TOKEN, or --open if everybody may publish";
+    } else if live.lacks_token(served) {
+        let sentence = match served.websockets {
+            true => {
+                "this route needs a token on a port that clients share: set --token or HYDRANT_TOKEN, another \
+                 --admin-listen, or --open if everybody may publish"
+            }
+            false => {
+                "this route needs a token as soon as its port is open beyond loopback: set --token or HYDRANT_TOKEN, \
+                 or --open if everybody may publish"
+            }
+        };
         return Some(denied(StatusCode::FORBIDDEN, sentence));
     }
     // A page in a browser reaches every port that its browser reaches.

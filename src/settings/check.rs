@@ -60,6 +60,12 @@ impl Config {
         clients.chain(admin).map(listener_config).collect()
     }
 
+    /// Whether a listener rejects every publication: it wants a token, and there is none.
+    #[must_use]
+    pub fn lacks_token(&self, listener: ListenerConfig) -> bool {
+        self.token.is_none() && !self.open && listener.needs_token()
+    }
+
     /// Where publishing and administration answer: [`Config::admin_listen`], or 127.0.0.1 and the
     /// port after the first one of [`Config::listen`]. Port 0 stays 0, and a socket without a port
     /// gives port 3001.

@@ -202,6 +202,15 @@ pub struct ListenerConfig {
     pub admin: bool,
 }
 
+impl ListenerConfig {
+    /// Whether its admin routes want a token, unless they are open to everybody: more than the
+    /// programs of this machine reach them.
+    #[must_use]
+    pub fn needs_token(self) -> bool {
+        self.websockets || !self.is_local
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -169,6 +169,18 @@ fn a_warning_names_what_the_user_wrote() {
 }
 
 #[test]
+fn a_start_at_which_nobody_can_publish_is_warned_of() {
+    let warnings = |arguments: &[&str]| run(&[&["config", "check"], arguments].concat(), &[]).2;
+    let (shared, exposed) = (["--listen", "27000", "--admin-listen", "27000"], ["--admin-listen", "0.0.0.0:27001"]);
+    for arguments in [shared.as_slice(), &exposed] {
+        assert!(warnings(arguments).contains("warning: nobody can publish"), "{arguments:?}");
+        assert_eq!(warnings(&[arguments, &["--open"]].concat()), "", "{arguments:?}");
+        assert_eq!(warnings(&[arguments, &["--token", "a-token-of-some-length"]].concat()), "", "{arguments:?}");
+    }
+    assert_eq!(warnings(&[]), "");
+}
+
+#[test]
 fn the_log_has_words_as_the_user_writes_them() {
     let mut binary = Binary::start(&["--log", "debug", "--fanout", "ring"]);
     assert!(binary.seen.iter().any(|line| line.contains(" fanout=ring ")), "{:?}", binary.seen);
