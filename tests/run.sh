@@ -67,8 +67,6 @@ rm -rf $run
 mkdir -p $run
 # Every crate is compiled once here: what rustc would keep for the next time costs time.
 export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
-# Most tests wait most of their time.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
 TIMEFORMAT='%R %U %S'
 
 # Ends at the first command that fails, also in a function.
@@ -116,13 +114,23 @@ debug_lane() {
   step doc env RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps --lib
   step fuzz bash tests/fuzz.sh 5
   step loom check_interleavings
-  step test-mimalloc cargo test --quiet --test it --no-default-features --features mimalloc
+  step test-mimalloc integration_tests --quiet --no-default-features --features mimalloc
   # jemalloc as ARM binaries have it, with a real server; its C code is compiled once more.
-  step test-pages-64k env JEMALLOC_SYS_WITH_LG_PAGE=16 cargo test --quiet --test it --no-default-features --features jemalloc mem
+  JEMALLOC_SYS_WITH_LG_PAGE=16 step test-pages-64k integration_tests --quiet --no-default-features --features jemalloc mem
   # The test profile: figures have no meaning here, and five optimised programs take long to link.
   step benches cargo test --quiet --benches -- --test
   step test-doc cargo test --quiet --doc
-  step test cargo test --lib --test it
+  step test all_tests
+}
+
+# Integration tests wait most of their time, so more of them run at once than there are cores.
+integration_tests() {
+  RUST_TEST_THREADS=${RUST_TEST_THREADS:-8} cargo test --test it "$@"
+}
+
+all_tests() {
+  cargo test --lib
+  integration_tests
 }
 
 check_format() {
