@@ -12,7 +12,7 @@ use hydrant::origin::AllowedOrigins;
 use hydrant::settings::Config;
 
 use crate::support::{
-    Binary, Client, HANDSHAKE, PATIENCE, TestServer, begin, config, narrow_stream, read_answer, read_answer_to,
+    Answer, Binary, Client, HANDSHAKE, PATIENCE, TestServer, begin, config, narrow_stream, read_answer, read_answer_to,
     request, two_ports, until,
 };
 
@@ -21,39 +21,36 @@ fn handshake(more: &[&str]) -> String {
     format!("GET /ws HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n")
 }
 
+/// Trusts proxies on this machine, and lets in one connection of each address.
+fn one_each_behind_a_proxy() -> Config {
+    let trusted_proxy = vec!["127.0.0.1".parse().unwrap()];
+    Config { trusted_proxy, per_address_max: NonZeroUsize::new(1), ..config() }
+}
+
+/// The answer to a handshake with these headers, and its connection.
+fn shake_hands(server: &TestServer, headers: &[&str]) -> (Answer, TcpStream) {
+    let mut stream = begin(server.address, handshake(headers).as_bytes());
+    (read_answer(&mut stream), stream)
+}
+
 #[test]
 fn a_trusted_proxy_names_the_client_whose_limit_counts() {
-    let per_address_max = NonZeroUsize::new(1);
-    let trusting = Config { trusted_proxy: vec!["127.0.0.1".parse().unwrap()], per_address_max, ..config() };
-    let server = TestServer::start(trusting);
-    let ask = |address: &str| {
-        let header = format!("X-Forwarded-For: 203.0.113.9, {address}");
-        let mut stream = begin(server.address, handshake(&[&header]).as_bytes());
-        (read_answer(&mut stream).status, stream)
-    };
+    let server = TestServer::start(one_each_behind_a_proxy());
+    let ask = |address: &str| shake_hands(&server, &[&format!("X-Forwarded-For: 203.0.113.9, {address}")]);
     let (first, second, other) = (ask("192.0.2.1"), ask("192.0.2.1"), ask("192.0.2.2"));
-    assert_eq!((first.0, second.0, other.0), (101, 429, 101));
+    assert_eq!((first.0.status, second.0.status, other.0.status), (101, 429, 101));
     assert_eq!(server.engine.rejections.get(Rejection::Address), 1);
     // Not trusted, the header counts for nothing: both come from this machine.
-    let server = TestServer::start(Config { per_address_max, ..config() });
-    let streams = ["192.0.2.1", "192.0.2.2"].map(|address| {
-        let mut stream = begin(server.address, handshake(&[&format!("X-Forwarded-For: {address}")]).as_bytes());
-        (read_answer(&mut stream).status, stream)
-    });
-    assert_eq!(streams.each_ref().map(|(status, _)| *status), [101, 429]);
+    let server = TestServer::start(Config { trusted_proxy: Vec::new(), ..one_each_behind_a_proxy() });
+    let header = |address| format!("X-Forwarded-For: {address}");
+    let both = ["192.0.2.1", "192.0.2.2"].map(|address| shake_hands(&server, &[&header(address)]));
+    assert_eq!(both.each_ref().map(|(answer, _)| answer.status), [101, 429]);
 }
 
 #[test]
 fn a_client_cannot_override_the_headers_of_its_proxy() {
-    let server = TestServer::start(Config {
-        trusted_proxy: vec!["127.0.0.1".parse().unwrap()],
-        per_address_max: NonZeroUsize::new(1),
-        ..config()
-    });
-    let ask = |headers: &[&str]| {
-        let mut stream = begin(server.address, handshake(headers).as_bytes());
-        (read_answer(&mut stream), stream)
-    };
+    let server = TestServer::start(one_each_behind_a_proxy());
+    let ask = |headers: &[&str]| shake_hands(&server, headers);
     let by_the_proxy = "X-Forwarded-For: 192.0.2.1";
     let (first, _stream) = ask(&[by_the_proxy]);
     assert_eq!(first.status, 101);
@@ -74,23 +71,16 @@ fn a_client_cannot_override_the_headers_of_its_proxy() {
 
 #[test]
 fn websockets_of_a_trusted_proxy_that_names_no_client_share_the_limit_of_its_address() {
-    let server = TestServer::start(Config {
-        trusted_proxy: vec!["127.0.0.1".parse().unwrap()],
-        per_address_max: NonZeroUsize::new(1),
-        ..config()
-    });
-    let ask = |headers: &[&str]| {
-        let mut stream = begin(server.address, handshake(headers).as_bytes());
-        (read_answer(&mut stream).status, stream)
-    };
+    let server = TestServer::start(one_each_behind_a_proxy());
+    let ask = |headers: &[&str]| shake_hands(&server, headers);
     let (nameless, unknown) = (ask(&[]), ask(&["X-Forwarded-For: unknown"]));
     let named = ask(&["X-Forwarded-For: 192.0.2.1"]);
-    assert_eq!((nameless.0, unknown.0, named.0), (101, 429, 101));
+    assert_eq!((nameless.0.status, unknown.0.status, named.0.status), (101, 429, 101));
     let checks = [(); 3].map(|()| begin(server.address, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     assert_eq!(checks.map(|mut check| read_answer(&mut check).status), [200; 3], "its health checks do not count");
     drop(nameless);
     server.wait_for_connections(1);
-    until(|| (ask(&[]).0 == 101).then_some(()), || "the permit is not given back".to_owned());
+    until(|| (ask(&[]).0.status == 101).then_some(()), || "the permit is not given back".to_owned());
 }
 
 #[test]
