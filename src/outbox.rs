@@ -11,8 +11,8 @@
 //! - At the bound, `disconnect` queues nothing and reports [`Offered::overflow`]; `drop-newest`
 //!   queues the frames that still fit, from the front; `drop-oldest` drops the frames that have
 //!   waited longest until the rest fits.
-//! - An answer to a client's own message is never dropped while the client is connected: it has room
-//!   beyond the bound, and the connection ends when answers alone fill that
+//! - An answer to a client's own message is never dropped while the client is connected: it has
+//!   room beyond the bound, and the connection ends when answers alone fill that
 //!   ([`Bound::of_answers`]).
 //! - Every offered frame is counted in its channel's counters: as delivered when the kernel has
 //!   taken its last byte, or as dropped with a reason.
@@ -97,8 +97,8 @@ pub struct Bound {
 pub const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 
 impl Bound {
-    /// The bound for answers; at it, the server closes the client. Only a client that sends and does
-    /// not read gets there.
+    /// The bound for answers; at it, the server closes the client. Only a client that sends and
+    /// does not read gets there.
     #[must_use]
     pub fn of_answers(self) -> Self {
         match self.policy {

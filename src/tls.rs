@@ -1,7 +1,7 @@
 //! The server's certificate and its private key, for `wss` clients.
 //!
-//! Owns the certificate and key that were last read. A reload that fails changes nothing. A client's
-//! session is in `conn::session`.
+//! Owns the certificate and key that were last read. A reload that fails changes nothing. A
+//! client's session is in `conn::session`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

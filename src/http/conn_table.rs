@@ -8,8 +8,8 @@
 //! 3. connections with an unfinished request,
 //! 4. the other idle ones.
 //!
-//! Of one kind, the longest waiting is closed first. A connection whose request is being answered is
-//! never closed. So a client that only holds connections does not keep out clients that send
+//! Of one kind, the longest waiting is closed first. A connection whose request is being answered
+//! is never closed. So a client that only holds connections does not keep out clients that send
 //! requests. Each listener has a table of its own: a flood at one closes nothing at another.
 
 use std::net::IpAddr;

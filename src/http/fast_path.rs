@@ -32,8 +32,8 @@ impl HeadLimits {
 /// The head of a request, without its body.
 type Head = Request<Empty<Bytes>>;
 
-/// A whole request head of HTTP/1.1, and its length in bytes, if it is whole. `None` if it cannot be
-/// read, or is beyond `limits`.
+/// A whole request head of HTTP/1.1, and its length in bytes, if it is whole. `None` if it cannot
+/// be read, or is beyond `limits`.
 fn head(bytes: &[u8], expected: &Method, limits: HeadLimits) -> Option<Status<(Head, usize)>> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut head = httparse::Request::new(&mut headers[..limits.headers.min(HEADERS_MAX)]);

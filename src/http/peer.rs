@@ -58,8 +58,8 @@ pub(super) fn forwarded_for(headers: &HeaderMap, trusted: &[TrustedProxy]) -> Re
     }
 }
 
-/// The client of a chain of addresses, of which each proxy has added one at the end. An element that
-/// is no address hides everything before it.
+/// The client of a chain of addresses, of which each proxy has added one at the end. An element
+/// that is no address hides everything before it.
 fn nearest(chain: Vec<Option<IpAddr>>, trusted: &[TrustedProxy]) -> Option<IpAddr> {
     let mut nearest = None;
     for hop in chain.into_iter().rev() {

@@ -69,8 +69,8 @@ pub struct Arguments {
     #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
     url: String,
     /// URL for publishing by POST [default: --url with http or https, and /publish in place of
-    /// /ws]. If the server answers the default URL with 404 and a Link header, the load publishes at
-    /// the port that the header names
+    /// /ws]. If the server answers the default URL with 404 and a Link header, the load publishes
+    /// at the port that the header names
     #[arg(long)]
     publish_url: Option<String>,
     /// Bearer token for publishing; the environment hides it from other users of this machine

@@ -96,14 +96,14 @@ settings! {
 
     /// Address of publishing and administration: `/publish`, `/metrics` and `/debug`. Default:
     /// 127.0.0.1 and the port of the first `--listen` plus 1. If it is also an address of
-    /// `--listen`, that port serves everything, with TLS if `--listen` has it. An address of its own
-    /// never speaks TLS.
+    /// `--listen`, that port serves everything, with TLS if `--listen` has it. An address of its
+    /// own never speaks TLS.
     admin_listen: Option<ListenAddress> = parse_optional[""] {
         flag: "admin-listen", group: Group::Listen, unit: "ADDRESS",
     }
 
-    /// Allows publishing and administration without a token, also beyond loopback and on a port that
-    /// clients share. Pages in browsers may then publish if they may connect: with
+    /// Allows publishing and administration without a token, also beyond loopback and on a port
+    /// that clients share. Pages in browsers may then publish if they may connect: with
     /// `--allow-origin '*'`, the pages of every site. Without this flag, the server rejects such
     /// requests.
     open: bool = parse_switch["false"] {
@@ -116,13 +116,14 @@ settings! {
         flag: "http-threads", group: Group::Listen, unit: "COUNT", form: Form::Number,
     }
 
-    /// Trusted proxies: networks such as `10.0.0.0/8`, addresses, or `unix` for every peer of a Unix
-    /// socket. Behind one of them, limits and logs use the client's address from `Forwarded` or
-    /// `X-Forwarded-For`, and the server compares the origin of a page with `X-Forwarded-Host`.
-    /// The proxy has to set one of the two headers. It also has to remove or overwrite the other one
-    /// if clients can send it: a WebSocket request gets 400 if the two name different clients, or if
-    /// `Forwarded` and `X-Forwarded-Host` name different hosts. WebSockets without such an address
-    /// share the limit of the proxy's own address; a proxy at a Unix socket has none, and no limit.
+    /// Trusted proxies: networks such as `10.0.0.0/8`, addresses, or `unix` for every peer of a
+    /// Unix socket. Behind one of them, limits and logs use the client's address from `Forwarded`
+    /// or `X-Forwarded-For`, and the server compares the origin of a page with `X-Forwarded-Host`.
+    /// The proxy has to set one of the two headers. It also has to remove or overwrite the other
+    /// one if clients can send it: a WebSocket request gets 400 if the two name different clients,
+    /// or if `Forwarded` and `X-Forwarded-Host` name different hosts. WebSockets without such an
+    /// address share the limit of the proxy's own address; a proxy at a Unix socket has none, and
+    /// no limit.
     trusted_proxy: Vec<TrustedProxy> = parse_list[""] {
         flag: "trusted-proxy", group: Group::Proxies, unit: "NETWORK|unix", form: Form::List, reloads: true,
     }
@@ -150,8 +151,9 @@ settings! {
     }
 
     /// Bearer token for publishing and administration: visible ASCII characters without blanks.
-    /// Without one, these routes answer only to programs on this machine, and not to requests that a
-    /// proxy passes on.
+    /// Without one, these routes answer only to programs on this machine. A proxy on this machine
+    /// looks like such a program if it sends neither the Host nor the address of its client: behind
+    /// a proxy, set a token.
     token: Option<Secret> = parse_secret[""] {
         flag: "token", group: Group::Auth, unit: "TOKEN", form: Form::Secret, reloads: true,
     }
@@ -324,8 +326,8 @@ settings! {
         flag: "handshake-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }
 
-    /// How long an HTTP connection may be idle between two requests, at least 1s. It should be longer
-    /// than the same timeout of a proxy in front, which is 60s for most.
+    /// How long an HTTP connection may be idle between two requests, at least 1s. It should be
+    /// longer than the same timeout of a proxy in front, which is 60s for most.
     keep_alive_timeout: Duration = parse_duration["75s"] {
         flag: "keep-alive-timeout", group: Group::Timeouts, unit: "DURATION", form: Form::Number, reloads: true,
     }

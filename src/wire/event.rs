@@ -20,8 +20,8 @@
 //! | `ERROR` | `code`, `message`; `channel` if the error concerns one |
 //!
 //! Every message that is published after the client has seen `SUBSCRIBED` is sent to it. A repeated
-//! `SUBSCRIBE` is acknowledged again and changes nothing. Answers wait in the client's
-//! backlog like messages, and no policy drops them: a client that sends and does not read is closed.
+//! `SUBSCRIBE` is acknowledged again and changes nothing. Answers wait in the client's backlog like
+//! messages, and no policy drops them: a client that sends and does not read is closed.
 
 use std::borrow::Cow;
 

@@ -124,7 +124,8 @@ fn unfinished_requests_are_bounded_and_keep_no_client_out() {
     let mut oldest = connect(half);
     let _second = connect(half);
     let _third = connect(half);
-    // The oldest was closed; without an answer, and by a reset, if the server had not read its bytes.
+    // The oldest was closed; without an answer, and by a reset, if the server had not read its
+    // bytes.
     let mut answer = String::new();
     let end = std::io::Read::read_to_string(&mut oldest, &mut answer).map_err(|error| error.kind());
     assert!(matches!(end, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{end:?}");
