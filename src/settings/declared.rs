@@ -139,7 +139,8 @@ settings! {
     /// Origins whose pages may connect, beside those of the server's own host: for example
     /// `https://example.com`, `https://*.example.com`, `http://localhost:*`, `file://`, `null`, or
     /// `*` for all. Pages of other origins get 403. A client that sends no origin may always
-    /// connect; browsers always send one.
+    /// connect; browsers always send one. Without `--token`, pages of the origins that are named
+    /// here may publish as well; `*` does not allow that.
     allow_origin: AllowedOrigins = parse_origins[""] {
         flag: "allow-origin", group: Group::Proxies, unit: "ORIGIN", form: Form::List, reloads: true,
     }
